@@ -1,0 +1,35 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Names of files are bytes. They become text only at the edge: coming from Ansible, or shown to a person."""
+
+import base64
+from typing import Optional
+
+
+def to_path(text: str) -> bytes:
+    """The file name that Ansible's text stands for (UTF-8, surrogate escapes become the bytes they came from)."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def show(path: bytes) -> str:
+    """A name as valid UTF-8 for messages and results; bytes that are not UTF-8 appear as ``\\xNN``."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def encode_exact(path: bytes) -> Optional[str]:
+    """Base64 of a name that is not valid UTF-8, so that it can come back unharmed; ``None`` where :func:`show` is exact."""
+    try:
+        path.decode("utf-8")
+        return None
+    except UnicodeDecodeError:
+        return base64.b64encode(path).decode("ascii")
+
+
+def decode_exact(text: str, exact: Optional[str]) -> bytes:
+    """The inverse of :func:`show` with :func:`encode_exact`.
+
+    :raises ValueError: where ``exact`` is not base64.
+    """
+    return to_path(text) if not exact else base64.b64decode(exact.encode("ascii"), validate=True)
