@@ -1,0 +1,171 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# make migrate   needs Python 3.11 and nothing else: no root, no system packages, no qemu-img
+# make test      everything; installs what it needs (see tests/support/system-packages.sh)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# One image or tree to migrate; empty: samples made for it under build/samples.
+IMAGES ?=
+# qcow2 or raw; empty: the role's default.
+FORMAT ?=
+# 1: only show what would be done.
+CHECK ?=
+# More arguments for ansible-playbook, or for pytest in `make unit`.
+EXTRA ?=
+# The ansible-core releases whose sanity tests run; each needs requirements/core-VERSION.txt, but for the one of dev.txt.
+CORES ?= 2.19 2.16
+export IMAGES FORMAT CHECK
+
+ROOT := $(CURDIR)
+BUILD := $(ROOT)/build
+LINK := $(BUILD)/ansible_collections/vmimage/qcow
+DEV := $(ROOT)/.venv
+RUN := $(ROOT)/.venv-run
+PIP := -m pip install --quiet --disable-pip-version-check
+
+export ANSIBLE_COLLECTIONS_PATH := $(BUILD)
+export PYTHONPATH := $(BUILD)
+export ANSIBLE_NOCOWS := 1
+# The make that runs us has its own idea of flags; ours must not reach the tools.
+unexport MAKEFLAGS
+
+say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
+
+.PHONY: help
+help: ## show what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+# ---- environments ----------------------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: packages $(DEV)/ready $(LINK) ## build the development environment, system packages included
+
+.PHONY: packages
+packages:
+	@tests/support/system-packages.sh
+
+# The collection under the path that Ansible and Python look for it.
+$(LINK):
+	@mkdir -p $(dir $@) && ln -sfn ../../.. $@
+
+$(RUN)/ready: requirements/run.txt
+	$(call say,Building the run environment .venv-run)
+	@python=$$(tests/support/find-python.sh) && "$$python" -m venv --clear $(RUN)
+	@$(RUN)/bin/python $(PIP) -r requirements/run.txt
+	@touch $@
+
+$(DEV)/ready: requirements/dev.txt requirements/oracle.txt
+	$(call say,Building the development environment .venv)
+	@python=$$(tests/support/find-python.sh) && "$$python" -m venv --clear $(DEV)
+	@$(DEV)/bin/python $(PIP) -r requirements/dev.txt
+	@$(DEV)/bin/python $(PIP) -r requirements/oracle.txt \
+		|| { echo "libqcow could not be built (a C compiler and Python's headers are needed): its tests will not run." >&2; [ "$${CI:-}" != true ]; }
+	@touch $@
+
+.venv-core-%/ready: requirements/core-%.txt
+	$(call say,Building an environment with ansible-core $*)
+	@python=$$(tests/support/find-python.sh) && "$$python" -m venv --clear .venv-core-$*
+	@.venv-core-$*/bin/python $(PIP) -r requirements/core-$*.txt
+	@touch $@
+
+# The release of dev.txt is in .venv already.
+.venv-core-2.19/ready: $(DEV)/ready
+	@ln -sfn .venv .venv-core-2.19
+
+.PHONY: lock
+lock: ## resolve requirements/*.in anew
+	@python=$$(tests/support/find-python.sh) && "$$python" -m venv .venv-lock
+	@.venv-lock/bin/python $(PIP) uv
+	@cd requirements && for list in *.in; do \
+		{ echo '# Made by `make lock` from the .in file beside it. Do not edit.'; \
+		  ../.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+			--no-emit-index-url --no-emit-find-links "$$list"; } > "$${list%.in}.new" && mv "$${list%.in}.new" "$${list%.in}.txt"; \
+	done
+
+# ---- first light -----------------------------------------------------------------------------------------------------------------
+
+.PHONY: migrate
+migrate: $(RUN)/ready $(LINK) ## migrate IMAGES=/path (or samples); FORMAT=raw, CHECK=1, EXTRA="-v"
+	@[ -n "$$IMAGES" ] || [ -d build/samples ] || $(MAKE) samples
+	@$(RUN)/bin/python tests/support/run_migrate.py $(EXTRA)
+
+.PHONY: samples
+samples: $(RUN)/ready $(LINK) ## make fresh sample images under build/samples
+	@rm -rf build/samples build/state
+	@$(RUN)/bin/python -m ansible_collections.vmimage.qcow.tests.support.make_samples build/samples
+
+# ---- checks ----------------------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup ## every check and every test
+	@start=$$SECONDS; for step in lint sanity unit integration molecule; do $(MAKE) $$step; done; \
+	printf '\n\033[1m== make test: all steps passed in %d s\033[0m\n' $$((SECONDS - start))
+
+.PHONY: lint
+lint: $(DEV)/ready $(LINK) ## ruff, mypy, import contract, yamllint, shellcheck, ansible-lint, docs and changelog
+	$(call say,ruff)
+	@$(DEV)/bin/ruff check .
+	@$(DEV)/bin/ruff format --check .
+	$(call say,mypy)
+	@MYPYPATH=$(BUILD) $(DEV)/bin/mypy -p ansible_collections.vmimage.qcow.plugins.module_utils
+	$(call say,import contract)
+	@$(DEV)/bin/lint-imports --no-cache
+	$(call say,yamllint)
+	@$(DEV)/bin/yamllint --strict .
+	$(call say,ansible-lint)
+	@PATH=$(DEV)/bin:$$PATH $(DEV)/bin/ansible-lint --offline --strict
+	$(call say,antsibull-docs)
+	@cd $(LINK) && $(DEV)/bin/antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self --skip-rstcheck .
+	$(call say,antsibull-changelog)
+	@$(DEV)/bin/antsibull-changelog lint
+	$(call say,shellcheck)
+	@if command -v shellcheck >/dev/null; then git ls-files -co --exclude-standard -- '*.sh' .ci/run | xargs -r shellcheck; \
+	else echo "shellcheck is not installed"; [ "$${CI:-}" != true ]; fi
+
+.PHONY: format
+format: $(DEV)/ready ## let ruff lay out the Python files
+	@$(DEV)/bin/ruff check --fix .
+	@$(DEV)/bin/ruff format .
+
+.PHONY: sanity
+sanity: $(foreach core,$(CORES),.venv-core-$(core)/ready) ## ansible-test sanity, without ignored findings, on each of CORES
+	@for core in $(CORES); do \
+		printf '\n\033[1m== ansible-test sanity, ansible-core %s\033[0m\n' "$$core"; \
+		tests/support/ansible-test.sh .venv-core-$$core sanity --venv --color no; \
+	done
+
+.PHONY: unit
+unit: $(DEV)/ready $(LINK) ## pytest: unit, differential, faults; EXTRA="-k name"
+	$(call say,pytest)
+	@$(DEV)/bin/python -m pytest -n 2 $(EXTRA)
+
+.PHONY: integration
+integration: $(DEV)/ready ## ansible-test integration, every target
+	$(call say,ansible-test integration)
+	@tests/support/ansible-test.sh .venv integration --color no --allow-destructive $$([ $$(id -u) != 0 ] || echo --allow-root)
+
+.PHONY: molecule
+molecule: $(DEV)/ready $(LINK) ## every scenario of extensions/molecule
+	@cd extensions && for scenario in molecule/*/molecule.yml; do \
+		name=$$(basename "$$(dirname "$$scenario")"); \
+		printf '\n\033[1m== molecule %s\033[0m\n' "$$name"; \
+		PATH=$(DEV)/bin:$$PATH $(DEV)/bin/molecule test --scenario-name "$$name" </dev/null; \
+	done
+
+.PHONY: bench
+bench: setup ## measure against qemu-img and cp
+	@$(DEV)/bin/python -m ansible_collections.vmimage.qcow.bench.run $(EXTRA)
+
+.PHONY: artifact
+artifact: $(DEV)/ready ## the collection as it is published, in build/
+	@$(DEV)/bin/ansible-galaxy collection build --force --output-path $(BUILD) .
+
+.PHONY: clean
+clean: ## remove all that make has made
+	@rm -rf build .venv .venv-run .venv-lock .venv-core-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .ansible
