@@ -1,0 +1,125 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one idea: an image is a list of extents.
+
+Whatever its format, an image answers one question: what does the guest see, from where to where, and where do the bytes lie?
+The answer is a stream of :class:`Extent` in guest order. Where the stream is silent, the backing file is asked; where there is none,
+the guest reads zeros.
+"""
+
+import os
+from typing import Iterator, List, NamedTuple, Optional
+
+DATA = "data"
+"""The guest bytes lie in the layer's file as they are."""
+
+ZERO = "zero"
+"""The guest reads zeros here whatever lies below."""
+
+COMPRESSED = "compressed"
+"""A raw DEFLATE stream that inflates to one cluster of the layer."""
+
+ENCRYPTED = "encrypted"
+"""The guest bytes lie in the layer's file, each 512-byte sector encrypted with the layer's key."""
+
+SECTOR = 512
+"""Bytes in a sector, the unit in which hypervisors hand out a disk."""
+
+
+class Extent(NamedTuple):
+    """A run of guest bytes that one place in one file answers for."""
+
+    start: int  # first guest byte
+    length: int  # guest bytes
+    kind: str  # DATA, ZERO, COMPRESSED or ENCRYPTED
+    layer: "Layer"  # whose file the bytes lie in
+    offset: int  # byte in that file; of a compressed stream its first byte
+    stored: int  # bytes in that file; of a compressed stream its whole length
+    skip: int  # compressed only: bytes of the inflated cluster before ``start``
+
+
+class Layer:
+    """One open image file of a backing chain.
+
+    ``fd`` is a read-only descriptor owned by the caller; ``path`` the name it was opened under (for messages and for relative backing
+    names); ``virtual_size`` the guest's disk in bytes, exactly as the file states it; ``cluster_size`` the layer's allocation unit in bytes.
+    """
+
+    format = "raw"
+
+    def __init__(self, fd: int, path: bytes) -> None:
+        self.fd = fd
+        self.path = path
+        self.file_size = os.lseek(fd, 0, os.SEEK_END)
+        self.virtual_size = self.file_size
+        self.cluster_size = SECTOR
+
+    def extents(self) -> Iterator[Extent]:
+        """What this layer itself holds, in guest order, without overlaps, never past ``virtual_size``."""
+        raise NotImplementedError
+
+    def inflate(self, extent: Extent) -> bytes:
+        """The whole cluster (``cluster_size`` bytes) a compressed extent of this layer belongs to.
+
+        :raises DamagedImage: where the stream does not yield a cluster.
+        """
+        raise NotImplementedError
+
+    def decrypt(self, start: int, data: bytes) -> bytes:
+        """Plain bytes of whole sectors ``data`` whose first one lies at guest byte ``start``.
+
+        :raises PassphraseError: where the layer has no key.
+        """
+        raise NotImplementedError
+
+
+def clip(extent: Extent, start: int, stop: int) -> Optional[Extent]:
+    """The part of ``extent`` inside guest bytes [start, stop), or ``None``."""
+    first = max(extent.start, start)
+    last = min(extent.start + extent.length, stop)
+    if first >= last:
+        return None
+    if first == extent.start and last - first == extent.length:
+        return extent
+    ahead = first - extent.start
+    if extent.kind == COMPRESSED:
+        return extent._replace(start=first, length=last - first, skip=extent.skip + ahead)
+    if extent.kind == ZERO:
+        return extent._replace(start=first, length=last - first)
+    return extent._replace(start=first, length=last - first, offset=extent.offset + ahead, stored=last - first)
+
+
+def overlaid(top: Iterator[Extent], base: Iterator[Extent], size: int) -> Iterator[Extent]:
+    """What a guest sees that looks through ``top`` onto ``base``; nothing at or after ``size`` bytes."""
+    below = next(base, None)
+    position = 0
+    above = next(top, None)
+    while True:
+        border = size if above is None else min(above.start, size)
+        while below is not None and below.start < border:
+            piece = clip(below, position, border)
+            if piece is not None:
+                yield piece
+            if below.start + below.length > border:
+                break
+            below = next(base, None)
+        if above is None or above.start >= size:
+            return
+        piece = clip(above, position, size)
+        if piece is not None:
+            yield piece
+            position = piece.start + piece.length
+        above = next(top, None)
+
+
+def chain_extents(layers: List[Layer]) -> Iterator[Extent]:
+    """The extents of a whole backing chain, ``layers[0]`` being the image itself and ``layers[-1]`` its lowest base.
+
+    A base that is smaller than its overlay is followed by zeros, a larger one is cut, as QEMU does.
+    """
+    stream = layers[-1].extents()
+    for layer in reversed(layers[:-1]):
+        stream = overlaid(layer.extents(), stream, layer.virtual_size)
+    return stream

@@ -1,0 +1,353 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""QCOW version 1: header, tables and extents.
+
+The format has no specification; the layout is QEMU's ``block/qcow.c``. QEMU believes the tables whatever they say and reads zeros
+past the end of the file. We do not: everything that cannot be true is :class:`Damage`, handed to the caller with the guest bytes it costs.
+"""
+
+import os
+import struct
+import sys
+import zlib
+from array import array
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, PassphraseError, UnsupportedImage
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import QCOW_MAGIC
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ENCRYPTED, SECTOR, ZERO, Extent, Layer
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import next_data
+
+HEADER_SIZE = 48
+"""Bytes of the header; writers may put an extension behind it."""
+
+MAX_BACKING_NAME = 1023
+"""Bytes; QEMU refuses longer names (``block/qcow.c``)."""
+
+CLUSTER_BITS = range(9, 17)
+L2_BITS = range(6, 14)
+
+CRYPT_NONE = 0
+CRYPT_AES = 1
+
+_HEADER = struct.Struct(">IIQIIQBBHIQ")
+_COMPRESSED_FLAG = 1 << 63
+_L1_CHUNK = 1 << 16
+
+
+class Header(NamedTuple):
+    """The header as it is on disk; offsets, lengths and sizes in bytes."""
+
+    backing_offset: int
+    backing_length: int
+    mtime: int
+    size: int
+    cluster_bits: int
+    l2_bits: int
+    crypt_method: int
+    l1_offset: int
+
+    @property
+    def cluster_size(self) -> int:
+        """Bytes in a cluster."""
+        return 1 << self.cluster_bits
+
+    @property
+    def l2_coverage(self) -> int:
+        """Guest bytes one L1 entry stands for."""
+        return 1 << (self.cluster_bits + self.l2_bits)
+
+    @property
+    def l2_size(self) -> int:
+        """Bytes in an L2 table."""
+        return 8 << self.l2_bits
+
+    @property
+    def l1_entries(self) -> int:
+        """Entries in the L1 table; derived, not stored."""
+        return -(-self.size // self.l2_coverage)
+
+    @property
+    def has_backing(self) -> bool:
+        """QEMU's rule: an offset *and* a length."""
+        return bool(self.backing_offset and self.backing_length)
+
+
+class Damage(NamedTuple):
+    """Something the tables claim that cannot be true, and the guest bytes that are lost by it."""
+
+    start: int  # first guest byte
+    length: int  # guest bytes
+    offset: int  # byte in the file where the claim points
+    what: str
+
+
+OnDamage = Callable[[Damage], None]
+"""Told of each damage; raises to stop, returns to go on as if the range were zeros."""
+
+
+def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
+    """The header of an image that :func:`~.detect.is_qcow1` recognised.
+
+    :param head: the first bytes of the file, at least 48 unless the file is shorter.
+    :raises DamagedImage: where a field is outside the format's limits.
+    :raises UnsupportedImage: where the encryption method is not one QEMU ever wrote.
+    """
+    if len(head) < HEADER_SIZE:
+        raise DamagedImage(
+            "the QCOW v1 header is cut off: {0} of {1} bytes".format(len(head), HEADER_SIZE), path, hint="Restore the file from a backup."
+        )
+    magic, version, backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, _padding, crypt_method, l1_offset = _HEADER.unpack_from(head)
+    if magic != int.from_bytes(QCOW_MAGIC, "big") or version != 1:
+        raise UnsupportedImage("not a QCOW v1 image", path, reason="not-v1")
+    header = Header(backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, crypt_method, l1_offset)
+    problems = []
+    if cluster_bits not in CLUSTER_BITS:
+        problems.append("cluster_bits is {0}, must be 9..16 (byte 32)".format(cluster_bits))
+    if l2_bits not in L2_BITS:
+        problems.append("l2_bits is {0}, must be 6..13 (byte 33)".format(l2_bits))
+    if size <= 1:
+        problems.append("the virtual size is {0} bytes (byte 24)".format(size))
+    elif size >= 1 << 63:
+        problems.append("the virtual size is {0} bytes, more than any disk can have (byte 24)".format(size))
+    if header.has_backing and backing_length > MAX_BACKING_NAME:
+        problems.append("the backing file name is {0} bytes long, at most 1023 are allowed (byte 16)".format(backing_length))
+    if problems:
+        raise DamagedImage("impossible QCOW v1 header: " + "; ".join(problems), path, hint="The file was not changed. Restore it from a backup.")
+    if crypt_method not in (CRYPT_NONE, CRYPT_AES):
+        raise UnsupportedImage("unknown encryption method {0} (byte 36)".format(crypt_method), path)
+    return header
+
+
+class Qcow1(Layer):
+    """A QCOW v1 image open for reading.
+
+    :param fd: read-only descriptor of a regular file or block device; stays the caller's.
+    :param on_damage: what to do about damage; raises :class:`DamagedImage` at the first one if not given.
+    :param decryptor: ``(first guest byte, whole sectors) -> plain sectors`` for an encrypted image.
+    :raises DamagedImage: where header or L1 table cannot be true.
+    """
+
+    format = "qcow"
+
+    def __init__(
+        self,
+        fd: int,
+        path: bytes,
+        on_damage: Optional[OnDamage] = None,
+        decryptor: Optional[Callable[[int, bytes], bytes]] = None,
+    ) -> None:
+        super().__init__(fd, path)
+        self.header = parse_header(os.pread(fd, HEADER_SIZE, 0), path)
+        self.virtual_size = self.header.size
+        self.cluster_size = self.header.cluster_size
+        self.l1_byteorder = "big"
+        self._decryptor = decryptor
+        self._on_damage = on_damage or self._refuse
+        self._require_l1_inside()
+
+    def _refuse(self, damage: Damage) -> None:
+        raise DamagedImage(
+            "guest bytes {0}..{1}: {2} (file offset {3})".format(damage.start, damage.start + damage.length - 1, damage.what, damage.offset),
+            self.path,
+            hint="Nothing was changed.",
+            ranges=[{"start": damage.start, "length": damage.length, "offset": damage.offset, "what": damage.what}],
+        )
+
+    def _require_l1_inside(self) -> None:
+        header = self.header
+        end = header.l1_offset + 8 * header.l1_entries
+        if header.l1_offset < HEADER_SIZE:
+            raise DamagedImage("the L1 table at byte {0} overlaps the header".format(header.l1_offset), self.path)
+        if end > self.file_size:
+            raise DamagedImage(
+                "the L1 table (bytes {0}..{1}) lies outside the file of {2} bytes".format(header.l1_offset, end - 1, self.file_size),
+                self.path,
+                hint="The file is truncated or its header is damaged; it was not changed. Restore it from a backup.",
+            )
+
+    @property
+    def backing_name(self) -> Optional[bytes]:
+        """The name of the backing file as stored, cut at the first NUL as QEMU does; ``None`` where there is none.
+
+        :raises DamagedImage: where the name lies outside the file.
+        """
+        header = self.header
+        if not header.has_backing:
+            return None
+        if header.backing_offset + header.backing_length > self.file_size:
+            raise DamagedImage(
+                "the backing file name ({0} bytes at {1}) lies outside the file of {2} bytes".format(
+                    header.backing_length, header.backing_offset, self.file_size
+                ),
+                self.path,
+            )
+        return os.pread(self.fd, header.backing_length, header.backing_offset).split(b"\0")[0] or None
+
+    def l1_chunks(self) -> Iterator[Tuple[int, array]]:
+        """The L1 table in pieces: ``(index of the first entry, entries)``, without the pieces that are holes or all zero.
+
+        Holes of a sparse file are skipped by ``SEEK_DATA``, so that a huge claimed size costs nothing.
+        """
+        position = self.header.l1_offset
+        end = position + 8 * self.header.l1_entries
+        while position < end:
+            data_at = next_data(self.fd, position)
+            if data_at is None:
+                return
+            if data_at > position:
+                position += (data_at - position) // 8 * 8
+                if position >= end:
+                    return
+            raw = os.pread(self.fd, min(_L1_CHUNK, end - position), position)
+            if raw.count(0) != len(raw):
+                yield (position - self.header.l1_offset) // 8, _entries(raw, self.l1_byteorder)
+            position += _L1_CHUNK
+
+    def l2_tables(self) -> Iterator[Tuple[int, int]]:
+        """``(first guest byte, offset in the file)`` of each L2 table that lies inside the file, in guest order.
+
+        Tables that cannot be there are reported as damage.
+        """
+        coverage = self.header.l2_coverage
+        for first, entries in self.l1_chunks():
+            for index, offset in enumerate(entries, first):
+                if not offset:
+                    continue
+                start = index * coverage
+                if offset < HEADER_SIZE or offset >= self.file_size:
+                    length = min(coverage, self.virtual_size - start)
+                    self._on_damage(Damage(start, length, offset, "the L2 table lies outside the file of {0} bytes".format(self.file_size)))
+                    continue
+                yield start, offset
+
+    def read_l2(self, start: int, offset: int) -> array:
+        """The entries of the L2 table at byte ``offset``, standing for guest bytes from ``start``; never more than the disk needs.
+
+        A table cut off by the end of the file is reported as damage and comes back shorter.
+        """
+        header = self.header
+        needed = min(1 << header.l2_bits, -(-(self.virtual_size - start) // header.cluster_size))
+        raw = os.pread(self.fd, 8 * needed, offset)
+        whole = len(raw) // 8
+        if whole < needed:
+            lost = start + whole * header.cluster_size
+            self._on_damage(
+                Damage(lost, min(start + needed * header.cluster_size, self.virtual_size) - lost, offset, "the L2 table is cut off by the end of the file")
+            )
+        return _entries(raw[: 8 * whole], "big")
+
+    def extents(self) -> Iterator[Extent]:
+        """See :meth:`Layer.extents`. Damaged ranges come as zeros after ``on_damage`` has let them pass."""
+        for start, offset in self.l2_tables():
+            for extent in self.table_extents(start, self.read_l2(start, offset)):
+                yield extent
+
+    def table_extents(self, start: int, entries: array) -> Iterator[Extent]:
+        """The extents of one L2 table whose first entry stands for guest byte ``start``.
+
+        Clusters that follow each other in the guest and in the file are one extent.
+        """
+        cluster = self.cluster_size
+        size = self.virtual_size
+        kind = ENCRYPTED if self.header.crypt_method == CRYPT_AES else DATA
+        last_whole = self.file_size - cluster
+        run_start = run_offset = run_length = 0
+        expected = -1
+        position = start
+        for entry in entries:
+            if entry == expected:
+                run_length += cluster
+                expected += cluster
+            else:
+                if run_length:
+                    yield self._plain(run_start, run_length, kind, run_offset)
+                    run_length = 0
+                expected = -1
+                if not entry:
+                    pass
+                elif entry & _COMPRESSED_FLAG:
+                    yield self._stream(position, min(cluster, size - position), entry)
+                elif entry % SECTOR:
+                    yield self._lost(position, min(cluster, size - position), entry, "the cluster's address is not a multiple of 512")
+                elif entry < HEADER_SIZE or entry >= self.file_size:
+                    yield self._lost(
+                        position, min(cluster, size - position), entry, "the cluster lies outside the file of {0} bytes".format(self.file_size)
+                    )
+                else:
+                    run_start, run_offset, run_length = position, entry, cluster
+                    expected = entry + cluster
+            if expected > last_whole:  # the end of the file is near; cheap enough to be asked at every entry
+                if run_length and run_offset + run_length > self.file_size:
+                    for extent in self._cut_off(run_start, run_offset, run_length, kind):
+                        yield extent
+                    run_length = 0
+                    expected = -1
+                elif expected >= self.file_size:
+                    yield self._plain(run_start, run_length, kind, run_offset)
+                    run_length = 0
+                    expected = -1
+            position += cluster
+        if run_length:
+            yield self._plain(run_start, run_length, kind, run_offset)
+
+    def _plain(self, start: int, length: int, kind: str, offset: int) -> Extent:
+        length = min(length, self.virtual_size - start)
+        return Extent(start, length, kind, self, offset, length, 0)
+
+    def _lost(self, start: int, length: int, offset: int, what: str) -> Extent:
+        self._on_damage(Damage(start, length, offset, what))
+        return Extent(start, length, ZERO, self, 0, 0, 0)
+
+    def _cut_off(self, start: int, offset: int, length: int, kind: str) -> Iterator[Extent]:
+        """A run whose last cluster the end of the file cuts: harmless where only bytes behind the virtual size are missing."""
+        wanted = min(length, self.virtual_size - start)
+        present = self.file_size - offset
+        if kind == ENCRYPTED:
+            present -= present % SECTOR
+        if present:
+            yield Extent(start, min(wanted, present), kind, self, offset, min(wanted, present), 0)
+        if wanted > present:
+            yield self._lost(start + present, wanted - present, offset + present, "the cluster is cut off by the end of the file")
+
+    def _stream(self, start: int, length: int, entry: int) -> Extent:
+        bits = 63 - self.header.cluster_bits
+        offset = entry & ((1 << bits) - 1)
+        stored = (entry >> bits) & (self.cluster_size - 1)
+        if not stored:
+            return self._lost(start, length, offset, "the compressed cluster has no bytes")
+        if offset < HEADER_SIZE or offset >= self.file_size:
+            return self._lost(start, length, offset, "the compressed cluster lies outside the file of {0} bytes".format(self.file_size))
+        return Extent(start, length, COMPRESSED, self, offset, min(stored, self.file_size - offset), 0)
+
+    def inflate(self, extent: Extent) -> bytes:
+        """See :meth:`Layer.inflate`. A stream may lack its end or be followed by garbage, as in QEMU: a whole cluster is enough."""
+        stream = os.pread(self.fd, extent.stored, extent.offset)
+        try:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, self.cluster_size)
+            what = "the compressed cluster yields {0} of {1} bytes".format(len(data), self.cluster_size)
+        except zlib.error as error:
+            data = b""
+            what = "the compressed cluster is no DEFLATE stream ({0})".format(error)
+        if len(data) == self.cluster_size:
+            return data
+        self._on_damage(Damage(extent.start, extent.length, extent.offset, what))
+        return bytes(self.cluster_size)
+
+    def decrypt(self, start: int, data: bytes) -> bytes:
+        """See :meth:`Layer.decrypt`."""
+        if self._decryptor is None:
+            raise PassphraseError(
+                "the image is encrypted (legacy AES) and no passphrase was given", self.path, hint="Give passphrase_file. Nothing was changed."
+            )
+        return self._decryptor(start, data)
+
+
+def _entries(raw: bytes, byteorder: str) -> array:
+    entries = array("Q")
+    entries.frombytes(raw)
+    if sys.byteorder != byteorder:
+        entries.byteswap()
+    return entries
