@@ -14,18 +14,21 @@ shift
 here=$root/build/ansible-test
 copy=$here/ansible_collections/vmimage/qcow
 
-rm -rf "$copy"
-mkdir -p "$copy" "$here/home/.ansible/test/cache"
+mkdir -p "$copy/tests/output" "$here/home/.ansible/test/cache"
+find "$copy" -mindepth 1 -maxdepth 1 ! -name tests -exec rm -rf {} +
+find "$copy/tests" -mindepth 1 -maxdepth 1 ! -name output -exec rm -rf {} + # output/ holds environments worth keeping
 cd "$root"
 git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
     if [ -e "$file" ] || [ -L "$file" ]; then printf '%s\0' "$file"; fi
 done | tar --create --null --files-from=- | tar --extract --directory="$copy"
+git init --quiet --template= "$copy" # ansible-test asks the nearest repository for the list of files: ours ignores build/
 
 # The names under which ansible-test 2.16, 2.17, 2.18-2.19 and 2.20-2.21 look for it.
 for version in 20_3_4 21_3_1 23_1_2 24_2 25_2; do
     cp tests/support/get_pip.py "$here/home/.ansible/test/cache/get_pip_$version.py"
 done
 
+export PIP_QUIET=1
 export PIP_CACHE_DIR=${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/pip}
 shopt -s nullglob
 for directory in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin; do
