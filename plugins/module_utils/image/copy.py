@@ -149,7 +149,7 @@ class _Copy:
     def _place_streams(self, segment: Segment, view: memoryview) -> Iterator[Tuple[Any, int]]:
         """The same for compressed results: streams of the same cluster size are carried over, everything else is deflated."""
         cluster = self.writer.cluster_size
-        streams = {e.start: e for e in segment.extents if e.kind == COMPRESSED and e.layer.cluster_size == cluster and not e.skip}
+        streams = {e.start: e for e in segment.extents if e.kind == COMPRESSED and e.length == e.layer.cluster_size == cluster}
         rest = [extent for extent in segment.extents if extent.start not in streams]
         read_segment(segment._replace(extents=rest), view)
         for start in range(0, segment.length, cluster):
