@@ -228,8 +228,6 @@ class _Builder:
         offset = _up(self.end, align) if cluster.at is None else cluster.at
         self._claim(index, compressed_entry(self.spec.cluster_bits, offset, declared), content, (offset, declared))
         self._write(offset, stream)
-        # qemu-img rounds the file up to whole sectors behind a stream; the older byte-packing one left it as it was.
-        self.end = _up(self.end, align)
 
     def _claim(self, index: int, entry: int, content: Optional[bytes], place: Optional[tuple[int, int]]) -> None:
         self.image.entries[index] = entry
