@@ -134,11 +134,12 @@ format: $(DEV)/ready ## let ruff lay out the Python files
 	@$(DEV)/bin/ruff format .
 
 .PHONY: sanity
-sanity: $(foreach core,$(CORES),.venv-core-$(core)/ready) ## ansible-test sanity, without ignored findings, on each of CORES
-	@for core in $(CORES); do \
-		printf '\n\033[1m== ansible-test sanity, ansible-core %s\033[0m\n' "$$core"; \
-		tests/support/ansible-test.sh .venv-core-$$core sanity --venv --color no; \
-	done
+sanity: ## ansible-test sanity, without ignored findings, on each of CORES
+	@$(MAKE) -j 2 --output-sync=target $(CORES:%=sanity-%)
+
+sanity-%: .venv-core-%/ready
+	$(call say,ansible-test sanity with ansible-core $*)
+	@tests/support/ansible-test.sh .venv-core-$* sanity --venv --color no
 
 .PHONY: unit
 unit: $(DEV)/ready $(LINK) ## pytest: unit, differential, faults; EXTRA="-k name"

@@ -8,14 +8,13 @@ The same work is done with the wheels that come with the interpreter, so that th
 tests/support/ansible-test.sh puts this file where ansible-test keeps its download.
 """
 
-import os
+import ensurepip
 import subprocess
 import sys
 
-environment = dict(os.environ)  # before ensurepip: it blanks PIP_* and pip's configuration for this process
-
-import ensurepip  # noqa: E402
-
-ensurepip.bootstrap()
-arguments = [argument for argument in sys.argv[1:] if argument not in ("--no-setuptools", "--no-wheel")]
-sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", "--upgrade"] + arguments, env=environment))
+# As a process of its own: it blanks PIP_* and pip's configuration where it runs.
+subprocess.run([sys.executable, "-m", "ensurepip"], stdout=subprocess.DEVNULL, check=True)
+# The release asked for is fetched only where the bundled one cannot read today's wheels: it costs seconds in each environment.
+if tuple(int(part) for part in ensurepip.version().split(".")[:2]) < (21, 3):
+    wanted = [argument for argument in sys.argv[1:] if argument.startswith("pip==")]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--upgrade"] + wanted, check=True)
