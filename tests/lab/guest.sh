@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Copyright: (c) 2026, vmimage.qcow contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -20,6 +20,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 LAB_DIR=${LAB_DIR:-$(cd "$HERE/../.." && pwd)/build/lab}
 
+# shellcheck disable=SC2016  # for the guest's shell
 INIT='#!/bin/sh
 # Block N of guest=write is one line "BLOCK NNNNNNNN" padded with newlines to 4096 bytes.
 export PATH=/bin

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Copyright: (c) 2026, vmimage.qcow contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -56,6 +56,7 @@ packages() {
         cannot "apt-get cannot install ${missing[*]}: $(tail -1 "$LAB_DIR/apt.log")"
 }
 
+# shellcheck disable=SC2016  # apt's own placeholders
 mirror() {
     local m=${LAB_MIRROR:-}
     [ -n "$m" ] || m=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' \
