@@ -80,8 +80,7 @@ def walk(
             yield walker.failed(path, error)
             continue
         if stat.S_ISDIR(status.st_mode):
-            for found in walker.tree(path, status.st_dev if one_filesystem else None, recurse):
-                yield found
+            yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse)
         else:
             yield walker.named(os.path.realpath(path) if os.path.islink(path) else path)
 
@@ -155,8 +154,7 @@ class _Walker:
             finally:
                 os.close(fd)
             reported.sort(key=lambda found: found.path)
-            for found in reported:
-                yield found
+            yield from reported
             if recurse:
                 pending.extend(sorted((prefix + name for name in directories), reverse=True))
 
