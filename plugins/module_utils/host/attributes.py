@@ -7,7 +7,7 @@
 import errno
 import os
 import stat
-from typing import List, Set
+from typing import Dict, List, Set
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import linux
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
@@ -58,7 +58,7 @@ def carry_over(source_fd: int, dest_fd: int, *, timestamps: bool) -> List[str]:
     source = os.fstat(source_fd)
     mode = stat.S_IMODE(source.st_mode)
     os.fchmod(dest_fd, mode & 0o600)
-    warnings = []  # type: List[str]
+    warnings: List[str] = []
     group_carried = _carry_owner(source, dest_fd, warnings)
     acl_carried = _carry_xattrs(source_fd, dest_fd, group_carried, warnings)
     if not group_carried:
@@ -115,7 +115,7 @@ def _carry_xattrs(source_fd: int, dest_fd: int, group_carried: bool, warnings: L
         # Inherited from the directory's default list: it would let in people whom the source does not.
         os.removexattr(dest_fd, _ACL)
     skipped = {name for name in source if name in _OF_THE_CONTENT or name.startswith(_OF_THE_INODE)}
-    failed = {}
+    failed: Dict[str, List[str]] = {}
     # The label first: it restricts. The access list last: it opens.
     for name in sorted(source - skipped - {_ACL}, key=lambda item: (item != _LABEL, item)):
         failure = _carry_xattr(source_fd, dest_fd, name)

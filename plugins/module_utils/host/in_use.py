@@ -96,7 +96,7 @@ def lock_users(fd: int) -> List[Use]:
         others = [linux.find_lock(fd, 0, _USED), linux.find_lock(fd, 105, 95), linux.find_lock(fd, 205, 0)]
     except OSError:
         return []
-    found = []
+    found: List[Use] = []
     if used or forbidden:
         kind = WRITER if set(used) & {1, 2, 3} or 0 in forbidden else READER
         what = ", ".join(str(number) for number in [_USED + n for n in used] + [_FORBIDDEN + n for n in forbidden])
@@ -187,13 +187,13 @@ class Guard:
 
     def __init__(self, fd: int, path: Optional[bytes] = None, *, lease: bool = True, ignore_pids: Iterable[int] = ()) -> None:
         """:param fd: opened for reading only; stays the caller's. :param path: for messages. :param lease: False leaves the lease out."""
-        self.warnings = []  # type: List[str]
+        self.warnings: List[str] = []
         self._fd = fd
         self._path = path
         self._wants_lease = lease
         self._ignored = tuple(ignore_pids)
         self._leased = False
-        self._locked = []  # type: List[int]
+        self._locked: List[int] = []
         self._identity = identity(fd)
 
     def __enter__(self) -> "Guard":

@@ -33,7 +33,7 @@ def of_files(keys: Set[Key]) -> Dict[Key, List[Use]]:
 
     :param keys: (``st_dev``, ``st_ino``) of the files asked for.
     """
-    found = {}  # type: Dict[Key, List[Use]]
+    found: Dict[Key, List[Use]] = {}
     for key, use in _loops() + _swap() + _exports():
         if key in keys:
             found.setdefault(key, []).append(use)

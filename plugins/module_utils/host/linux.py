@@ -53,7 +53,7 @@ _F_SETSIG, _F_SETLEASE, _F_GETLEASE = 10, 1024, 1025
 # 24 on i386, which is what the C library of a Python built with large file support hands to the kernel.
 _FLOCK = "hhqqi0q"
 
-_libc = None  # type: Any
+_libc: Any = None
 
 
 def libc() -> Any:
@@ -182,7 +182,7 @@ def _unescape(text: bytes) -> bytes:
 
 def mounts() -> List[Mount]:
     """Every mount of this mount namespace, in the kernel's order; empty where /proc is missing."""
-    found = []
+    found: List[Mount] = []
     try:
         with open("/proc/self/mountinfo", "rb") as stream:
             lines = stream.read().splitlines()

@@ -9,7 +9,7 @@ import selectors
 import signal
 import subprocess
 import time
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ToolFailed, ToolMissing
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import linux
@@ -67,7 +67,7 @@ def run(
     :param tick: is called a few times a second; what it raises ends the program and is passed on.
     :raises ToolMissing: it cannot be started. :raises ToolFailed: the time is over.
     """
-    environment = dict(os.environb)  # type: Dict[bytes, bytes]
+    environment: Dict[bytes, bytes] = dict(os.environb)
     environment.update({b"LC_ALL": b"C", b"LANGUAGE": b"C"})
     die_with_us = _die_with_parent(os.getpid())
     try:
@@ -130,7 +130,7 @@ def _follow(
                 tick()
             if deadline is not None and time.monotonic() > deadline:
                 raise ToolFailed(
-                    "did not answer within {0:g} seconds and was ended.".format(timeout),
+                    "did not answer within {0} seconds and was ended.".format(timeout),
                     path=argv[0],
                     cmd=command_line(argv),
                     rc=None,

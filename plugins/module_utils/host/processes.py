@@ -34,7 +34,7 @@ def listdir(path: str) -> List[str]:
 
 def scan(keys: Set[Key], devices: Set[int], ignore_pids: Iterable[int]) -> Survey:
     """Look through all descriptors of all processes for the files ``keys`` and the block devices ``devices`` (as key (0, st_rdev))."""
-    users = {key: [] for key in keys | {(0, device) for device in devices}}  # type: Dict[Key, List[Use]]
+    users: Dict[Key, List[Use]] = {key: [] for key in keys | {(0, device) for device in devices}}
     skipped = {str(pid) for pid in ignore_pids} | {str(os.getpid())}
     avoid = _foreign_network_mounts(keys)
     unseen = 0

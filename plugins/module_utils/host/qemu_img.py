@@ -122,8 +122,8 @@ class QemuImg:
             raise ToolMissing("was not found.", path=executable, hint="Install qemu-img (qemu-utils) or use the native engine.")
         self.path = path
         self._timeout = timeout
-        self._help = None  # type: Optional[str]
-        self._reads_v1 = None  # type: Optional[bool]
+        self._help: Optional[str] = None
+        self._reads_v1: Optional[bool] = None
 
     @classmethod
     def find(cls, executable: bytes = b"qemu-img", *, timeout: float = 60.0) -> Optional["QemuImg"]:
@@ -268,7 +268,7 @@ class QemuImg:
         """
         for node in _chain(first) + _chain(second):
             self._require_driver(node)
-        secrets = []  # type: List[Tuple[bytes, bytes]]
+        secrets: List[Tuple[bytes, bytes]] = []
         operands = [image_options(first, secrets), image_options(second, secrets)]
         output = self._run([b"compare"] + _secret_arguments(secrets) + [b"--image-opts"] + operands, accept=(0, 1), timeout=None, tick=tick)
         if output.rc == 1 and not output.stdout.strip():

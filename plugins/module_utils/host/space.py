@@ -5,7 +5,7 @@
 """Whether a whole plan fits, asked before its first byte is written."""
 
 import os
-from typing import Iterable, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import attributes, linux
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
@@ -88,10 +88,10 @@ def problems(demands: Iterable[Demand], *, reserve_bytes: int = 0, reserve_perce
 
     :param reserve_bytes: stay free on each filesystem. :param reserve_percent: the same in percent of its size; the larger counts.
     """
-    found = []  # type: List[Problem]
-    filesystems = {}  # type: Dict[Tuple[int, int], Filesystem]
-    asked = {}  # type: Dict[Tuple[int, int], List[Demand]]
-    purposes = {}  # type: Dict[bytes, List[Demand]]
+    found: List[Problem] = []
+    filesystems: Dict[Tuple[int, int], Filesystem] = {}
+    asked: Dict[Tuple[int, int], List[Demand]] = {}
+    purposes: Dict[bytes, List[Demand]] = {}
     for demand in demands:
         purposes.setdefault(demand.directory, []).append(demand)
     for directory, wishes in purposes.items():
@@ -110,7 +110,7 @@ def problems(demands: Iterable[Demand], *, reserve_bytes: int = 0, reserve_perce
 
 
 def _for(demands: List[Demand]) -> str:
-    names = []  # type: List[str]
+    names: List[str] = []
     for demand in demands:
         if demand.purpose not in names:
             names.append(demand.purpose)

@@ -9,7 +9,7 @@ import fnmatch
 import os
 import re
 import stat
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import linux
@@ -106,7 +106,7 @@ class _Walker:
         self._minimum_size = minimum_size
         self._block_devices = block_devices
         self._counts = counts
-        self._visited = set()  # type: Set[Tuple[int, int]]
+        self._visited: Set[Tuple[int, int]] = set()
         self._pseudo = {os.makedev(mount.major, mount.minor) for mount in linux.mounts() if mount.fstype in _PSEUDO}
 
     def failed(self, path: bytes, error: Exception) -> Found:
