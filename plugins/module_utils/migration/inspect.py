@@ -1,0 +1,187 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Looks at images and trees and tells what is there. Changes nothing and stops at nothing."""
+
+import os
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.host import in_use, tree
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN, Identity, identify
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2 import Qcow2
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import fingerprint
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import MAX_RANGES
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import is_retired
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
+
+REPORTS = ("v1", "known", "all")
+
+
+class Question(NamedTuple):
+    """What to look at, and how closely."""
+
+    paths: Tuple[bytes, ...]
+    exclude: Tuple[bytes, ...] = ()
+    recurse: bool = True
+    one_filesystem: bool = False
+    report: str = "known"  # v1: QCOW v1 only; known: every recognised format; all: raw or unknown files too
+    check: str = "structure"  # none or structure
+    fingerprint: bool = False
+    in_use: bool = True
+
+
+def look(question: Question) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
+    """Every file that the question asks for, and what they amount to: ``(images, summary)``."""
+    counts = tree.Counts()
+    named = set(question.paths)
+    wanted = _is_v1 if question.report == "v1" else None
+    images = []
+    for found in tree.walk(
+        question.paths,
+        wanted=wanted,
+        exclude=question.exclude,
+        one_filesystem=question.one_filesystem,
+        recurse=question.recurse,
+        counts=counts,
+    ):
+        image = _describe(found, question)
+        if found.path in named or found.error or question.report == "all" or image["format"] != UNKNOWN:
+            images.append(image)
+    if question.in_use:
+        _add_users(images)
+    for image in images:
+        del image["_key"]
+    return images, _summary(images, counts)
+
+
+def _is_v1(head: bytes) -> bool:
+    return head[:4] == b"QFI\xfb" and head[4:8] == b"\0\0\0\1"
+
+
+def _describe(found: tree.Found, question: Question) -> Dict[str, Any]:
+    status = found.stat
+    image = {
+        "path": show(found.path),
+        "path_base64": encode_exact(found.path),
+        "format": UNKNOWN,
+        "version": None,
+        "virtual_size": None,
+        "file_size": None if status is None else status.st_size,
+        "allocated_size": None if status is None else status.st_blocks * SECTOR,
+        "mtime": None if status is None else status.st_mtime,
+        "cluster_size": None,
+        "encrypted": None,
+        "compressed_clusters": None,
+        "data_bytes": None,
+        "writer": None,
+        "backing": None,
+        "chain": [],
+        "in_use": [],
+        "check": None,
+        "fingerprint": None,
+        "candidate": False,
+        "reasons": [],
+        "error": found.error,
+        "_key": None if status is None else (status.st_dev, status.st_ino),
+    }  # type: Dict[str, Any]
+    if found.error is None and status is not None:
+        kind = identify(found.head, status.st_size, _Elsewhere(found.path))
+        image.update(format=kind.format, version=kind.version)
+        try:
+            _describe_content(image, kind, found.path, question)
+        except QcowError as error:
+            image["error"] = str(error)
+            image["reasons"] = [error.reason]
+        except OSError as error:
+            image["error"] = "{0}: {1}".format(show(found.path), error.strerror)
+    return image
+
+
+class _Elsewhere:
+    """Reads a file that has no descriptor any more; only asked for the few files whose length allows a mark elsewhere."""
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+
+    def __call__(self, length: int, offset: int) -> bytes:
+        try:
+            with Source(self._path) as source:
+                return os.pread(source.fd, length, offset)
+        except (QcowError, OSError):
+            return b""
+
+
+def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, question: Question) -> None:
+    if kind.format == "qcow2":
+        with Source(path) as source:
+            reader = Qcow2(source.fd, path)
+            image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
+            image["backing"] = _backing(reader.backing_name, reader.header.backing_format)
+    elif kind.format == "qcow":
+        with Source(path) as source:
+            _describe_v1(image, source, question)
+    elif kind.format == UNKNOWN and kind.version is not None:
+        image["error"] = "the magic says QCOW, but there is no version {0}".format(kind.version)
+
+
+def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> None:
+    damage = []  # type: List[Damage]
+    reader = Qcow1(source.fd, source.path, damage.append)
+    image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
+    image["backing"] = _backing(reader.backing_name, None)
+    if question.check != "none":
+        compressed = data = 0
+        for extent in reader.extents():
+            data += extent.length
+            compressed += extent.kind == COMPRESSED
+        image.update(compressed_clusters=compressed, data_bytes=data)
+        image["check"] = _report(question.check, damage)
+    retired = is_retired(source.path)
+    image["candidate"] = not retired
+    image["reasons"] = ["retired original"] if retired else ["QCOW v1"]
+    if damage:
+        image["reasons"].append("damaged")
+    elif question.fingerprint:
+        source.open_qcow1()
+        image["fingerprint"] = fingerprint(source.plain())
+
+
+def _report(level: str, damage: List[Damage]) -> Dict[str, Any]:
+    listed = [{"start": d.start, "length": d.length, "offset": d.offset, "what": d.what} for d in damage[:MAX_RANGES]]
+    return {"level": level, "verdict": "damaged" if damage else "sound", "damage": listed, "damage_count": len(damage)}
+
+
+def _backing(name: Optional[bytes], format_name: Optional[str]) -> Optional[Dict[str, Any]]:
+    return None if name is None else {"name": show(name), "name_base64": encode_exact(name), "format": format_name}
+
+
+def _add_users(images: Iterable[Dict[str, Any]]) -> None:
+    """Who has the QCOW v1 images open; one look at all processes for all of them."""
+    candidates = [image for image in images if image["format"] == "qcow" and image["_key"] is not None]
+    users = in_use.find_users_many(image["_key"] for image in candidates)
+    for image in candidates:
+        image["in_use"] = [use._asdict() for use in users.get(image["_key"], [])]
+
+
+def _summary(images: List[Dict[str, Any]], counts: tree.Counts) -> Dict[str, Any]:
+    formats = {}  # type: Dict[str, int]
+    for image in images:
+        formats[image["format"]] = formats.get(image["format"], 0) + 1
+    v1 = [image for image in images if image["format"] == "qcow"]
+    return {
+        "directories": counts.directories,
+        "files": counts.files,
+        "formats": formats,
+        "v1": len(v1),
+        "candidates": sum(image["candidate"] for image in images),
+        "candidate_bytes": sum(image["allocated_size"] or 0 for image in images if image["candidate"]),
+        "retired": sum("retired original" in image["reasons"] for image in v1),
+        "damaged": sum(bool(image["error"] or (image["check"] or {}).get("damage_count")) for image in v1),
+        "in_use": sum(bool(image["in_use"]) for image in v1),
+        "errors": sum(image["error"] is not None for image in images),
+    }

@@ -1,0 +1,212 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Records: what was done to an image, written down before and after it happens.
+
+A record is a journal of JSON lines, one a state, appended and synced before the step that the state allows. What an earlier line says holds until
+a later one says otherwise; a line that a crash cut off does not count.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import time
+from typing import Any, Dict, Iterator, List, Optional
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError, StateError
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import sync_directory
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, encode_exact, show
+
+PLANNED = "planned"
+COPYING = "copying"
+VERIFIED = "verified"
+PUBLISHED = "published"
+REPOINTED = "repointed"
+RETIRED = "retired"
+DONE = "done"
+FAILED = "failed"
+ROLLED_BACK = "rolled-back"
+CLEANED = "cleaned"
+
+IN_PLACE = (PUBLISHED, REPOINTED, RETIRED, DONE, CLEANED)
+"""States in which the result has its name."""
+
+SCHEMA = 1
+
+
+class Record:
+    """One migration's journal. ``facts`` holds what its lines say so far."""
+
+    def __init__(self, path: bytes, facts: Dict[str, Any]) -> None:
+        self.path = path
+        self.facts = facts
+
+    @property
+    def id(self) -> str:
+        """The record's name."""
+        return self.facts["id"]
+
+    @property
+    def state(self) -> str:
+        """The last state that was reached."""
+        return self.facts["state"]
+
+    def file(self, role: str) -> Optional[bytes]:
+        """The path recorded as ``src``, ``dest``, ``retired`` or ``temporary``; ``None`` where there is none."""
+        name = self.facts.get(role)
+        return None if not name else decode_exact(name["path"], name.get("path_base64"))
+
+    def note(self, state: str, **facts: Any) -> None:
+        """Append a state with what is known now, and sync it.
+
+        :raises StateError: where the journal cannot be written.
+        """
+        line = dict(facts, state=state, time=_now())
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                _append(fd, line)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StateError("the record cannot be written: {0}".format(error.strerror), self.path) from error
+        self.facts.update(line)
+
+
+def named(path: bytes, **facts: Any) -> Dict[str, Any]:
+    """A file's name as records and results state it, with further facts."""
+    return dict(facts, path=show(path), path_base64=encode_exact(path))
+
+
+class Records:
+    """All records of a host, in one state directory.
+
+    :param state_dir: created when the first record is; readable by its owner only.
+    """
+
+    def __init__(self, state_dir: bytes) -> None:
+        self.state_dir = state_dir
+        self.directory = os.path.join(state_dir, b"records")
+        self._loaded = None  # type: Optional[Dict[bytes, List[Record]]]
+
+    def begin(self, src: Dict[str, Any], dest: Dict[str, Any], **facts: Any) -> Record:
+        """A new record in the state ``planned``.
+
+        :raises StateError: where the state directory cannot be written.
+        """
+        identifier = "{0}-{1}".format(time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), os.urandom(6).hex())
+        line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=PLANNED, time=_now())
+        path = os.path.join(self.directory, identifier.encode("ascii") + b".jsonl")
+        try:
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                _append(fd, line)
+            finally:
+                os.close(fd)
+            sync_directory(self.directory)
+        except OSError as error:
+            raise StateError(
+                "no record can be written: {0}".format(error.strerror),
+                self.directory,
+                hint="Nothing was changed. Run with the rights to write there, or choose another state_dir.",
+            ) from error
+        record = Record(path, line)
+        if self._loaded is not None:
+            self._loaded.setdefault(record.file("src") or b"", []).append(record)
+        return record
+
+    def of_source(self, src: bytes) -> List[Record]:
+        """The records of migrations of the image at ``src``, oldest first."""
+        if self._loaded is None:
+            self._loaded = {}
+            for record in self.all():
+                self._loaded.setdefault(record.file("src") or b"", []).append(record)
+        return self._loaded.get(src, [])
+
+    def all(self) -> Iterator[Record]:
+        """Every record that can be read, oldest first."""
+        try:
+            names = sorted(os.listdir(self.directory))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                return
+            raise StateError("the records cannot be listed: {0}".format(error.strerror), self.directory) from error
+        for name in names:
+            if name.endswith(b".jsonl"):
+                record = _read(os.path.join(self.directory, name))
+                if record is not None:
+                    yield record
+
+
+class Exclusive:
+    """Keeps two runs on one host from changing things at the same time (context manager).
+
+    :param wait: seconds to wait for the other run to end.
+    """
+
+    def __init__(self, state_dir: bytes, wait: float = 0) -> None:
+        self._path = os.path.join(state_dir, b"lock")
+        self._wait = wait
+        self._fd = -1
+
+    def __enter__(self) -> "Exclusive":
+        """:raises StateError: with reason ``locked`` where another run holds the lock."""
+        try:
+            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StateError(
+                "the state directory cannot be used: {0}".format(error.strerror),
+                self._path,
+                hint="Nothing was changed. Run with the rights to write there, or choose another state_dir.",
+            ) from error
+        deadline = time.monotonic() + self._wait
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return self
+            except OSError:
+                if time.monotonic() >= deadline:
+                    os.close(self._fd)
+                    raise StateError(
+                        "another migration is running on this host",
+                        self._path,
+                        reason="locked",
+                        hint="Nothing was changed. Wait for it to end and run again.",
+                    ) from None
+                time.sleep(0.2)
+
+    def __exit__(self, *dummy: Any) -> None:
+        os.close(self._fd)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _append(fd: int, line: Dict[str, Any]) -> None:
+    data = (json.dumps(line, sort_keys=True) + "\n").encode("ascii")
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        data = b"\n" + data  # a crash cut the last line off
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(fd)
+
+
+def _read(path: bytes) -> Optional[Record]:
+    """A record, or ``None`` where not even its first line is whole: then nothing had been done yet."""
+    facts = {}  # type: Dict[str, Any]
+    try:
+        with open(path, "rb") as stream:
+            for raw in stream:
+                try:
+                    facts.update(json.loads(raw.decode("utf-8")))
+                except ValueError:
+                    continue
+    except OSError as error:
+        raise QcowError("the record cannot be read: {0}".format(error.strerror), path, reason="state") from error
+    return Record(path, facts) if "id" in facts else None

@@ -1,0 +1,73 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a migration is asked to do, and the names it gives to things."""
+
+import os
+from typing import NamedTuple, Optional
+
+RETIRED_SUFFIX = b".qcow1.orig"
+"""What a retired original's name ends with, so that nothing goes on writing to it unnoticed."""
+
+SUFFIXES = {"qcow2": b".qcow2", "raw": b".raw"}
+
+DEFAULT_STATE_DIR = b"/var/lib/vmimage-qcow"
+
+
+class Request(NamedTuple):
+    """One image to migrate, and how. Sizes in bytes."""
+
+    src: bytes
+    dest: Optional[bytes] = None  # a file name, or a directory the result goes into; beside the source if not given
+    format: str = "qcow2"  # qcow2 or raw
+    keep_name: bool = False  # the result takes the source's name
+    engine: str = "auto"  # auto, native or qemu-img
+    verify: bool = True
+    retire: bool = False  # rename the original when the result is in place
+    cluster_size: Optional[int] = None
+    compression: str = "none"  # none, zlib or zstd
+    lazy_refcounts: bool = False
+    extended_l2: bool = False
+    bandwidth: Optional[int] = None  # bytes a second
+    timestamps: bool = True
+    state_dir: bytes = DEFAULT_STATE_DIR
+
+
+def result_path(request: Request) -> bytes:
+    """Where the result goes.
+
+    ``x.qcow`` becomes ``x.qcow2`` (or ``x.raw``); any other name gets the suffix appended; a name that carries it already is kept, as
+    is every name on request. An explicit ``dest`` that is not a directory is taken as it is.
+    """
+    if request.dest is not None and not os.path.isdir(request.dest):
+        return request.dest
+    directory, name = os.path.split(request.src)
+    if request.dest is not None:
+        directory = request.dest
+    return os.path.join(directory, _result_name(name, request))
+
+
+def _result_name(name: bytes, request: Request) -> bytes:
+    suffix = SUFFIXES[request.format]
+    lowered = name.lower()
+    if request.keep_name or lowered.endswith(suffix):
+        return name
+    if lowered.endswith(b".qcow") and len(name) > len(b".qcow"):
+        return name[: -len(b".qcow")] + suffix
+    return name + suffix
+
+
+def retired_path(src: bytes) -> bytes:
+    """The name an original gets when it is retired."""
+    return src + RETIRED_SUFFIX
+
+
+def is_retired(path: bytes) -> bool:
+    """Whether a name says that the file is a retired original."""
+    return path.endswith(RETIRED_SUFFIX)
+
+
+def temporary_name(record_id: str) -> bytes:
+    """The name of an unfinished result; short, so that it fits wherever the result's own name fits."""
+    return b".vmimage-qcow." + record_id.encode("ascii") + b".tmp"

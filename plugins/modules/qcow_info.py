@@ -1,0 +1,230 @@
+#!/usr/bin/python
+# -*- coding: utf-8 -*-
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+DOCUMENTATION = r"""
+module: qcow_info
+short_description: Find disk images by content and tell what they are
+version_added: 1.0.0
+author:
+  - vmimage.qcow contributors (@vmimage)
+description:
+  - Looks at files and whole trees and reports every disk image in them by its content, whatever its name says.
+  - QCOW version 1 images are described in full and their structure is checked, which no other tool does.
+  - Nothing is changed, access times included where the rights allow, and C(qemu-img) is never asked what a file is, because on
+    RHEL-like hosts it takes a QCOW version 1 image for a raw one.
+extends_documentation_fragment:
+  - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.info_module
+  - vmimage.qcow.attributes.actiongroup_qcow
+options:
+  paths:
+    description:
+      - Files and directories to look at. A file named here is always reported, whatever it is.
+      - Symbolic links inside a tree are not followed.
+    type: list
+    elements: path
+    required: true
+    aliases: [path]
+  exclude:
+    description:
+      - Shell patterns. What matches one by its name or its full path is left out, a directory with all below it.
+    type: list
+    elements: str
+    default: []
+  recurse:
+    description: Whether to look into the subdirectories of O(paths).
+    type: bool
+    default: true
+  one_filesystem:
+    description: Whether to stay on the filesystem of each of O(paths).
+    type: bool
+    default: false
+  report:
+    description:
+      - Which files of a tree to report.
+      - V(v1) reports QCOW version 1 images only and is the fastest.
+      - V(known) reports every file whose content says what it is.
+      - V(all) reports every file, those that are raw or unknown too.
+    type: str
+    choices: [v1, known, all]
+    default: known
+  check:
+    description:
+      - How closely to check QCOW version 1 images.
+      - V(none) reads their headers only.
+      - V(structure) reads their tables too and finds everything in them that cannot be true.
+    type: str
+    choices: [none, structure]
+    default: structure
+  fingerprint:
+    description:
+      - Whether to compute the fingerprint of what the guest sees in each QCOW version 1 image. Reads all that is allocated.
+    type: bool
+    default: false
+  in_use:
+    description: Whether to find out who has a QCOW version 1 image open.
+    type: bool
+    default: true
+seealso:
+  - module: vmimage.qcow.qcow_convert
+"""
+
+EXAMPLES = r"""
+- name: Find every QCOW version 1 image below the usual directories
+  vmimage.qcow.qcow_info:
+    paths:
+      - /var/lib/libvirt/images
+      - /srv/archive
+    report: v1
+  register: found
+
+- name: Fail when there is one
+  ansible.builtin.assert:
+    that: found.summary.candidates == 0
+    fail_msg: "{{ found.images | map(attribute='path') | join(', ') }}"
+
+- name: Look at one file, with the fingerprint of its content
+  vmimage.qcow.qcow_info:
+    path: /srv/archive/old.img
+    fingerprint: true
+"""
+
+RETURN = r"""
+images:
+  description:
+    - One entry for each file reported, all with the same keys. What cannot be told is V(null).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    path:
+      description: The file's name; bytes that are not UTF-8 appear as C(\xNN).
+      type: str
+      sample: /srv/archive/old.img
+    path_base64:
+      description: The exact name in Base64 where RV(images[].path) cannot be exact, otherwise V(null).
+      type: str
+    format:
+      description: The format by C(qemu-img)'s name for it (V(qcow) is QCOW version 1), or V(unknown) for raw or unknown.
+      type: str
+      sample: qcow
+    version:
+      description: The version the image states.
+      type: int
+      sample: 1
+    virtual_size:
+      description: Size of the guest's disk in bytes.
+      type: int
+      sample: 10737418240
+    file_size:
+      description: Length of the file in bytes.
+      type: int
+    allocated_size:
+      description: Bytes the file takes on its filesystem.
+      type: int
+    mtime:
+      description: When the file was last modified, in seconds since 1970.
+      type: float
+    cluster_size:
+      description: Bytes in a cluster.
+      type: int
+      sample: 4096
+    encrypted:
+      description: Whether the image is encrypted.
+      type: bool
+    compressed_clusters:
+      description: Number of compressed clusters.
+      type: int
+    data_bytes:
+      description: Guest bytes that the image holds.
+      type: int
+    writer:
+      description: The program that probably wrote the image.
+      type: str
+    backing:
+      description: The backing file as the image names it, with RV(ignore:name), RV(ignore:name_base64) and RV(ignore:format), or V(null).
+      type: dict
+    chain:
+      description: The backing files, from the image's own down to the last.
+      type: list
+      elements: dict
+    in_use:
+      description: Who has the image open, with RV(ignore:kind) (V(reader) or V(writer)), RV(ignore:who) and RV(ignore:how).
+      type: list
+      elements: dict
+    check:
+      description: What the structure check found, with RV(ignore:verdict) (V(sound) or V(damaged)) and the damaged ranges.
+      type: dict
+    fingerprint:
+      description: What the guest sees as one number that does not depend on format or allocation.
+      type: str
+      sample: sha256-64k:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
+    candidate:
+      description: Whether the image is one to migrate.
+      type: bool
+    reasons:
+      description: Why it is a candidate, or why not.
+      type: list
+      elements: str
+    error:
+      description: Why the file could not be looked at, otherwise V(null).
+      type: str
+summary:
+  description: Numbers of directories and files walked, of images by format, of candidates, damaged ones and errors, and the candidates' bytes.
+  returned: always
+  type: dict
+  sample:
+    directories: 12
+    files: 4711
+    formats: {qcow: 3, qcow2: 70}
+    v1: 3
+    candidates: 3
+    candidate_bytes: 1073741824
+    retired: 0
+    damaged: 0
+    in_use: 1
+    errors: 0
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import REPORTS, Question, look
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "paths": {"type": "list", "elements": "path", "required": True, "aliases": ["path"]},
+            "exclude": {"type": "list", "elements": "str", "default": []},
+            "recurse": {"type": "bool", "default": True},
+            "one_filesystem": {"type": "bool", "default": False},
+            "report": {"type": "str", "choices": list(REPORTS), "default": "known"},
+            "check": {"type": "str", "choices": ["none", "structure"], "default": "structure"},
+            "fingerprint": {"type": "bool", "default": False},
+            "in_use": {"type": "bool", "default": True},
+        },
+        supports_check_mode=True,
+    )
+    question = Question(
+        paths=tuple(to_path(path) for path in module.params["paths"]),
+        exclude=tuple(to_path(pattern) for pattern in module.params["exclude"]),
+        recurse=module.params["recurse"],
+        one_filesystem=module.params["one_filesystem"],
+        report=module.params["report"],
+        check=module.params["check"],
+        fingerprint=module.params["fingerprint"],
+        in_use=module.params["in_use"],
+    )
+    try:
+        images, summary = look(question)
+    except QcowError as error:
+        module.fail_json(**error.result())
+    module.exit_json(changed=False, images=images, summary=summary)
+
+
+if __name__ == "__main__":
+    main()
