@@ -130,13 +130,13 @@ class _Tabled(PlainImage):
 class PlainQcow1(_Tabled):
     """A QCOW v1 image, cluster by cluster.
 
-    :param l1_byteorder: ``little`` for old Xen images.
+    :param l1_byteorder: ``little`` for old Xen images; found out here where it is not given.
     :param lost: guest ranges ``(start, length)`` that the operator accepted as zeros (salvage).
     """
 
-    def __init__(self, fd: int, path: bytes, decrypt: Optional[Decrypt] = None, l1_byteorder: str = "big", lost: Any = ()) -> None:
+    def __init__(self, fd: int, path: bytes, decrypt: Optional[Decrypt] = None, l1_byteorder: Optional[str] = None, lost: Any = ()) -> None:
         super().__init__(fd, path)
-        head = os.pread(fd, 48, 0)
+        head = os.pread(fd, 52, 0)
         (self.size,) = struct.unpack_from(">Q", head, 24)
         self.cluster = 1 << head[32]
         self.per_table = 1 << head[33]
@@ -144,8 +144,23 @@ class PlainQcow1(_Tabled):
         (self.l1_offset,) = struct.unpack_from(">Q", head, 40)
         self.l1_size = -(-self.size // (self.cluster * self.per_table))
         self.decrypt = decrypt
-        self.l1_byteorder = l1_byteorder
+        self.l1_byteorder = l1_byteorder or ("little" if head[48:52] == b"XEN\xfb" and self._first_entry_is_little() else "big")
         self.lost = sorted(lost)
+
+    def _first_entry_is_little(self) -> bool:
+        """Whether the first L1 entry that is not zero names a byte of the file only when it is read backwards."""
+        if self.l1_offset % 4096:
+            return False
+        end = self.l1_offset + 8 * self.l1_size
+        size = os.lseek(self.fd, 0, os.SEEK_END)
+        for start, length in data_ranges(self.fd, min(end, size)):
+            for place in range(max(start // 4096 * 4096, self.l1_offset), min(start + length, end), 4096):
+                page = os.pread(self.fd, min(4096, end - place), place)
+                for number in range(0, len(page) if any(page) else 0, 8):
+                    word = page[number : number + 8]
+                    if any(word):
+                        return int.from_bytes(word, "little") < size <= int.from_bytes(word, "big")
+        return False
 
     def table_at(self, entry: int) -> int:
         return entry if self.l1_byteorder == "big" else int.from_bytes(entry.to_bytes(8, "big"), "little")

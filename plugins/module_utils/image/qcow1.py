@@ -16,6 +16,7 @@ from array import array
 from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, PassphraseError, UnsupportedImage
+from ansible_collections.vmimage.qcow.plugins.module_utils.image import xen
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import QCOW_MAGIC
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ENCRYPTED, SECTOR, ZERO, Extent, Layer
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import next_data
@@ -35,6 +36,8 @@ CRYPT_AES = 1
 _HEADER = struct.Struct(">IIQIIQBBHIQ")
 _COMPRESSED_FLAG = 1 << 63
 _L1_CHUNK = 1 << 16
+_ZEROS = bytes(_L1_CHUNK)
+_new = tuple.__new__  # an Extent without the cost of its own constructor
 
 
 class Header(NamedTuple):
@@ -75,6 +78,14 @@ class Header(NamedTuple):
         return bool(self.backing_offset and self.backing_length)
 
 
+KIND_TABLE_OUTSIDE = "table-outside-file"
+KIND_TABLE_CUT = "table-cut-off"
+KIND_MISALIGNED = "misaligned"
+KIND_OUTSIDE = "outside-file"
+KIND_CUT = "cut-off"
+KIND_STREAM = "bad-stream"
+
+
 class Damage(NamedTuple):
     """Something the tables claim that cannot be true, and the guest bytes that are lost by it."""
 
@@ -82,6 +93,7 @@ class Damage(NamedTuple):
     length: int  # guest bytes
     offset: int  # byte in the file where the claim points
     what: str
+    kind: str = "damage"  # one of the KIND_ words
 
 
 OnDamage = Callable[[Damage], None]
@@ -143,10 +155,12 @@ class Qcow1(Layer):
         self.header = parse_header(os.pread(fd, HEADER_SIZE, 0), path)
         self.virtual_size = self.header.size
         self.cluster_size = self.header.cluster_size
-        self.l1_byteorder = "big"
         self._decryptor = decryptor
         self._on_damage = on_damage or self._refuse
         self._require_l1_inside()
+        self.xen = xen.parse_extension(os.pread(fd, 64, 0), self.header.backing_offset, self.header.l1_offset)
+        self.l1_order = xen.l1_order(fd, self.header.l1_offset, self.header.l1_entries, self.header.l2_size) if self.xen else None
+        self.l1_byteorder = self.l1_order.byteorder if self.l1_order else "big"
 
     def _refuse(self, damage: Damage) -> None:
         raise DamagedImage(
@@ -202,7 +216,7 @@ class Qcow1(Layer):
                 if position >= end:
                     return
             raw = os.pread(self.fd, min(_L1_CHUNK, end - position), position)
-            if raw.count(0) != len(raw):
+            if raw != _ZEROS[: len(raw)]:
                 yield (position - self.header.l1_offset) // 8, _entries(raw, self.l1_byteorder)
             position += _L1_CHUNK
 
@@ -219,7 +233,8 @@ class Qcow1(Layer):
                 start = index * coverage
                 if offset < HEADER_SIZE or offset >= self.file_size:
                     length = min(coverage, self.virtual_size - start)
-                    self._on_damage(Damage(start, length, offset, "the L2 table lies outside the file of {0} bytes".format(self.file_size)))
+                    what = "the L2 table lies outside the file of {0} bytes".format(self.file_size)
+                    self._on_damage(Damage(start, length, offset, what, KIND_TABLE_OUTSIDE))
                     continue
                 yield start, offset
 
@@ -234,9 +249,8 @@ class Qcow1(Layer):
         whole = len(raw) // 8
         if whole < needed:
             lost = start + whole * header.cluster_size
-            self._on_damage(
-                Damage(lost, min(start + needed * header.cluster_size, self.virtual_size) - lost, offset, "the L2 table is cut off by the end of the file")
-            )
+            length = min(start + needed * header.cluster_size, self.virtual_size) - lost
+            self._on_damage(Damage(lost, length, offset, "the L2 table is cut off by the end of the file", KIND_TABLE_CUT))
         return _entries(raw[: 8 * whole], "big")
 
     def extents(self) -> Iterator[Extent]:
@@ -271,11 +285,10 @@ class Qcow1(Layer):
                 elif entry & _COMPRESSED_FLAG:
                     yield self._stream(position, min(cluster, size - position), entry)
                 elif entry % SECTOR:
-                    yield self._lost(position, min(cluster, size - position), entry, "the cluster's address is not a multiple of 512")
+                    yield self._lost(position, min(cluster, size - position), entry, "the cluster's address is not a multiple of 512", KIND_MISALIGNED)
                 elif entry < HEADER_SIZE or entry >= self.file_size:
-                    yield self._lost(
-                        position, min(cluster, size - position), entry, "the cluster lies outside the file of {0} bytes".format(self.file_size)
-                    )
+                    what = "the cluster lies outside the file of {0} bytes".format(self.file_size)
+                    yield self._lost(position, min(cluster, size - position), entry, what, KIND_OUTSIDE)
                 else:
                     run_start, run_offset, run_length = position, entry, cluster
                     expected = entry + cluster
@@ -295,10 +308,10 @@ class Qcow1(Layer):
 
     def _plain(self, start: int, length: int, kind: str, offset: int) -> Extent:
         length = min(length, self.virtual_size - start)
-        return Extent(start, length, kind, self, offset, length, 0)
+        return _new(Extent, (start, length, kind, self, offset, length, 0))
 
-    def _lost(self, start: int, length: int, offset: int, what: str) -> Extent:
-        self._on_damage(Damage(start, length, offset, what))
+    def _lost(self, start: int, length: int, offset: int, what: str, kind: str) -> Extent:
+        self._on_damage(Damage(start, length, offset, what, kind))
         return Extent(start, length, ZERO, self, 0, 0, 0)
 
     def _cut_off(self, start: int, offset: int, length: int, kind: str) -> Iterator[Extent]:
@@ -310,31 +323,30 @@ class Qcow1(Layer):
         if present:
             yield Extent(start, min(wanted, present), kind, self, offset, min(wanted, present), 0)
         if wanted > present:
-            yield self._lost(start + present, wanted - present, offset + present, "the cluster is cut off by the end of the file")
+            yield self._lost(start + present, wanted - present, offset + present, "the cluster is cut off by the end of the file", KIND_CUT)
 
     def _stream(self, start: int, length: int, entry: int) -> Extent:
         bits = 63 - self.header.cluster_bits
         offset = entry & ((1 << bits) - 1)
         stored = (entry >> bits) & (self.cluster_size - 1)
         if not stored:
-            return self._lost(start, length, offset, "the compressed cluster has no bytes")
+            return self._lost(start, length, offset, "the compressed cluster has no bytes", KIND_STREAM)
         if offset < HEADER_SIZE or offset >= self.file_size:
-            return self._lost(start, length, offset, "the compressed cluster lies outside the file of {0} bytes".format(self.file_size))
+            what = "the compressed cluster lies outside the file of {0} bytes".format(self.file_size)
+            return self._lost(start, length, offset, what, KIND_OUTSIDE)
         return Extent(start, length, COMPRESSED, self, offset, min(stored, self.file_size - offset), 0)
 
     def inflate(self, extent: Extent) -> bytes:
         """See :meth:`Layer.inflate`. A stream may lack its end or be followed by garbage, as in QEMU: a whole cluster is enough."""
-        stream = os.pread(self.fd, extent.stored, extent.offset)
-        try:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, self.cluster_size)
-            what = "the compressed cluster yields {0} of {1} bytes".format(len(data), self.cluster_size)
-        except zlib.error as error:
-            data = b""
-            what = "the compressed cluster is no DEFLATE stream ({0})".format(error)
-        if len(data) == self.cluster_size:
+        data, error = inflate_stream(os.pread(self.fd, extent.stored, extent.offset), self.cluster_size)[:2]
+        if error is None:
             return data
-        self._on_damage(Damage(extent.start, extent.length, extent.offset, what))
+        self._on_damage(Damage(extent.start, extent.length, extent.offset, "the compressed cluster " + error, KIND_STREAM))
         return bytes(self.cluster_size)
+
+    def unlock(self, decryptor: Callable[[int, bytes], bytes]) -> None:
+        """Decrypt with ``(first guest byte, whole sectors) -> plain sectors`` from now on."""
+        self._decryptor = decryptor
 
     def decrypt(self, start: int, data: bytes) -> bytes:
         """See :meth:`Layer.decrypt`."""
@@ -351,3 +363,26 @@ def _entries(raw: bytes, byteorder: str) -> array:
     if sys.byteorder != byteorder:
         entries.byteswap()
     return entries
+
+
+def inflate_stream(stream: bytes, cluster: int) -> Tuple[bytes, Optional[str], Optional[str]]:
+    """``(bytes, error, oddity)`` of one raw DEFLATE stream that should yield ``cluster`` bytes.
+
+    Exactly ``cluster`` bytes and no error, or what is wrong. An oddity is harmless: a missing end, or more output than a cluster holds.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflater.decompress(stream, cluster)
+    except zlib.error as error:
+        return b"", "is no DEFLATE stream ({0})".format(error), None
+    if len(data) != cluster:
+        return b"", "yields {0} of {1} bytes".format(len(data), cluster), None
+    if inflater.eof:
+        return data, None, None
+    try:
+        more = inflater.decompress(inflater.unconsumed_tail, 1)
+    except zlib.error:
+        more = b""
+    if inflater.eof and not more:
+        return data, None, None
+    return data, None, "yields more than a cluster" if more else "lacks its end"
