@@ -1,0 +1,393 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""libvirt's domain XML as text: which disks it names, and the same text with some of them moved.
+
+Pure: no libvirt, no files. An edit replaces attribute values where they stand and leaves every other byte of the text as it
+was, so comments, metadata, unknown namespaces, the order of attributes and their quotes survive.
+"""
+
+import re
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from xml.parsers import expat
+
+_START_TAG = re.compile(rb"<[^\"'>]*(?:\"[^\"]*\"[^\"'>]*|'[^']*'[^\"'>]*)*>")
+_ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(\"[^\"]*\"|'[^']*')")
+
+# Where a source keeps its path, by the type of its disk or backing store.
+_PATH_ATTRIBUTE = {"file": "file", "block": "dev", "dir": "dir"}
+
+_DISK_PLACES = (("devices", "domain"), ("devices", "inactiveDomain"), ("disks", "domainsnapshot"), ("disks", "domaincheckpoint"))
+
+# What only XMLDesc with VIR_DOMAIN_XML_SECURE shows (libvirt's src/conf/domain_conf.c), as attribute or element.
+_SECRET_ATTRIBUTES = ("passwd", "password")
+_SECRET_ELEMENTS = ("cookie", "dhCert", "session")
+
+
+class Element:
+    """An element and where it stands in the text (byte offsets).
+
+    ``start`` is its ``<``, ``body`` the byte behind the start tag, ``close`` the ``<`` of its end tag (``body`` where the start
+    tag is all there is), ``end`` the byte behind it.
+    """
+
+    __slots__ = ("name", "attributes", "children", "parent", "text", "start", "body", "close", "end")
+
+    def __init__(self, name: str, attributes: Dict[str, str], parent: Optional["Element"], start: int, body: int) -> None:
+        self.name = name
+        self.attributes = attributes
+        self.parent = parent
+        self.children = []  # type: List[Element]
+        self.text = ""
+        self.start = start
+        self.body = body
+        self.close = body
+        self.end = body
+
+    def child(self, name: str) -> Optional["Element"]:
+        """The first child of that name."""
+        return next((child for child in self.children if child.name == name), None)
+
+    def walk(self) -> Iterator["Element"]:
+        """This element and all below, in document order."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+class Layer(NamedTuple):
+    """One image of a disk: the disk's own, or a backing store below it."""
+
+    kind: str
+    path: Optional[str]
+    format: Optional[str]
+    pool: Optional[str]
+    volume: Optional[str]
+
+
+class Disk(NamedTuple):
+    """A disk as declared: ``target`` is the guest's name for it (``vda``), ``layers`` the image first, then what the XML names below."""
+
+    target: str
+    device: str
+    layers: Tuple[Layer, ...]
+
+
+class Change(NamedTuple):
+    """Layer ``depth`` of disk ``target`` is to be ``path`` with driver ``format``.
+
+    ``pool`` and ``volume``: where the source is declared as a volume and the new file is one too. ``backing`` false: the new image
+    stands alone, so a declared chain below it ends there.
+    """
+
+    target: str
+    depth: int
+    path: str
+    format: str
+    pool: Optional[str] = None
+    volume: Optional[str] = None
+    backing: bool = True
+
+
+def parse(xml: str) -> Element:
+    """The root element of the text.
+
+    :raises ValueError: not well-formed, or with a document type (libvirt writes none; entities could grow without bound).
+    """
+    return _parse(xml.encode("utf-8"))
+
+
+def _parse(data: bytes) -> Element:
+    parser = expat.ParserCreate("UTF-8")
+    parser.buffer_text = True
+    root = Element("", {}, None, 0, 0)
+    open_elements = [root]
+
+    def started(name: str, attributes: Dict[str, str]) -> None:
+        start = parser.CurrentByteIndex
+        tag = _START_TAG.match(data, start)
+        if tag is None:
+            raise ValueError("no start tag at byte {0}".format(start))
+        element = Element(name, attributes, open_elements[-1], start, tag.end())
+        open_elements[-1].children.append(element)
+        open_elements.append(element)
+
+    def ended(name: str) -> None:
+        element = open_elements.pop()
+        if data[element.body - 2:element.body] != b"/>":
+            element.close = parser.CurrentByteIndex
+            element.end = data.index(b">", element.close) + 1
+
+    def said(text: str) -> None:
+        open_elements[-1].text += text
+
+    def refused(*unused: object) -> None:
+        raise ValueError("it has a document type declaration")
+
+    parser.StartElementHandler = started
+    parser.EndElementHandler = ended
+    parser.CharacterDataHandler = said
+    parser.StartDoctypeDeclHandler = refused
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise ValueError("not well-formed XML: {0}".format(error)) from error
+    return root.children[0]
+
+
+def identity(xml: str) -> Tuple[str, str]:
+    """Name and UUID of a domain."""
+    found = {element.name: element.text.strip() for element in reversed(parse(xml).children)}
+    return found.get("name", ""), found.get("uuid", "")
+
+
+def _layer(element: Element, declared: Optional[Element]) -> Layer:
+    source = element.child("source")
+    kind = element.attributes.get("type", "file")
+    attributes = source.attributes if source is not None else {}
+    volume = kind == "volume"
+    return Layer(
+        kind=kind,
+        path=attributes.get(_PATH_ATTRIBUTE.get(kind, "")),
+        format=declared.attributes.get("type") if declared is not None else None,
+        pool=attributes.get("pool") if volume else None,
+        volume=attributes.get("volume") if volume else None,
+    )
+
+
+def _stores(disk: Element) -> List[Element]:
+    """The elements that hold a layer each: the disk, then its declared backing stores."""
+    stores = [disk]
+    below = disk.child("backingStore")
+    while below is not None and below.child("source") is not None:
+        stores.append(below)
+        below = below.child("backingStore")
+    return stores
+
+
+def _declared(store: Element) -> Optional[Element]:
+    return store.child("driver" if store.name == "disk" else "format")
+
+
+def _target(disk: Element) -> str:
+    target = disk.child("target")
+    return target.attributes.get("dev", "") if target is not None else disk.attributes.get("name", "")
+
+
+def _is_disk(element: Element) -> bool:
+    """Whatever metadata calls a disk is none: only the place libvirt gives it counts."""
+    above = element.parent
+    if element.name != "disk" or above is None or above.parent is None:
+        return False
+    return (above.name, above.parent.name) in _DISK_PLACES
+
+
+def _disk_elements(root: Element) -> List[Element]:
+    return [element for element in root.walk() if _is_disk(element)]
+
+
+def read_disks(xml: str) -> List[Disk]:
+    """Every disk with a source: of a domain, or of the domains and disks a snapshot or checkpoint remembers.
+
+    :raises ValueError: see :func:`parse`.
+    """
+    found = []
+    for disk in _disk_elements(parse(xml)):
+        layers = tuple(_layer(store, _declared(store)) for store in _stores(disk) if store.child("source") is not None)
+        if layers:
+            found.append(Disk(_target(disk), disk.attributes.get("device", "disk"), layers))
+    return found
+
+
+def read_mentions(xml: str) -> List[Tuple[str, str]]:
+    """``(element, value)`` of everything outside disks that could be a path: QEMU arguments, NVRAM, kernel, channels.
+
+    Metadata and descriptions are words about the domain; QEMU never sees them.
+
+    :raises ValueError: see :func:`parse`.
+    """
+    found = []
+    pending = [parse(xml)]
+    while pending:
+        element = pending.pop()
+        if _is_disk(element) or element.name in ("metadata", "title", "description"):
+            continue
+        pending.extend(reversed(element.children))
+        for value in list(element.attributes.values()) + [element.text.strip()]:
+            if "/" in value:
+                found.append((element.name, value))
+    return found
+
+
+def mentions(value: str, path: str) -> bool:
+    """Does the text name exactly this path (and not one that merely begins or ends like it)?"""
+    return re.search(r"(?<![\w./-])" + re.escape(path) + r"(?![\w./-])", value) is not None
+
+
+def repoint(xml: str, changes: Iterable[Change]) -> str:
+    """The text with the changes made: source and driver type together. The same text where nothing has to change.
+
+    :raises ValueError: see :func:`parse`.
+    :raises KeyError: a change names a disk or layer that the text does not declare.
+    """
+    data = xml.encode("utf-8")
+    disks = {_target(disk): disk for disk in _disk_elements(_parse(data))}
+    edit = _Edit(data)
+    ended = set()
+    for change in sorted(changes, key=lambda item: item.depth):
+        if change.target in ended:
+            continue  # the chain ends above this layer
+        if not change.backing:
+            ended.add(change.target)
+        disk = disks[change.target]
+        stores = _stores(disk)
+        if change.depth >= len(stores):
+            raise KeyError("{0} declares no layer {1}".format(change.target, change.depth))
+        _change(edit, stores[change.depth], change)
+    return edit.result().decode("utf-8")
+
+
+def _change(edit: "_Edit", store: Element, change: Change) -> None:
+    source = store.child("source")
+    if source is None:
+        raise KeyError("{0} has no source".format(change.target))
+    if change.volume is not None and change.pool is not None:
+        kind, wanted = "volume", {"pool": change.pool, "volume": change.volume}
+    else:
+        kind, wanted = "file", {"file": change.path}
+    if store.attributes.get("type", "file") != kind:
+        edit.set(store, "type", kind)
+    obsolete = {"file", "dev", "dir", "pool", "volume", "mode"} - set(wanted)
+    for name in sorted(obsolete & set(source.attributes)):
+        edit.remove_attribute(source, name)
+    for name, value in wanted.items():
+        edit.set(source, name, value)
+    declared = _declared(store)
+    if declared is not None:
+        edit.set(declared, "type", change.format)
+    elif store.name == "disk":
+        edit.insert(source.start, "<driver name='qemu' type='{0}'/>".format(change.format))
+    else:
+        edit.insert(source.start, "<format type='{0}'/>".format(change.format))
+    # The encryption of QCOW (v1) ends with the format: what is written is not encrypted that way.
+    for holder in (store, source):
+        encryption = holder.child("encryption")
+        if encryption is not None and encryption.attributes.get("format") in ("qcow", "default"):
+            edit.remove(encryption)
+    below = store.child("backingStore")
+    if below is not None and not change.backing and below.children:
+        edit.replace(below, "<backingStore/>")
+
+
+def without_chain_end(xml: str, target: str) -> str:
+    """The text without an empty ``<backingStore/>`` of that disk: libvirt adds one to the definition when it pivots a block job."""
+    data = xml.encode("utf-8")
+    edit = _Edit(data)
+    for disk in _disk_elements(_parse(data)):
+        below = disk.child("backingStore")
+        if _target(disk) == target and below is not None and not below.children:
+            edit.remove(below)
+    return edit.result().decode("utf-8")
+
+
+class _Edit:
+    """Replacements in a text, collected by byte offset and made in one go."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._replacements = []  # type: List[Tuple[int, int, bytes]]
+
+    def _attributes(self, element: Element) -> Iterator["re.Match[bytes]"]:
+        at = element.start + 1 + len(element.name.encode("utf-8"))
+        while True:
+            found = _ATTRIBUTE.match(self._data, at, element.body)
+            if found is None:
+                return
+            yield found
+            at = found.end()
+
+    def set(self, element: Element, name: str, value: str) -> None:
+        """Give an attribute a value, in the quotes it has; a new one comes last."""
+        if element.attributes.get(name) == value:
+            return
+        at = element.start + 1 + len(element.name.encode("utf-8"))
+        for found in self._attributes(element):
+            if found.group(1) == name.encode("utf-8"):
+                self._replacements.append((found.start(2) + 1, found.end(2) - 1, _escape(value)))
+                return
+            at = found.end()
+        self._replacements.append((at, at, " {0}='".format(name).encode("utf-8") + _escape(value) + b"'"))
+
+    def remove_attribute(self, element: Element, name: str) -> None:
+        """Take an attribute out, with the space before it."""
+        for found in self._attributes(element):
+            if found.group(1) == name.encode("utf-8"):
+                self._replacements.append((found.start(), found.end(), b""))
+
+    def insert(self, before: int, text: str) -> None:
+        """Put an element before the one at that offset, on a line of its own with the same indent."""
+        indent = self._data[self._data.rfind(b"\n", 0, before) + 1:before]
+        gap = b"\n" + indent if not indent.strip() else b""
+        self._replacements.append((before, before, text.encode("utf-8") + gap))
+
+    def replace(self, element: Element, text: str) -> None:
+        """Another element in its place."""
+        self._replacements.append((element.start, element.end, text.encode("utf-8")))
+
+    def remove(self, element: Element) -> None:
+        """Take an element out, with the white space before it."""
+        start = len(self._data[:element.start].rstrip(b" \t\r\n"))
+        self._replacements.append((start, element.end, b""))
+
+    def result(self) -> bytes:
+        """The text with all replacements made."""
+        data = self._data
+        for start, end, text in sorted(self._replacements, key=lambda item: (item[0], item[1]), reverse=True):
+            data = data[:start] + text + data[end:]
+        return data
+
+
+def _escape(value: str) -> bytes:
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;"), ('"', "&quot;")):
+        value = value.replace(character, entity)
+    return value.encode("utf-8")
+
+
+def canonical(xml: str) -> str:
+    """A form in which two texts are equal exactly where they mean the same to libvirt: no comments, no layout, attributes sorted."""
+    lines = []  # type: List[str]
+
+    def write(element: Element, depth: int) -> None:
+        attributes = "".join(" {0}={1!r}".format(key, value) for key, value in sorted(element.attributes.items()))
+        lines.append("{0}{1}{2} {3!r}".format(" " * depth, element.name, attributes, element.text.strip()))
+        for child in element.children:
+            write(child, depth + 1)
+
+    write(parse(xml), 0)
+    return "\n".join(lines) + "\n"
+
+
+def mask(xml: str) -> str:
+    """The text with passwords and other secrets replaced, for people to see."""
+    data = xml.encode("utf-8")
+    edit = _Edit(data)
+    for element in _parse(data).walk():
+        for name in _SECRET_ATTRIBUTES:
+            if name in element.attributes:
+                edit.set(element, name, "********")
+        if element.name in _SECRET_ELEMENTS and not element.children and element.close > element.body:
+            edit.replace(element, "<{0}>********</{0}>".format(element.name))
+    return edit.result().decode("utf-8")
+
+
+def disk_texts(xml: str, targets: Iterable[str]) -> str:
+    """The disk elements of these targets as they stand, secrets masked: what a diff shows of a domain."""
+    masked = mask(xml).encode("utf-8")
+    wanted = set(targets)
+    pieces = []
+    for disk in _disk_elements(_parse(masked)):
+        if _target(disk) in wanted:
+            start = masked.rfind(b"\n", 0, disk.start) + 1
+            pieces.append(masked[start:disk.end].decode("utf-8") if not masked[start:disk.start].strip() else masked[disk.start:disk.end].decode("utf-8"))
+    return "\n".join(pieces) + ("\n" if pieces else "")
