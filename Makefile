@@ -37,6 +37,9 @@ unexport MAKEFLAGS
 
 say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
+# A step without anything to run is a mistake.
+at_least_one = compgen -G '$(1)' >/dev/null || { echo "Nothing to run: no $(1)" >&2; exit 1; }
+
 .PHONY: help
 help: ## show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -146,18 +149,26 @@ unit: $(DEV)/ready $(LINK) ## pytest: unit, differential, faults; EXTRA="-k name
 	$(call say,pytest)
 	@$(DEV)/bin/python -m pytest -n 2 $(EXTRA)
 
+# Each target on the newest supported core, and with modules running on Python 3.6 through the last core that can do that.
 .PHONY: integration
-integration: $(DEV)/ready ## ansible-test integration, every target
+integration: $(DEV)/ready .venv-core-2.16/ready ## ansible-test integration, every target, on new and oldest Python
 	$(call say,ansible-test integration)
-	@tests/support/ansible-test.sh .venv integration --color no --allow-destructive $$([ $$(id -u) != 0 ] || echo --allow-root)
+	@$(call at_least_one,tests/integration/targets/*/aliases)
+	@tests/support/ansible-test.sh .venv integration $(INTEGRATION)
+	$(call say,ansible-test integration with modules on Python 3.6)
+	@if PATH=$$PATH:$$(echo $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.6*/bin) command -v python3.6 >/dev/null; then \
+		controller=$$(.venv-core-2.16/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		tests/support/ansible-test.sh .venv-core-2.16 integration $(INTEGRATION) \
+			--controller origin:python=$$controller --target controller:python=venv/3.6; \
+	else echo "NOT RUN: there is no python3.6 on this machine."; fi
+
+INTEGRATION := --color no --allow-destructive $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: molecule
 molecule: $(DEV)/ready $(LINK) ## every scenario of extensions/molecule
-	@cd extensions && for scenario in molecule/*/molecule.yml; do \
-		name=$$(basename "$$(dirname "$$scenario")"); \
-		printf '\n\033[1m== molecule %s\033[0m\n' "$$name"; \
-		PATH=$(DEV)/bin:$$PATH $(DEV)/bin/molecule test --scenario-name "$$name" </dev/null; \
-	done
+	$(call say,molecule)
+	@$(call at_least_one,extensions/molecule/*/molecule.yml)
+	@PATH=$(DEV)/bin:$$PATH COLUMNS=140 $(DEV)/bin/molecule test --all </dev/null
 
 .PHONY: bench
 bench: setup ## measure against qemu-img and cp
