@@ -96,7 +96,7 @@ def _describe(found: tree.Found, question: Question) -> Dict[str, Any]:
             _describe_content(image, kind, found.path, question)
         except QcowError as error:
             image["error"] = str(error)
-            image["reasons"] = [error.reason]
+            image["reasons"].append(error.reason)
         except OSError as error:
             image["error"] = "{0}: {1}".format(show(found.path), error.strerror)
     return image
@@ -123,6 +123,8 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
             image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
             image["backing"] = _backing(reader.backing_name, reader.header.backing_format)
     elif kind.format == "qcow":
+        image["candidate"] = not is_retired(path)
+        image["reasons"] = ["QCOW v1"] if image["candidate"] else ["retired original"]
         with Source(path) as source:
             _describe_v1(image, source, question)
     elif kind.format == UNKNOWN and kind.version is not None:
@@ -141,9 +143,6 @@ def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> N
             compressed += extent.kind == COMPRESSED
         image.update(compressed_clusters=compressed, data_bytes=data)
         image["check"] = _report(question.check, damage)
-    retired = is_retired(source.path)
-    image["candidate"] = not retired
-    image["reasons"] = ["retired original"] if retired else ["QCOW v1"]
     if damage:
         image["reasons"].append("damaged")
     elif question.fingerprint:
