@@ -19,6 +19,9 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import C
 WINDOW = 4 << 20
 """Guest bytes handled at a time; two windows are in memory."""
 
+HOLE = 4096
+"""Bytes of the smallest hole left in a result's file; the block size of the usual filesystems."""
+
 _ZEROS = bytes(1 << 21)  # one largest cluster
 
 OnProgress = Callable[[int], None]
@@ -143,7 +146,9 @@ class _Copy:
         for start, length in nonzero_runs(view, self.writer.cluster_size):
             self.written += length
             for offset, piece in self.writer.place(segment.start + start, length):
-                yield view[start : start + piece], offset
+                # Inside a cluster of the result, what is zero stays a hole of the file.
+                for inner, size in nonzero_runs(view[start : start + piece], HOLE):
+                    yield view[start + inner : start + inner + size], offset + inner
                 start += piece
 
     def _place_streams(self, segment: Segment, view: memoryview) -> Iterator[Tuple[Any, int]]:

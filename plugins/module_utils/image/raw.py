@@ -59,7 +59,7 @@ class RawWriter:
     """
 
     format = "raw"
-    cluster_size = 4096  # the granularity in which zeros are turned into holes; the block size of the usual filesystems
+    cluster_size = 4096  # what is not placed stays a hole; the block size of the usual filesystems
     compressed = False
 
     def __init__(self, fd: int, size: int) -> None:
