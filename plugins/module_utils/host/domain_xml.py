@@ -115,7 +115,7 @@ def _parse(data: bytes) -> Element:
 
     def ended(name: str) -> None:
         element = open_elements.pop()
-        if data[element.body - 2:element.body] != b"/>":
+        if data[element.body - 2 : element.body] != b"/>":
             element.close = parser.CurrentByteIndex
             element.end = data.index(b">", element.close) + 1
 
@@ -327,7 +327,7 @@ class _Edit:
 
     def insert(self, before: int, text: str) -> None:
         """Put an element before the one at that offset, on a line of its own with the same indent."""
-        indent = self._data[self._data.rfind(b"\n", 0, before) + 1:before]
+        indent = self._data[self._data.rfind(b"\n", 0, before) + 1 : before]
         gap = b"\n" + indent if not indent.strip() else b""
         self._replacements.append((before, before, text.encode("utf-8") + gap))
 
@@ -337,7 +337,7 @@ class _Edit:
 
     def remove(self, element: Element) -> None:
         """Take an element out, with the white space before it."""
-        start = len(self._data[:element.start].rstrip(b" \t\r\n"))
+        start = len(self._data[: element.start].rstrip(b" \t\r\n"))
         self._replacements.append((start, element.end, b""))
 
     def result(self) -> bytes:
@@ -388,6 +388,7 @@ def disk_texts(xml: str, targets: Iterable[str]) -> str:
     pieces = []
     for disk in _disk_elements(_parse(masked)):
         if _target(disk) in wanted:
-            start = masked.rfind(b"\n", 0, disk.start) + 1
-            pieces.append(masked[start:disk.end].decode("utf-8") if not masked[start:disk.start].strip() else masked[disk.start:disk.end].decode("utf-8"))
+            line = masked.rfind(b"\n", 0, disk.start) + 1
+            start = disk.start if masked[line : disk.start].strip() else line
+            pieces.append(masked[start : disk.end].decode("utf-8"))
     return "\n".join(pieces) + ("\n" if pieces else "")
