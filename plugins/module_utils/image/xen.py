@@ -77,7 +77,9 @@ def l1_order(fd: int, l1_offset: int, l1_entries: int, l2_size: int) -> Order:
     end = l1_offset + 8 * l1_entries
     scores = {order: _inside([int.from_bytes(word, order) for word in words], file_size, end) for order in ("big", "little")}
     if scores["big"] == scores["little"] and scores["big"]:
-        scores = {order: _sensible_tables(fd, [int.from_bytes(word, order) for word in words[:_TABLES]], file_size, l2_size) for order in scores}
+        scores = {
+            order: _sensible_tables(fd, [int.from_bytes(word, order) for word in words[:_TABLES]], file_size, l2_size) for order in scores
+        }
     if scores["little"] > scores["big"]:
         return Order("little", True, "the L1 table is little-endian (told by its content)")
     if scores["big"] > scores["little"]:
@@ -100,7 +102,9 @@ def _first_words(fd: int, start: int, end: int) -> List[bytes]:
 
 
 def _inside(offsets: List[int], file_size: int, l1_end: int) -> int:
-    return sum(1 for offset in offsets if OFFSET <= offset < file_size) + len({offset for offset in offsets if l1_end <= offset < file_size})
+    return sum(1 for offset in offsets if OFFSET <= offset < file_size) + len(
+        {offset for offset in offsets if l1_end <= offset < file_size}
+    )
 
 
 def _sensible_tables(fd: int, offsets: List[int], file_size: int, l2_size: int) -> int:

@@ -1,0 +1,252 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A ledger of file bytes: who owns what, where two own the same, and what nobody owns.
+
+A lane takes the ranges of one class of owners in any order. Sorting where ranges begin and where they end, each by itself, is enough to
+know how many owners any byte has; so a range costs 16 bytes, whatever it belongs to.
+"""
+
+import heapq
+from array import array
+from itertools import islice
+from operator import lt
+from typing import Iterable, Iterator, Tuple
+
+MOST_RANGES = 1000000
+"""Ranges in memory at a time: 16 MB, and twice as much while they are sorted."""
+
+MOST_CLASHES = 1024
+"""Ranges with two owners that are remembered; the others are only counted."""
+
+_SORTED_AT_ONCE = 600000
+_END = 1 << 64
+
+Ranges = Tuple[array, array]
+"""``(starts, ends)`` in bytes, ascending and without overlaps; neighbours that touch are one."""
+
+
+class Lane:
+    """The ranges of one class of owners. ``starts`` and ``ends`` (exclusive), in bytes, may be appended to directly, always both."""
+
+    def __init__(self) -> None:
+        self.starts = array("Q")
+        self.ends = array("Q")
+        self._shared = None  # type: Optional[Lane]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def add(self, start: int, end: int) -> None:
+        """Take in the range [start, end); an empty one is left out."""
+        if start < end:
+            self.starts.append(start)
+            self.ends.append(end)
+
+    def trim(self, first: int, low: int, high: int) -> None:
+        """Of the ranges from number ``first`` on, keep what lies in [low, high)."""
+        starts, ends = self.starts[first:], self.ends[first:]
+        del self.starts[first:]
+        del self.ends[first:]
+        for start, end in zip(starts, ends):
+            self.add(max(start, low), min(end, high))
+
+    def compact(self) -> None:
+        """Say the same in fewer ranges where possible."""
+        owned, shared = self.settle()
+        self.starts, self.ends = owned
+        if shared[0]:
+            self._shared = Lane()
+            self._shared.starts, self._shared.ends = shared
+
+    def narrow(self, high: int) -> None:
+        """Forget everything at and after ``high``."""
+        self.trim(0, 0, high)
+        if self._shared is not None:
+            self._shared.narrow(high)
+
+    def settle(self) -> Tuple[Ranges, Ranges]:
+        """``(owned, shared)``: the bytes with an owner, and those with more than one. Empties the lane."""
+        earlier, self._shared = self._shared, None
+        owned, shared = self._settle()
+        if earlier is not None:
+            shared = together([shared, (earlier.starts, earlier.ends)])
+        return owned, shared
+
+    def _settle(self) -> Tuple[Ranges, Ranges]:
+        self.starts = in_order(self.starts)
+        self.ends = in_order(self.ends)
+        starts, ends = self.starts, self.ends
+        self.starts, self.ends = array("Q"), array("Q")
+        if any(map(lt, islice(starts, 1, None), ends)):
+            return _sweep(starts, ends)
+        owned = array("Q"), array("Q")
+        if starts:
+            borders = array("Q", (index for index, (start, end) in enumerate(zip(islice(starts, 1, None), ends)) if start != end))
+            owned[0].append(starts[0])
+            owned[0].extend(starts[index + 1] for index in borders)
+            owned[1].extend(ends[index] for index in borders)
+            owned[1].append(ends[-1])
+        return owned, (array("Q"), array("Q"))
+
+
+def in_order(values: array) -> array:
+    """The same numbers ascending; a long array is sorted in parts (and left in that state), so that the memory for it stays bounded."""
+    if len(values) <= _SORTED_AT_ONCE:
+        return array("Q", sorted(values))
+    parts = []
+    for first in range(0, len(values), _SORTED_AT_ONCE):
+        values[first : first + _SORTED_AT_ONCE] = array("Q", sorted(values[first : first + _SORTED_AT_ONCE]))
+        parts.append(islice(values, first, first + _SORTED_AT_ONCE))
+    return array("Q", heapq.merge(*parts))
+
+
+def _sweep(starts: array, ends: array) -> Tuple[Ranges, Ranges]:
+    owned = array("Q"), array("Q")
+    shared = array("Q"), array("Q")
+    position = depth = 0
+    count = len(starts)
+    for end in ends:
+        while position < count and starts[position] < end:
+            depth += 1
+            if depth <= 2:
+                _open(owned if depth == 1 else shared, starts[position])
+            position += 1
+        depth -= 1
+        if depth == 0:
+            owned[1].append(end)
+        elif depth == 1:
+            shared[1].append(end)
+    return owned, shared
+
+
+def _open(ranges: Ranges, start: int) -> None:
+    if ranges[1] and ranges[1][-1] == start:
+        ranges[1].pop()
+    else:
+        ranges[0].append(start)
+
+
+def pairs(ranges: Ranges) -> Iterator[Tuple[int, int]]:
+    """The ranges one by one: ``(start, end)``."""
+    return zip(*ranges)
+
+
+def common(one: Ranges, other: Ranges) -> Ranges:
+    """The bytes that both have."""
+    starts, ends = array("Q"), array("Q")
+    left = right = 0
+    while left < len(one[0]) and right < len(other[0]):
+        start = max(one[0][left], other[0][right])
+        end = min(one[1][left], other[1][right])
+        if start < end:
+            starts.append(start)
+            ends.append(end)
+        if one[1][left] < other[1][right]:
+            left += 1
+        else:
+            right += 1
+    return starts, ends
+
+
+def together(parts: Iterable[Ranges]) -> Ranges:
+    """The bytes that any of ``parts`` has."""
+    lane = Lane()
+    for starts, ends in parts:
+        lane.starts.extend(starts)
+        lane.ends.extend(ends)
+    return lane.settle()[0]
+
+
+def gaps(ranges: Ranges, low: int, high: int) -> Iterator[Tuple[int, int]]:
+    """``(start, end)`` of the bytes in [low, high) that nobody has."""
+    position = low
+    for start, end in pairs(ranges):
+        if start > position:
+            yield position, min(start, high)
+        position = max(position, end)
+        if position >= high:
+            return
+    if position < high:
+        yield position, high
+
+
+class Clashes:
+    """Where two own the same bytes: ``total`` bytes, of which the first :data:`MOST_CLASHES` ranges are known."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._lane = Lane()
+        self._ranges = None  # type: Optional[Ranges]
+
+    def add(self, ranges: Ranges) -> None:
+        """Take in more of them."""
+        for start, end in pairs(ranges):
+            self.total += end - start
+            if len(self._lane) < MOST_CLASHES:
+                self._lane.add(start, end)
+
+    def ranges(self) -> Ranges:
+        """The known ones; nothing can be added any more."""
+        if self._ranges is None:
+            self._ranges = self._lane.settle()[0]
+        return self._ranges
+
+
+class Ledger:
+    """Who owns which bytes of a file, in as many passes as memory asks for; each pass must enter everything again.
+
+    Lanes: ``tables`` (and header, name), ``data`` (clusters), ``streams`` (compressed ones), ``slack`` (room that belongs to one of
+    these, and may belong to another one too).
+    """
+
+    def __init__(self, file_size: int) -> None:
+        self.tables, self.data, self.streams, self.slack = self._lanes = [Lane() for _ in range(4)]
+        self.overlaps = Clashes()  # a table or the header, and something else
+        self.links = Clashes()  # two clusters
+        self._file_size = file_size
+        self._low = 0
+        self._high = _END
+        self._page = [0] * 4
+        self._gap = None  # type: Optional[Tuple[int, int]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether no other pass is needed."""
+        return self._low >= max(1, self._file_size)
+
+    def turn_page(self) -> None:
+        """To be called after every few thousand entries: makes room where there are too many."""
+        if self._low or self._high < _END:
+            for lane, first in zip(self._lanes, self._page):
+                lane.trim(first, self._low, self._high)
+        if sum(map(len, self._lanes)) > MOST_RANGES:
+            for lane in self._lanes:
+                lane.compact()
+            if sum(map(len, self._lanes)) > MOST_RANGES // 2:
+                largest = max(self._lanes, key=len)
+                self._high = largest.starts[len(largest) // 2]
+                for lane in self._lanes:
+                    lane.narrow(self._high)
+        self._page = [len(lane) for lane in self._lanes]
+
+    def settle(self) -> Iterator[Tuple[int, int]]:
+        """End a pass. Yields ``(start, end)`` of the bytes that nobody owns."""
+        self.turn_page()
+        (tables, twice_tables), (data, twice_data), (streams, twice_streams), (slack, _any) = [lane.settle() for lane in self._lanes]
+        self._page = [0] * 4
+        for clash in (twice_tables, common(tables, data), common(tables, streams)):
+            self.overlaps.add(clash)
+        for clash in (twice_data, twice_streams, common(data, streams)):
+            self.links.add(clash)
+        low, high = self._low, min(self._high, self._file_size)
+        self._low, self._high = self._high, _END
+        for start, end in gaps(together([tables, data, streams, slack]), low, high):
+            if self._gap is not None and self._gap[1] != start:
+                yield self._gap
+            elif self._gap is not None:
+                start = self._gap[0]
+            self._gap = start, end
+        if self.complete and self._gap is not None:
+            yield self._gap
