@@ -42,6 +42,9 @@ def prepare(fd: int, source_fd: int) -> List[str]:
         if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
             return []
         return ["The source is excepted from copy-on-write (chattr +C); the result could not be: {0}.".format(error.strerror)]
+    # Btrfs ignores the flag without an error where the file holds data already.
+    if not (linux.get_flags(fd) or 0) & linux.FLAG_NOCOW and os.fstat(fd).st_size:
+        return ["The source is excepted from copy-on-write (chattr +C); the result could not be, because it was not empty."]
     return []
 
 
@@ -61,10 +64,8 @@ def carry_over(source_fd: int, dest_fd: int, *, timestamps: bool) -> List[str]:
     warnings: List[str] = []
     group_carried = _carry_owner(source, dest_fd, warnings)
     acl_carried = _carry_xattrs(source_fd, dest_fd, group_carried, warnings)
-    if not group_carried:
-        mode = _without_group(mode)
-    elif not acl_carried:
-        # The group bits of a file with an access list are the list's mask, not what its group may do.
+    if not group_carried or not acl_carried:
+        # (The group bits of a file with an access list are the list's mask, not what its group may do.)
         mode = _without_group(mode)
     os.fchmod(dest_fd, mode)
     _carry_flags(source_fd, dest_fd, warnings)
@@ -129,7 +130,7 @@ def _carry_xattrs(source_fd: int, dest_fd: int, group_carried: bool, warnings: L
     for failure, names in sorted(failed.items()):
         shown = ", ".join(show(os.fsencode(name)) for name in names)
         warnings.append("Extended attributes could not be carried over ({0}): {1}.".format(failure, shown))
-    return acl_failure is None
+    return not acl_failure
 
 
 def _carry_xattr(source_fd: int, dest_fd: int, name: str) -> str:

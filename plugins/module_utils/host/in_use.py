@@ -113,21 +113,28 @@ def _locked(fd: int, byte: int) -> bool:
     """Whether anybody but this process has the byte locked."""
     if linux.find_lock(fd, byte, 1) is None:
         return False
-    own = [line for line in _own_locks(fd) if line[-2:] == [b"%d" % byte] * 2]
+    own = [line for line in _own_locks(fd) if _covers(line, byte)]
     if not own:
         return True
     # The kernel names one holder only, and that may be our own guard on another descriptor: count them instead.
     try:
         with open("/proc/locks", "rb") as stream:
-            lines = [line.split()[1:] for line in stream]
+            everybody = [line.split()[1:] for line in stream]
     except OSError:
         return False
-    return lines.count(own[0]) > len(own)
+    file_name = own[0][4]
+    return sum(1 for line in everybody if line[4:5] == [file_name] and _covers(line, byte)) > len(own)
+
+
+def _covers(line: List[bytes], byte: int) -> bool:
+    """Whether a lock (``OFDLCK ADVISORY READ -1 fd:00:1234 100 101``) of an open file description covers a byte."""
+    return line[:1] == [b"OFDLCK"] and len(line) == 7 and int(line[5]) <= byte and (line[6] == b"EOF" or byte <= int(line[6]))
 
 
 def _own_locks(fd: int) -> List[List[bytes]]:
     """This process's locks on the file, as the words of ``/proc/locks`` without the running number."""
-    status, found = os.fstat(fd), []
+    status = os.fstat(fd)
+    found: List[List[bytes]] = []
     for name in listdir("/proc/self/fd"):
         try:
             if os.path.samestat(os.stat("/proc/self/fd/" + name), status):

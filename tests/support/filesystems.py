@@ -1,0 +1,67 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Real filesystems and real other users for tests that need them."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import traceback
+from typing import Any, Callable, Iterator
+
+from ansible_collections.vmimage.qcow.tests.support.require import require, require_root, require_tool
+
+NOBODY = 65534
+_SIZE_MIB = {"xfs": 320, "btrfs": 160, "ext4": 64}
+_MKFS = {"xfs": ["mkfs.xfs", "-q"], "btrfs": ["mkfs.btrfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
+
+
+@contextlib.contextmanager
+def mounted(fstype: str, folder: str, *, size_mib: int = 0, options: str = "") -> Iterator[str]:
+    """A new, empty filesystem below ``folder``: tmpfs, or a loop mount of xfs, btrfs or ext4. Needs root."""
+    require_root()
+    point = os.path.join(folder, "mount-" + fstype)
+    os.makedirs(point)
+    if fstype == "tmpfs":
+        command = ["mount", "-t", "tmpfs", "-o", "size=%dm,mode=0755%s" % (size_mib or 64, options and "," + options), "tmpfs", point]
+    else:
+        require_tool(_MKFS[fstype][0])
+        disk = os.path.join(folder, fstype + ".disk")
+        with open(disk, "wb") as stream:
+            stream.truncate((size_mib or _SIZE_MIB[fstype]) << 20)
+        subprocess.run([*_MKFS[fstype], disk], check=True, stdout=subprocess.DEVNULL)
+        command = ["mount", "-o", "loop" + (options and "," + options), disk, point]
+    done = subprocess.run(command, stderr=subprocess.PIPE)
+    require(done.returncode == 0, "cannot mount %s: %s" % (fstype, done.stderr.decode(errors="replace").strip()))
+    try:
+        yield point
+    finally:
+        # A failed test may have left a descriptor open: that must not hide its failure.
+        if subprocess.run(["umount", point], stderr=subprocess.DEVNULL).returncode:
+            subprocess.run(["umount", "-l", point], check=True)
+
+
+def in_child(function: Callable[[], Any], *, uid: int = 0, gid: int = 0) -> int:
+    """Run ``function`` in a forked process, as another user where ``uid`` is given, and return its exit code.
+
+    0 it returned, 1 it raised (the traceback is on stderr); it may also end itself with ``os._exit``.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        status = os.waitpid(child, 0)[1]
+        return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+    code = 1
+    try:
+        if uid:
+            os.setgroups([])
+            os.setgid(gid or uid)
+            os.setuid(uid)
+        function()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
