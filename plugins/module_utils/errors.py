@@ -31,7 +31,7 @@ class QcowError(Exception):
 
     def __str__(self) -> str:
         text = self.message if self.path is None else "{0}: {1}".format(show(self.path), self.message)
-        return text if self.hint is None else "{0} {1}".format(text, self.hint)
+        return text if self.hint is None else "{0}. {1}".format(text.rstrip("."), self.hint)
 
     def result(self) -> Dict[str, Any]:
         """The error as part of a module's result: ``reason``, ``msg``, ``path`` and ``details``."""
