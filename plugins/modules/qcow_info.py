@@ -61,7 +61,8 @@ options:
     default: structure
   fingerprint:
     description:
-      - Whether to compute the fingerprint of what the guest sees in each QCOW version 1 image. Reads all that is allocated.
+      - Whether to compute the fingerprint of what the guest sees in each QCOW version 1 and qcow2 image. Reads all that is allocated.
+      - A migrated image has the fingerprint of its original until a guest writes to it.
     type: bool
     default: false
   in_use:
@@ -190,12 +191,13 @@ summary:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import REPORTS, Question, look
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "paths": {"type": "list", "elements": "path", "required": True, "aliases": ["path"]},

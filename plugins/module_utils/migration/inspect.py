@@ -16,7 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2 import Qc
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import fingerprint
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import MAX_RANGES
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import is_retired
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
 
 REPORTS = ("v1", "known", "all")
@@ -122,6 +122,8 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
             reader = Qcow2(source.fd, path)
             image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
             image["backing"] = _backing(reader.backing_name, reader.header.backing_format)
+            if question.fingerprint and image["backing"] is None:
+                image["fingerprint"] = fingerprint([open_plain(kind.format, source.fd, path)])
     elif kind.format == "qcow":
         image["candidate"] = not is_retired(path)
         image["reasons"] = ["QCOW v1"] if image["candidate"] else ["retired original"]
