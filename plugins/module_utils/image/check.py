@@ -44,7 +44,7 @@ DAMAGED = "damaged"
 
 _FEW_TABLES = 4096
 _MOST_TABLES = 1000000
-_SPARE = 1 << 20
+_SPARE = 1 << 18
 _AMPLIFIED = 4
 _AMPLIFIED_FROM = 64 << 20
 _FRONT_UNIT = 4096
@@ -111,6 +111,7 @@ class _Check:
         self.hole = (0, 0)
         self.owners = ledger.Ledger(self.image.file_size)
         self.offsets = array("Q")  # of the L2 tables, ascending; with repetitions
+        self.room = 0
         self.repeated = False
         self.fixed = self._fixed_areas()
         self.first_table = None  # type: Optional[Tuple[int, array]]
@@ -162,14 +163,14 @@ class _Check:
     def _gather_tables(self) -> None:
         """Where the L2 tables are, and whether L1 entries share any. Stops as soon as there are more than the file can hold."""
         image = self.image
-        room = max(_FEW_TABLES, image.file_size // image.header.l2_size + 1)
+        self.room = max(_FEW_TABLES, image.file_size // image.header.l2_size + 1)
         gathered = array("Q")
         count = 0
         for _start, offset in image.l2_tables():
             count += 1
             if count <= _MOST_TABLES:
                 gathered.append(offset)
-            if count > room:
+            if count > self.room:
                 text = "the L1 table names more L2 tables than the file of {0} bytes can hold".format(image.file_size)
                 self.findings.add("amplified", ERROR, 0, image.virtual_size, image.header.l1_offset, text)
                 break
@@ -182,12 +183,13 @@ class _Check:
     def _tables(self) -> Iterator[Tuple[int, int, int]]:
         """``(first guest byte, offset, entries that name it)`` of each L2 table once, in guest order.
 
-        Where tables overlap, no more of them than the file has bytes: a table may begin at any byte of another one.
+        No more of them than there is room for in the file, and where they overlap, no more than the file has bytes: a table may
+        begin at any byte of another one.
         """
         image = self.image
         left = image.file_size + _SPARE
         seen = bytearray(len(self.offsets) if self.repeated else 0)
-        for start, offset in image.l2_tables():
+        for start, offset in islice(image.l2_tables(), self.room):
             times = 1
             if self.repeated:
                 place = bisect_left(self.offsets, offset)
