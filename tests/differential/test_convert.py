@@ -1,0 +1,95 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Random sound images, converted by us to raw and to qcow2, against what qemu-img and libqcow read.
+
+How many: the environment variable VMIMAGE_QCOW_DIFFERENTIAL_EXAMPLES, spread over the families. The images are the same in every run; with
+VMIMAGE_QCOW_DIFFERENTIAL_RANDOM=1 they are others each time, and a failure prints how to repeat it. A failing image is made as small as
+possible only with VMIMAGE_QCOW_DIFFERENTIAL_SHRINK=1: that takes minutes.
+"""
+import hashlib
+import os
+import pathlib
+import tempfile
+from typing import Any, Callable
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from ansible_collections.vmimage.qcow.tests.support import engine, oracle
+from ansible_collections.vmimage.qcow.tests.support.strategies import FAMILIES, Chain, layer_name, write_chain
+
+EXAMPLES = int(os.environ.get("VMIMAGE_QCOW_DIFFERENTIAL_EXAMPLES", "600"))
+RANDOM = os.environ.get("VMIMAGE_QCOW_DIFFERENTIAL_RANDOM") == "1"
+SUPPORTED = [name for name in FAMILIES if name in engine.FAMILIES]
+PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.shrink or os.environ.get("VMIMAGE_QCOW_DIFFERENTIAL_SHRINK") == "1"]
+SLICES = 2
+SETTINGS = hypothesis.settings(
+    max_examples=max(1, -(-EXAMPLES // (len(SUPPORTED) * SLICES))), deadline=None, print_blob=True, derandomize=False, database=None, phases=PHASES,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large])
+
+QCOW2_OPTIONS = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"cluster_size": st.sampled_from([512, 4096, 65536, 2 << 20])}),
+    st.fixed_dictionaries({"compression": st.just("zlib"), "cluster_size": st.sampled_from([512, 4096, 65536])}),
+    st.fixed_dictionaries({"extended_l2": st.just(True), "cluster_size": st.sampled_from([16384, 65536])}),
+    st.fixed_dictionaries({"lazy_refcounts": st.just(True)}),
+)
+
+
+class Tally:
+    """Counts compared images, how many of them differ from one another, and how many libqcow was asked about."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.libqcow = 0
+        self.seen: set[bytes] = set()
+
+    def compare(self, directory: str, chain: Chain, options: dict[str, Any]) -> None:
+        images, disk = write_chain(directory, chain)
+        top = os.path.join(directory, layer_name(0))
+        nodes, passwords = [], {}
+        for depth, spec in enumerate(chain):
+            secret = None
+            if spec.password is not None:
+                secret = os.path.join(directory, "secret%d" % depth)
+                pathlib.Path(secret).write_bytes(spec.password)
+                passwords[layer_name(depth)] = secret
+            nodes.append(oracle.Node(os.path.join(directory, layer_name(depth)), secret=secret))
+        raw, qcow2 = os.path.join(directory, "result.raw"), os.path.join(directory, "result.qcow2")
+        engine.convert(top, raw, format="raw", passwords=passwords)
+        engine.convert(top, qcow2, format="qcow2", passwords=passwords, **options)
+        theirs, ours = oracle.guest_bytes(*nodes), pathlib.Path(raw).read_bytes()
+        # qemu-img drops the bytes behind the last whole sector; those must be what was put there.
+        assert ours[:len(theirs)] == theirs
+        assert ours == disk
+        oracle.assert_clean(qcow2)
+        assert oracle.identical(oracle.Node(qcow2, "qcow2"), oracle.Node(raw, "raw"))
+        assert oracle.info(qcow2, "qcow2")["virtual-size"] == len(disk)
+        if oracle.libqcow_can_read(images[0]):
+            assert oracle.libqcow_bytes(top, len(disk), chain[0].password) == disk
+            self.libqcow += 1
+        self.images += 1
+        self.seen.add(hashlib.sha256(b"".join(image.data for image in images)).digest())
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_conversion_agrees_with_qemu_img(family: str, part: int, record_property: Callable[[str, Any], None]) -> None:
+    oracle.require_v1_driver()
+    tally = Tally()
+
+    @SETTINGS
+    @hypothesis.given(chain=FAMILIES[family], options=QCOW2_OPTIONS)
+    def conversion_agrees(chain: Chain, options: dict[str, Any]) -> None:
+        # Memory-backed where there is such a place: the images are synced twice each, and nothing here is about disks.
+        with tempfile.TemporaryDirectory(dir=engine.scratch_directory()) as directory:
+            tally.compare(directory, chain, options)
+
+    if not RANDOM:
+        conversion_agrees = hypothesis.seed("%s %d" % (family, part))(conversion_agrees)
+    conversion_agrees()
+    record_property("images", tally.images)
+    record_property("distinct", len(tally.seen))
+    record_property("libqcow", tally.libqcow)
