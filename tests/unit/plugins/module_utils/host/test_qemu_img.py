@@ -285,7 +285,7 @@ def test_progress_and_bandwidth(tool, folder):
     before = time.monotonic()
     tool.convert(source, folder + b"/out", "qcow2", progress=seen.append, bandwidth=8 * MIB)
     assert time.monotonic() - before > 1.0
-    assert seen == sorted(seen) and seen[-1] == 100.0 and len(seen) > 3
+    assert seen == sorted(seen) and len(seen) >= 2 and seen[-1] == 100.0
 
 
 def test_a_tick_that_raises_ends_the_conversion(tool, folder):
