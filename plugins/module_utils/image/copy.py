@@ -54,24 +54,25 @@ def copy_extents(extents: Iterable[Extent], writer: Any, progress: Optional[OnPr
     """
     job = _Copy(writer, progress)
     with ThreadPoolExecutor(1) as pool:
-        job.run(windows(extents, writer.cluster_size, writer.virtual_size), pool)
+        job.run(windows(extents, writer.unit, writer.virtual_size, keep_zeros=writer.backed), pool)
     writer.finish()
     return Copied(job.read, job.written, job.carried)
 
 
-def windows(extents: Iterable[Extent], cluster: int, size: int) -> Iterator[List[Segment]]:
+def windows(extents: Iterable[Extent], cluster: int, size: int, *, keep_zeros: bool = False) -> Iterator[List[Segment]]:
     """Extents gathered into segments of whole clusters, as many as lie in one window.
 
     A cluster that several extents touch is never split; windows in which nothing lies do not appear.
 
     :param cluster: bytes in a cluster of the result.
     :param size: virtual size of the result in bytes.
+    :param keep_zeros: zero extents matter too, because the result has a backing file.
     """
     width = max(WINDOW, cluster)
     gathered = []  # type: List[Segment]
     border = -1
     for whole in extents:
-        if whole.kind == ZERO:
+        if whole.kind == ZERO and not keep_zeros:
             continue
         extent = whole  # type: Optional[Extent]
         while extent is not None:
@@ -81,8 +82,8 @@ def windows(extents: Iterable[Extent], cluster: int, size: int) -> Iterator[List
                 gathered = []
                 border = (extent.start // width + 1) * width
             piece = clip(extent, extent.start, border)
-            assert piece is not None
-            _gather(gathered, piece, cluster, size)
+            if piece is not None:
+                _gather(gathered, piece, cluster, size)
             extent = clip(extent, border, extent.start + extent.length)
     if gathered:
         yield gathered
@@ -106,8 +107,8 @@ class _Copy:
         self.writer = writer
         self.progress = progress
         self.read = self.written = self.carried = 0
-        self._buffers = [bytearray(max(WINDOW, writer.cluster_size)) for _ in range(2)]
-        self._pending = [None, None]  # type: List[Optional[Future]]
+        self._buffers = [bytearray(max(WINDOW, writer.cluster_size)) for _turn in range(2)]
+        self._pending: List[Optional[Future]] = [None, None]
 
     def run(self, batches: Iterator[List[Segment]], pool: ThreadPoolExecutor) -> None:
         turn = 0
@@ -143,13 +144,20 @@ class _Copy:
             yield from self._place_streams(segment, view)
             return
         read_segment(segment, view)
-        for start, length in nonzero_runs(view, self.writer.cluster_size):
+        unit = self.writer.unit
+        position = 0
+        for start, length in nonzero_runs(view, unit):
+            if self.writer.backed and start > position:
+                self.writer.place_zeros(segment.start + position, start - position)
+            position = start + length
             self.written += length
             for offset, piece in self.writer.place(segment.start + start, length):
                 # Inside a cluster of the result, what is zero stays a hole of the file.
                 for inner, size in nonzero_runs(view[start : start + piece], HOLE):
                     yield view[start + inner : start + inner + size], offset + inner
                 start += piece
+        if self.writer.backed and position < segment.length:
+            self.writer.place_zeros(segment.start + position, segment.length - position)
 
     def _place_streams(self, segment: Segment, view: memoryview) -> Iterator[Tuple[Any, int]]:
         """The same for compressed results: streams of the same cluster size are carried over, everything else is deflated."""
@@ -165,6 +173,8 @@ class _Copy:
                 stream = os.pread(carried.layer.fd, carried.stored, carried.offset)
                 self.carried += len(piece)
             elif piece == _ZEROS[: len(piece)]:
+                if self.writer.backed:
+                    self.writer.place_zeros(guest, len(piece))
                 continue
             else:
                 stream = deflate(piece, cluster)

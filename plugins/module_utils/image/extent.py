@@ -114,6 +114,64 @@ def overlaid(top: Iterator[Extent], base: Iterator[Extent], size: int) -> Iterat
         above = next(top, None)
 
 
+def thin_extents(layers: List[Layer], unit: int) -> Iterator[Extent]:
+    """What an overlay has to hold to show the same over the same backing file: the extents of ``layers[0]``, and where they fill a unit of
+    the new overlay only partly, what the guest sees in the rest of it.
+
+    Zeros come as :data:`ZERO` extents where the image itself says so; inside a unit that appears here, gaps are zeros too. The rest of the
+    last sector of a disk that is no multiple of 512 bytes belongs to it.
+
+    :param unit: bytes that the new overlay allocates at a time.
+    """
+    top = layers[0]
+    if top.cluster_size % unit == 0 and top.virtual_size % SECTOR == 0:
+        return top.extents()
+    size = -(-top.virtual_size // SECTOR) * SECTOR
+    return _inside(_units(_whole_sectors(top), unit, size), chain_extents(layers))
+
+
+def _whole_sectors(layer: Layer) -> Iterator[Extent]:
+    yield from layer.extents()
+    rest = -layer.virtual_size % SECTOR
+    if rest:
+        yield Extent(layer.virtual_size, rest, ZERO, layer, 0, 0, 0)
+
+
+def _units(extents: Iterator[Extent], unit: int, size: int) -> Iterator[Extent]:
+    """The whole units that extents touch (none behind ``size``), as few runs of :data:`ZERO` as possible."""
+    start = stop = 0
+    layer = None  # type: Optional[Layer]
+    for extent in extents:
+        layer = extent.layer
+        first = extent.start // unit * unit
+        if first > stop:
+            if stop > start:
+                yield Extent(start, stop - start, ZERO, layer, 0, 0, 0)
+            start = first
+        stop = min(-(-(extent.start + extent.length) // unit) * unit, size)
+    if layer is not None and stop > start:
+        yield Extent(start, stop - start, ZERO, layer, 0, 0, 0)
+
+
+def _inside(runs: Iterator[Extent], whole: Iterator[Extent]) -> Iterator[Extent]:
+    """The parts of ``whole`` that lie inside ``runs``; the parts of ``runs`` in which there are none, as they are."""
+    below = next(whole, None)
+    for run in runs:
+        position, stop = run.start, run.start + run.length
+        while below is not None and below.start < stop:
+            piece = clip(below, position, stop)
+            if piece is not None:
+                if piece.start > position:
+                    yield run._replace(start=position, length=piece.start - position)
+                yield piece
+                position = piece.start + piece.length
+            if below.start + below.length > stop:
+                break
+            below = next(whole, None)
+        if position < stop:
+            yield run._replace(start=position, length=stop - position)
+
+
 def chain_extents(layers: List[Layer]) -> Iterator[Extent]:
     """The extents of a whole backing chain, ``layers[0]`` being the image itself and ``layers[-1]`` its lowest base.
 

@@ -16,22 +16,26 @@ class Need(NamedTuple):
     file: int  # bytes the result's file will occupy at most
 
 
-def measure(extents: Iterable[Extent], *, cluster_size: int, virtual_size: int, tables: bool, entry_size: int = 8) -> Need:
+def measure(
+    extents: Iterable[Extent], *, cluster_size: int, virtual_size: int, tables: bool, entry_size: int = 8, backed: bool = False
+) -> Need:
     """What a result with clusters of ``cluster_size`` bytes will need.
 
     :param tables: whether the result has L1, L2 and refcount tables (qcow2), or none (raw).
     :param entry_size: bytes of an L2 entry: 8, or 16 with extended L2 entries.
+    :param backed: whether the result has a backing file, so that zeros need table entries too.
     """
     coverage = cluster_size // entry_size * cluster_size
     guest = clusters = l2_tables = 0
     last_cluster = last_table = -1
     for extent in extents:
-        if extent.kind == ZERO:
+        if extent.kind != ZERO:
+            guest += extent.length
+            first, last = extent.start // cluster_size, (extent.start + extent.length - 1) // cluster_size
+            clusters += last - max(first, last_cluster + 1) + 1
+            last_cluster = last
+        elif not backed:
             continue
-        guest += extent.length
-        first, last = extent.start // cluster_size, (extent.start + extent.length - 1) // cluster_size
-        clusters += last - max(first, last_cluster + 1) + 1
-        last_cluster = last
         if tables:
             first, last = extent.start // coverage, (extent.start + extent.length - 1) // coverage
             l2_tables += last - max(first, last_table + 1) + 1

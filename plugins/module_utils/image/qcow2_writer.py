@@ -41,7 +41,9 @@ _FEATURE_NAMES = (
     (0, 4, b"extended L2 entries"),
     (1, 0, b"lazy refcounts"),
 )
-_ALL_SUBCLUSTERS = (1 << 32) - 1
+_SUBCLUSTERS = 32
+_ALL_SUBCLUSTERS = (1 << _SUBCLUSTERS) - 1
+_ZERO_FLAG = 1
 _REFCOUNT_BYTES = 2
 
 
@@ -84,6 +86,8 @@ class Qcow2Writer:
     """Writes one image into an empty file.
 
     Guest ranges are placed in ascending order; :meth:`finish` writes what the image needs to be one. Until then the file has no header.
+    What is never placed shows the backing file where there is one (``backed``), else zeros. ``unit`` is the number of bytes that can be
+    placed by themselves.
 
     :param fd: descriptor open for writing, at least; stays the caller's.
     :param virtual_size: bytes, a multiple of 512.
@@ -98,6 +102,10 @@ class Qcow2Writer:
         self.options = options or Qcow2Options()
         self.cluster_size = self.options.cluster_size
         self.compressed = self.options.compressed
+        self.backed = self.options.backing_name is not None
+        # Over a backing file every subcluster is placed by itself, so that nothing has to be copied up from below.
+        self._by_subcluster = self.options.extended_l2 and self.backed and not self.compressed
+        self.unit = self.cluster_size // _SUBCLUSTERS if self._by_subcluster else self.cluster_size
         self._entry_words = 2 if self.options.extended_l2 else 1
         self._entries_per_l2 = self.cluster_size // (8 * self._entry_words)
         self._l2_coverage = self._entries_per_l2 * self.cluster_size
@@ -116,7 +124,7 @@ class Qcow2Writer:
         self._allocate(1)
 
     def place(self, start: int, length: int) -> Iterator[Tuple[int, int]]:
-        """Give guest bytes [start, start + length) places in the file: whole clusters, but for the end of the disk.
+        """Give guest bytes [start, start + length) places in the file: whole units, but for the end of the disk.
 
         :return: ``(offset in the file, bytes)`` of the pieces, in guest order.
         """
@@ -124,8 +132,37 @@ class Qcow2Writer:
         while start < stop:
             border = (start // self._l2_coverage + 1) * self._l2_coverage
             piece = min(stop, border) - start
-            yield self._place_in_table(start, -(-piece // self.cluster_size)), piece
+            if self._by_subcluster and (start % self.cluster_size or piece < self.cluster_size):
+                piece = min(piece, self.cluster_size - start % self.cluster_size)
+                yield self._place_subclusters(start, -(-piece // self.unit)), piece
+            else:
+                if self._by_subcluster and stop < self.virtual_size:
+                    piece -= piece % self.cluster_size
+                yield self._place_in_table(start, -(-piece // self.cluster_size)), piece
             start += piece
+
+    def _place_subclusters(self, start: int, count: int) -> int:
+        index = start // self._l2_coverage
+        self._open_l2(index)
+        slot = 2 * ((start - index * self._l2_coverage) // self.cluster_size)
+        first = start % self.cluster_size // self.unit
+        if not self._l2[slot]:
+            self._l2[slot] = self._allocate(1) | _COPIED
+        self._l2[slot + 1] |= ((1 << count) - 1) << first
+        return (self._l2[slot] & ~_COPIED) + start % self.cluster_size
+
+    def place_zeros(self, start: int, length: int) -> None:
+        """Let guest bytes [start, start + length), whole units, read as zeros whatever the backing file holds. Takes no data clusters."""
+        for position in range(start, start + length, self.unit):
+            index = position // self._l2_coverage
+            self._open_l2(index)
+            number = (position - index * self._l2_coverage) // self.cluster_size
+            if self._entry_words == 1:
+                self._l2[number] = _ZERO_FLAG
+            elif self._by_subcluster:
+                self._l2[2 * number + 1] |= 1 << (_SUBCLUSTERS + position % self.cluster_size // self.unit)
+            else:
+                self._l2[2 * number + 1] = _ALL_SUBCLUSTERS << _SUBCLUSTERS
 
     def _place_in_table(self, start: int, count: int) -> int:
         cluster = self.cluster_size

@@ -60,7 +60,9 @@ class RawWriter:
 
     format = "raw"
     cluster_size = 4096  # what is not placed stays a hole; the block size of the usual filesystems
+    unit = cluster_size
     compressed = False
+    backed = False
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
