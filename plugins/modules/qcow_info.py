@@ -56,8 +56,9 @@ options:
       - How closely to check QCOW version 1 images.
       - V(none) reads their headers only.
       - V(structure) reads their tables too and finds everything in them that cannot be true.
+      - V(content) inflates every compressed cluster as well.
     type: str
-    choices: [none, structure]
+    choices: [none, structure, content]
     default: structure
   fingerprint:
     description:
@@ -157,7 +158,10 @@ images:
       type: list
       elements: dict
     check:
-      description: What the structure check found, with RV(ignore:verdict) (V(sound) or V(damaged)) and the damaged ranges.
+      description:
+        - What the structure check found. RV(ignore:verdict) is V(sound), V(suspect) (the guest can be read in full, but no writer leaves an
+          image like that) or V(damaged). RV(ignore:findings) lists what was found as ranges of guest and file bytes and in words, and
+          the counts say what the image consists of, orphan bytes included.
       type: dict
     fingerprint:
       description: What the guest sees as one number that does not depend on format or allocation.
@@ -205,7 +209,7 @@ def main() -> None:
             "recurse": {"type": "bool", "default": True},
             "one_filesystem": {"type": "bool", "default": False},
             "report": {"type": "str", "choices": list(REPORTS), "default": "known"},
-            "check": {"type": "str", "choices": ["none", "structure"], "default": "structure"},
+            "check": {"type": "str", "choices": ["none", "structure", "content"], "default": "structure"},
             "fingerprint": {"type": "bool", "default": False},
             "in_use": {"type": "bool", "default": True},
         },

@@ -9,12 +9,12 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import in_use, tree
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import DAMAGED, SOUND, check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN, Identity, identify
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2 import Qcow2
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import fingerprint
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import MAX_RANGES
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import is_retired
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
@@ -30,7 +30,7 @@ class Question(NamedTuple):
     recurse: bool = True
     one_filesystem: bool = False
     report: str = "known"  # v1: QCOW v1 only; known: every recognised format; all: raw or unknown files too
-    check: str = "structure"  # none or structure
+    check: str = "structure"  # none, structure or content
     fingerprint: bool = False
     in_use: bool = True
 
@@ -134,27 +134,23 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
 
 
 def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> None:
-    damage = []  # type: List[Damage]
-    reader = Qcow1(source.fd, source.path, damage.append)
+    reader = Qcow1(source.fd, source.path)
     image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
     image["backing"] = _backing(reader.backing_name, None)
     if question.check != "none":
-        compressed = data = 0
-        for extent in reader.extents():
-            data += extent.length
-            compressed += extent.kind == COMPRESSED
-        image.update(compressed_clusters=compressed, data_bytes=data)
-        image["check"] = _report(question.check, damage)
-    if damage:
-        image["reasons"].append("damaged")
-    elif question.fingerprint:
+        report = check(source.fd, source.path, question.check)
+        image.update(
+            check=report.as_dict(),
+            compressed_clusters=report.compressed_clusters,
+            data_bytes=report.allocated_bytes + report.compressed_clusters * report.cluster_size,
+        )
+        if report.verdict != SOUND:
+            image["reasons"].append(report.verdict)
+        if report.verdict == DAMAGED:
+            return
+    if question.fingerprint:
         source.open_qcow1()
         image["fingerprint"] = fingerprint(source.plain())
-
-
-def _report(level: str, damage: List[Damage]) -> Dict[str, Any]:
-    listed = [{"start": d.start, "length": d.length, "offset": d.offset, "what": d.what} for d in damage[:MAX_RANGES]]
-    return {"level": level, "verdict": "damaged" if damage else "sound", "damage": listed, "damage_count": len(damage)}
 
 
 def _backing(name: Optional[bytes], format_name: Optional[str]) -> Optional[Dict[str, Any]]:
@@ -182,7 +178,7 @@ def _summary(images: List[Dict[str, Any]], counts: tree.Counts) -> Dict[str, Any
         "candidates": sum(image["candidate"] for image in images),
         "candidate_bytes": sum(image["allocated_size"] or 0 for image in images if image["candidate"]),
         "retired": sum("retired original" in image["reasons"] for image in v1),
-        "damaged": sum(bool(image["error"] or (image["check"] or {}).get("damage_count")) for image in v1),
+        "damaged": sum(bool(image["error"] or (image["check"] or {}).get("verdict") == DAMAGED) for image in v1),
         "in_use": sum(bool(image["in_use"]) for image in v1),
         "errors": sum(image["error"] is not None for image in images),
     }
