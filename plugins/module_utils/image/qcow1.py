@@ -133,6 +133,23 @@ def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
     return header
 
 
+def read_backing_name(fd: int, header: Header, path: Optional[bytes] = None) -> Optional[bytes]:
+    """The name of the backing file as stored, cut at the first NUL as QEMU does; ``None`` where there is none.
+
+    :raises DamagedImage: where the name lies outside the file.
+    """
+    if not header.has_backing:
+        return None
+    name = os.pread(fd, header.backing_length, header.backing_offset) if header.backing_offset < 1 << 63 else b""
+    if len(name) < header.backing_length:
+        raise DamagedImage(
+            "the backing file name ({0} bytes at {1}) lies outside the file".format(header.backing_length, header.backing_offset),
+            path,
+            hint="The file was not changed. Restore it from a backup.",
+        )
+    return name.split(b"\0")[0] or None
+
+
 class Qcow1(Layer):
     """A QCOW v1 image open for reading.
 
@@ -188,17 +205,7 @@ class Qcow1(Layer):
 
         :raises DamagedImage: where the name lies outside the file.
         """
-        header = self.header
-        if not header.has_backing:
-            return None
-        if header.backing_offset + header.backing_length > self.file_size:
-            raise DamagedImage(
-                "the backing file name ({0} bytes at {1}) lies outside the file of {2} bytes".format(
-                    header.backing_length, header.backing_offset, self.file_size
-                ),
-                self.path,
-            )
-        return os.pread(self.fd, header.backing_length, header.backing_offset).split(b"\0")[0] or None
+        return read_backing_name(self.fd, self.header, self.path)
 
     def l1_chunks(self) -> Iterator[Tuple[int, array]]:
         """The L1 table in pieces: ``(index of the first entry, entries)``, without the pieces that are holes or all zero.
@@ -256,8 +263,7 @@ class Qcow1(Layer):
     def extents(self) -> Iterator[Extent]:
         """See :meth:`Layer.extents`. Damaged ranges come as zeros after ``on_damage`` has let them pass."""
         for start, offset in self.l2_tables():
-            for extent in self.table_extents(start, self.read_l2(start, offset)):
-                yield extent
+            yield from self.table_extents(start, self.read_l2(start, offset))
 
     def table_extents(self, start: int, entries: array) -> Iterator[Extent]:
         """The extents of one L2 table whose first entry stands for guest byte ``start``.
@@ -294,8 +300,7 @@ class Qcow1(Layer):
                     expected = entry + cluster
             if expected > last_whole:  # the end of the file is near; cheap enough to be asked at every entry
                 if run_length and run_offset + run_length > self.file_size:
-                    for extent in self._cut_off(run_start, run_offset, run_length, kind):
-                        yield extent
+                    yield from self._cut_off(run_start, run_offset, run_length, kind)
                     run_length = 0
                     expected = -1
                 elif expected >= self.file_size:
