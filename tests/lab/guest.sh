@@ -43,9 +43,10 @@ for word in $(cat /proc/cmdline); do
         guest.deaf) deaf=1 ;;
     esac
 done
-# The power button is an input event; whatever arrives on its device is a press.
-if [ -z "$deaf" ] && [ -c /dev/input/event0 ]; then
-    ( head -c 1 /dev/input/event0 >/dev/null; echo "GUEST-BUTTON"; sync; poweroff -f ) &
+# The power button is an input device; whatever arrives on it is a press.
+button=$(grep -A 5 "Name=\"Power Button\"" /proc/bus/input/devices | grep -o "event[0-9]*" | head -n 1)
+if [ -z "$deaf" ] && [ -n "$button" ]; then
+    ( dd if=/dev/input/$button bs=24 count=1 >/dev/null 2>&1; echo "GUEST-BUTTON"; sync; poweroff -f ) &
 fi
 case $mode in
     sha)

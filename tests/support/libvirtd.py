@@ -40,7 +40,10 @@ def binding(scratch: pathlib.Path) -> Any:
         pass
     show = "import sys, libvirt, libvirtmod; print(*sys.version_info[:2], libvirt.__file__, libvirtmod.__file__, sep='\\n')"
     found = subprocess.run(["/usr/bin/python3", "-c", show], capture_output=True, text=True, check=False).stdout.split("\n")
-    require(found[:2] == [str(number) for number in sys.version_info[:2]], "needs libvirt-python for this Python (or its distribution's python3-libvirt)")
+    require(
+        found[:2] == [str(number) for number in sys.version_info[:2]],
+        "needs libvirt-python for this Python (or its distribution's python3-libvirt)",
+    )
     place = scratch / "binding"
     place.mkdir()
     for file in found[2:4]:
@@ -57,6 +60,7 @@ class Libvirtd:
         for tool in ("libvirtd", "qemu-system-x86_64", "qemu-img", "unshare", "ip"):
             require_tool(tool)
         self.library = binding(scratch)
+        self.library.registerErrorHandler(lambda context, error: None, None)
         self.scratch = scratch
         for name in ("run", "lib", "images"):
             (scratch / name).mkdir()
@@ -101,9 +105,10 @@ class Libvirtd:
     def clear(self) -> None:
         """Forget every domain and pool."""
         for domain in self.connection.listAllDomains():
+            persistent = domain.isPersistent()
             if domain.isActive():
                 domain.destroy()
-            if domain.isPersistent():
+            if persistent:
                 domain.undefineFlags(
                     self.library.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
                     | self.library.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
@@ -116,7 +121,9 @@ class Libvirtd:
 
     def pool(self, name: str, path: pathlib.Path, *, active: bool = True) -> Any:
         """A directory pool."""
-        pool = self.connection.storagePoolDefineXML("<pool type='dir'><name>%s</name><target><path>%s</path></target></pool>" % (name, path))
+        pool = self.connection.storagePoolDefineXML(
+            "<pool type='dir'><name>%s</name><target><path>%s</path></target></pool>" % (name, path)
+        )
         if active:
             pool.create()
         return pool
@@ -129,6 +136,7 @@ class Guest:
         files = guest_files()
         self.library = daemon.library
         self.console = daemon.scratch / ("%s.console" % name)
+        self.console.unlink(missing_ok=True)
         self.domain = daemon.connection.defineXML(
             """<domain type='qemu'><name>{name}</name><memory unit='MiB'>128</memory><vcpu>1</vcpu>
             <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>

@@ -71,9 +71,8 @@ def obstacles(answer: Survey, uses: Iterable[DomainUse]) -> List[str]:
         elif use.where.startswith("checkpoint:"):
             name = use.where.partition(":")[2]
             found.append(
-                "Checkpoint {0} of domain {1} belongs to {2} ({3}). Delete it first (virsh checkpoint-delete {1} {0}); the next backup is a full one.".format(
-                    name, use.domain, show(use.path), use.target
-                )
+                "Checkpoint {0} of domain {1} belongs to {2} ({3}). Delete it first (virsh checkpoint-delete {1} {0}); "
+                "the next backup is a full one.".format(name, use.domain, show(use.path), use.target)
             )
         elif use.where == "other":
             found.append(

@@ -90,7 +90,9 @@ def test_every_user_of_an_image(daemon: Libvirtd, connection: libvirt.Connection
     assert answer.users_of(name_of(tmp_path / "nobody")) == []
 
 
-def test_snapshots_saved_states_and_arguments_are_obstacles(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_snapshots_saved_states_and_arguments_are_obstacles(
+    daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path
+) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     guest = Guest(daemon, "snapped", [disk(image, "qcow")])
     flags = daemon.library.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
@@ -102,8 +104,13 @@ def test_snapshots_saved_states_and_arguments_are_obstacles(daemon: Libvirtd, co
     assert text.startswith("Snapshot monday of domain snapped remembers") and "virsh snapshot-delete snapped monday" in text
     daemon.clear()
 
-    passed = guest.xml().replace("<domain type='qemu'>", "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>") if False else ""
-    assert passed == ""
+    guest = Guest(daemon, "arguing", [disk(tmp_path / "plain", "raw")])
+    namespace = "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+    argument = "<qemu:commandline><qemu:arg value='-drive'/><qemu:arg value='file=%s,if=none'/></qemu:commandline></domain>" % image
+    daemon.connection.defineXML(guest.xml().replace("<domain type='qemu'>", namespace).replace("</domain>", argument))
+    answer = survey_connection(connection)
+    (text,) = domain_repoint.obstacles(answer, answer.users_of(name_of(image)))
+    assert text.startswith("Domain arguing names %s outside its disks" % image)
 
 
 def test_repoint_changes_the_disk_alone_and_comes_back(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
@@ -149,7 +156,10 @@ def test_a_volume_stays_a_volume_and_its_pool_looks_again(daemon: Libvirtd, conn
     image.unlink()
     assert "a.qcow2" not in pool.listVolumes()
     refreshed = libvirt.refresh_pools(connection, [name_of(new), name_of(tmp_path / "asleep" / "x")])
-    assert [(result.name, result.refreshed, result.reason) for result in refreshed] == [("asleep", False, "inactive"), ("images", True, None)]
+    assert [(result.name, result.refreshed, result.reason) for result in refreshed] == [
+        ("asleep", False, "inactive"),
+        ("images", True, None),
+    ]
     assert "a.qcow2" in pool.listVolumes() and "a.qcow" not in pool.listVolumes()
     (planned,) = domain_repoint.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(new), "qcow2")])
     assert domain_repoint.apply(connection, planned)
@@ -165,7 +175,9 @@ def test_a_running_domain_is_not_moved_under_its_feet(daemon: Libvirtd, connecti
     guest.wait("GUEST-UP")
     uses = survey_connection(connection).users_of(name_of(image))
     assert [(use.where, use.state) for use in uses] == [("definition", "running"), ("live", "running")]
-    (planned,) = domain_repoint.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(tmp_path / "a.qcow2"), "qcow2")])
+    (planned,) = domain_repoint.plan(
+        connection, survey_connection(connection), [Move(name_of(image), name_of(tmp_path / "a.qcow2"), "qcow2")]
+    )
     with pytest.raises(ImageInUse, match="busy is running"):
         domain_repoint.apply(connection, planned)
     assert guest.xml() == before
@@ -266,7 +278,10 @@ def test_a_writing_guest_is_moved_live(daemon: Libvirtd, connection: libvirt.Con
 
     wrote = [(int(words[1]), float(words[2])) for words in guest.lines("GUEST-WROTE")]
     assert [number for number, unused in wrote] == list(range(1, len(wrote) + 1))
-    assert blocks(convert(new, "qcow2", tmp_path / "check", "raw")) in (len(wrote), len(wrote) + 1)  # one may be on the disk and not yet told
+    assert blocks(convert(new, "qcow2", tmp_path / "check", "raw")) in (
+        len(wrote),
+        len(wrote) + 1,
+    )  # one may be on the disk and not yet told
     stop = max(later[1] - sooner[1] for sooner, later in zip(wrote, wrote[1:]))
     print("longest pause of the guest: %.2f s" % stop, file=sys.stderr)
     assert stop < 2.0
@@ -299,7 +314,10 @@ def test_a_live_move_can_be_called_off(daemon: Libvirtd, connection: libvirt.Con
     assert guest.xml() == before
     guest.wait("GUEST-WROTE", len(guest.lines("GUEST-WROTE")) + 10)
     guest.domain.destroy()
-    assert blocks(convert(image, "qcow", tmp_path / "check", "raw")) in (len(guest.lines("GUEST-WROTE")), len(guest.lines("GUEST-WROTE")) + 1)
+    assert blocks(convert(image, "qcow", tmp_path / "check", "raw")) in (
+        len(guest.lines("GUEST-WROTE")),
+        len(guest.lines("GUEST-WROTE")) + 1,
+    )
 
 
 def test_without_libvirt_the_files_speak(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
