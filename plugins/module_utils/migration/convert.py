@@ -164,7 +164,7 @@ def _convert_with_qemu_img(plan: Plan, source: Source, temporary: bytes) -> None
             hint="Nothing was changed. Use engine=native, which needs no qemu-img.",
         )
     request = plan.request
-    tool.convert(Node("qcow", source.path), temporary, request.format, options=qemu_img_options(request), compress=request.compression != "none")
+    tool.convert(Node(source.path, "qcow"), temporary, request.format, options=qemu_img_options(request), compress=request.compression != "none")
 
 
 def qemu_img_options(request: Request) -> Dict[str, str]:
