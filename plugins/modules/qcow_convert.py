@@ -219,15 +219,18 @@ summary:
   type: dict
 """
 
+from typing import Any, Dict, Iterator, List, Optional
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.text.formatters import human_to_bytes
+
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings, run, summary
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, to_path
 
 
-def size_of(module, option):
+def size_of(module: AnsibleModule, option: str) -> Optional[int]:
     """Bytes from an option that takes a unit, or None."""
     text = module.params[option]
     if text is None:
@@ -238,7 +241,7 @@ def size_of(module, option):
         module.fail_json(msg="{0}: {1}".format(option, error))
 
 
-def requests_of(module):
+def requests_of(module: AnsibleModule) -> Iterator[Request]:
     """What the options ask for, one request an image."""
     params = module.params
     images = params["images"] if params["images"] is not None else [{"src": params["src"]}]
@@ -265,7 +268,7 @@ def requests_of(module):
         )
 
 
-def set_attributes(module, result):
+def set_attributes(module: AnsibleModule, result: Dict[str, Any]) -> None:
     """Owner, group, mode and SELinux context where the task names them; the original's have been carried over already."""
     if result["failed"] or module.check_mode or result["dest_base64"] is not None:
         return
@@ -273,7 +276,7 @@ def set_attributes(module, result):
     result["changed"] = module.set_fs_attributes_if_different(arguments, result["changed"])
 
 
-def diff_of(results):
+def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     """What diff mode shows: small dictionaries, not contents."""
     return [
         {"before_header": result["src"], "after_header": result["dest"], "before": result["before"], "after": result["after"]}
@@ -282,7 +285,7 @@ def diff_of(results):
     ]
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "src": {"type": "path"},
@@ -336,7 +339,7 @@ def main():
     finish(module, results)
 
 
-def finish(module, results):
+def finish(module: AnsibleModule, results: List[Dict[str, Any]]) -> None:
     """Hand out the results of one image as the module's own, those of many as a list."""
     changed = any(result["changed"] for result in results)
     failed = [result for result in results if result["failed"]]

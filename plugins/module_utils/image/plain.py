@@ -121,7 +121,7 @@ class _Tabled(PlainImage):
         try:
             data = inflater.decompress(os.pread(self.fd, length, offset), self.cluster)
         except zlib.error as error:
-            raise DamagedImage("the compressed cluster at byte {0} cannot be inflated ({1})".format(offset, error), self.path)
+            raise DamagedImage("the compressed cluster at byte {0} cannot be inflated ({1})".format(offset, error), self.path) from error
         if len(data) != self.cluster:
             raise DamagedImage("the compressed cluster at byte {0} yields {1} of {2} bytes".format(offset, len(data), self.cluster), self.path)
         view[:] = data[skip : skip + len(view)]

@@ -171,8 +171,7 @@ class Qcow2(Layer):
         for start, offset in self.l2_tables():
             table = _entries(os.pread(self.fd, self.cluster_size, offset))
             pieces = self._table_extents(start, table) if self._words == 1 else self._subcluster_extents(start, table)
-            for extent in merged(pieces):
-                yield extent
+            yield from merged(pieces)
 
     def _table_extents(self, start: int, table: array) -> Iterator[Extent]:
         cluster = self.cluster_size
@@ -231,7 +230,7 @@ class Qcow2(Layer):
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, self.cluster_size)
         except zlib.error as error:
-            raise DamagedImage("guest byte {0}: the compressed cluster at byte {1}: {2}".format(extent.start, extent.offset, error), self.path)
+            raise DamagedImage("guest byte {0}: the compressed cluster at byte {1}: {2}".format(extent.start, extent.offset, error), self.path) from error
         if len(data) != self.cluster_size:
             raise DamagedImage(
                 "guest byte {0}: the compressed cluster at byte {1} yields {2} of {3} bytes".format(

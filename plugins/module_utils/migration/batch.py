@@ -111,7 +111,7 @@ def _work(work: List[Tuple[int, Plan]], settings: Settings) -> Iterator[Tuple[in
         return
     # Processes, not threads: tables are walked in Python. A worker that is killed breaks the pool instead of hanging it.
     with ProcessPoolExecutor(min(settings.workers, len(work))) as pool:
-        futures = {pool.submit(_execute, plan): (number, plan) for number, plan in work}  # type: Dict[Future, Tuple[int, Plan]]
+        futures: Dict[Future, Tuple[int, Plan]] = {pool.submit(_execute, plan): (number, plan) for number, plan in work}
         for future in as_completed(futures):
             number, plan = futures[future]
             try:
@@ -162,7 +162,7 @@ def _planned(plan: Plan) -> Dict[str, Any]:
     if plan.action == REFUSE:
         return dict(result, failed=True, reason=plan.code, details=plan.details)
     if plan.action == CONVERT:
-        after = dict(path=show(plan.dest), format=plan.request.format, virtual_size=plan.virtual_size, file_size=plan.need)
+        after = {"path": show(plan.dest), "format": plan.request.format, "virtual_size": plan.virtual_size, "file_size": plan.need}
         return dict(result, changed=True, engine=plan.engine, after=after)
     return dict(result, changed=plan.action == RETIRE)
 

@@ -115,7 +115,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source) -> Plan:
         "allocated_size": os.fstat(source.fd).st_blocks * SECTOR,
         "cluster_size": image.cluster_size,
     }
-    common = {"retired": retired, "identity": source.identity, "before": before, "virtual_size": rounded(image.virtual_size)}
+    common: Dict[str, Any] = {"retired": retired, "identity": source.identity, "before": before, "virtual_size": rounded(image.virtual_size)}
     _require_names(request, dest, retired)
     if dest != request.src and os.path.lexists(dest):
         return _adopt(request, dest, source, common)
