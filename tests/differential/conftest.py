@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Says at the end of a run how many random images were compared, however many processes shared the work."""
+
 from typing import Any
 
 
@@ -15,4 +16,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if totals["images"]:
         terminalreporter.write_line(
             "differential: %(images)d random images (%(distinct)d distinct) converted to raw and to qcow2, identical to qemu-img; "
-            "%(libqcow)d of them read by libqcow too" % totals)
+            "%(libqcow)d of them read by libqcow too" % totals
+        )

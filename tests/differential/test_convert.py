@@ -7,6 +7,7 @@ How many: the environment variable VMIMAGE_QCOW_DIFFERENTIAL_EXAMPLES, spread ov
 VMIMAGE_QCOW_DIFFERENTIAL_RANDOM=1 they are others each time, and a failure prints how to repeat it. A failing image is made as small as
 possible only with VMIMAGE_QCOW_DIFFERENTIAL_SHRINK=1: that takes minutes.
 """
+
 import hashlib
 import os
 import pathlib
@@ -23,11 +24,19 @@ from ansible_collections.vmimage.qcow.tests.support.strategies import FAMILIES, 
 EXAMPLES = int(os.environ.get("VMIMAGE_QCOW_DIFFERENTIAL_EXAMPLES", "600"))
 RANDOM = os.environ.get("VMIMAGE_QCOW_DIFFERENTIAL_RANDOM") == "1"
 SUPPORTED = [name for name in FAMILIES if name in engine.FAMILIES]
-PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.shrink or os.environ.get("VMIMAGE_QCOW_DIFFERENTIAL_SHRINK") == "1"]
+PHASES = [
+    phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.shrink or os.environ.get("VMIMAGE_QCOW_DIFFERENTIAL_SHRINK") == "1"
+]
 SLICES = 2
 SETTINGS = hypothesis.settings(
-    max_examples=max(1, -(-EXAMPLES // (len(SUPPORTED) * SLICES))), deadline=None, print_blob=True, derandomize=False, database=None, phases=PHASES,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large])
+    max_examples=max(1, -(-EXAMPLES // (len(SUPPORTED) * SLICES))),
+    deadline=None,
+    print_blob=True,
+    derandomize=False,
+    database=None,
+    phases=PHASES,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
 
 QCOW2_OPTIONS = st.one_of(
     st.just({}),
@@ -62,7 +71,7 @@ class Tally:
         engine.convert(top, qcow2, format="qcow2", passwords=passwords, **options)
         theirs, ours = oracle.guest_bytes(*nodes), pathlib.Path(raw).read_bytes()
         # qemu-img drops the bytes behind the last whole sector; those must be what was put there.
-        assert ours[:len(theirs)] == theirs
+        assert ours[: len(theirs)] == theirs
         assert ours == disk
         oracle.assert_clean(qcow2)
         assert oracle.identical(oracle.Node(qcow2, "qcow2"), oracle.Node(raw, "raw"))

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A workbench for one image: put it there, look at it, convert it both ways, or see it refused with nothing touched."""
+
 import json
 import os
 import pathlib

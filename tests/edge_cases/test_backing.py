@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Edge cases 37 to 43: backing files."""
+
 import pytest
 
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
@@ -14,10 +15,10 @@ def overlay(name: bytes, **more) -> ImageSpec:
     return ImageSpec(size=MIB, cluster_bits=9, l2_bits=12, clusters={5: Plain(b"overlay")}, backing=Backing(name, **more))
 
 
-@pytest.mark.parametrize(("fields", "name"), [
-    ({"backing_offset": 0, "backing_length": 9}, "offset 0"),
-    ({"backing_offset": 48, "backing_length": 0}, "length 0"),
-])
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [({"backing_offset": 0, "backing_length": 9}, "offset 0"), ({"backing_offset": 48, "backing_length": 0}, "length 0")],
+)
 def test_42_half_a_name_is_no_backing_file(workbench, fields: dict, name: str) -> None:
     image = build(ImageSpec(size=MIB, clusters={5: Plain(b"alone")}, fields=fields))
     workbench.converts_to(workbench.image(image), image.guest_bytes())

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Edge cases 1 to 12: headers, sizes and shapes. The numbers are those of the list of edge cases in the format notes."""
+
 import resource
 import struct
 
@@ -94,10 +95,19 @@ def test_08_l1_table_larger_than_2_gib_is_refused(workbench) -> None:
     workbench.is_refused(workbench.file(header(600 << 40) + bytes(512)), "damaged", "L1")
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("cluster_bits", 8), ("cluster_bits", 17), ("cluster_bits", 0), ("cluster_bits", 255),
-    ("l2_bits", 5), ("l2_bits", 14), ("l2_bits", 0), ("l2_bits", 255),
-])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cluster_bits", 8),
+        ("cluster_bits", 17),
+        ("cluster_bits", 0),
+        ("cluster_bits", 255),
+        ("l2_bits", 5),
+        ("l2_bits", 14),
+        ("l2_bits", 0),
+        ("l2_bits", 255),
+    ],
+)
 def test_09_geometry_outside_the_format_is_refused(workbench, field: str, value: int) -> None:
     workbench.is_refused(workbench.file(header(MIB, **{field: value}) + bytes(4096)), "damaged", field, str(value))
 

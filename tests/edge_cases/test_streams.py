@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Edge cases 24 to 32: compressed clusters."""
+
 import random
 
 import pytest
@@ -53,13 +54,16 @@ def test_27_stream_without_its_last_byte_is_complete(workbench) -> None:
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 
-@pytest.mark.parametrize(("cluster", "name"), [
-    (Packed(words(3), short=3), "short"),
-    (Packed(words(3), declared=0), "size 0"),
-    (Packed(words(3), stream=deflate(words(3)[:4000])), "short output"),
-    (Packed(words(3), wbits=12), "zlib header"),
-    (Packed(words(3), stream=noise(5, 600)), "no stream"),
-])
+@pytest.mark.parametrize(
+    ("cluster", "name"),
+    [
+        (Packed(words(3), short=3), "short"),
+        (Packed(words(3), declared=0), "size 0"),
+        (Packed(words(3), stream=deflate(words(3)[:4000])), "short output"),
+        (Packed(words(3), wbits=12), "zlib header"),
+        (Packed(words(3), stream=noise(5, 600)), "no stream"),
+    ],
+)
 def test_28_broken_streams_are_errors_that_name_the_cluster(workbench, cluster: Packed, name: str) -> None:
     image = build(ImageSpec(size=MIB, clusters={3: cluster, 4: Plain(b"four")}, stream_align=1))
     error = workbench.is_refused(workbench.image(image), "damaged", "compressed cluster")
@@ -73,7 +77,7 @@ def test_29_stream_that_yields_more_than_a_cluster_is_cut(workbench) -> None:
 
 def test_30_window_of_32_kib_in_a_cluster_of_64_kib(workbench) -> None:
     block = noise(30, 20000)
-    data = (block + block + block + block)[:1 << 16]
+    data = (block + block + block + block)[: 1 << 16]
     image = build(ImageSpec(size=MIB, cluster_bits=16, clusters={3: Packed(data, wbits=-15)}))
     assert image.places[3][1] < 25000
     workbench.converts_to(workbench.image(image), image.guest_bytes())

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Edge cases 13 to 23: tables and stored clusters. qemu-img takes most of these for zeros and ends with exit code 0."""
+
 import dataclasses
 import struct
 

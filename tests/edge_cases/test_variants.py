@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Edge cases 44 to 46: images of other writers, and the genuine ones of FreeBSD's mkimg."""
+
 import hashlib
 import pathlib
 

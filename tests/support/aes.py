@@ -7,6 +7,7 @@ QEMU, block/qcow.c and crypto/block-qcow.c: AES-128-CBC for each 512-byte sector
 with zero bytes; the initialisation vector is the guest sector number as 64-bit little-endian followed by eight zero bytes.
 ``cryptography`` is used when it is there; without it a pure Python AES (FIPS 197) does the same, about 0.1 MB/s.
 """
+
 import struct
 from typing import Callable
 
@@ -33,7 +34,7 @@ def encrypt_sectors(password: bytes, offset: int, data: bytes, *, pure: bool = F
     encrypt = _pure_encrypt(key) if pure or Cipher is None else _library_encrypt(key)
     first = offset // SECTOR
     return b"".join(
-        encrypt(struct.pack("<QQ", first + number, 0), data[number * SECTOR:(number + 1) * SECTOR])
+        encrypt(struct.pack("<QQ", first + number, 0), data[number * SECTOR : (number + 1) * SECTOR])
         for number in range(len(data) // SECTOR)
     )
 
@@ -54,7 +55,7 @@ def _pure_encrypt(key: bytes) -> Encrypt:
     def encrypt(vector: bytes, sector: bytes) -> bytes:
         result = bytearray()
         for start in range(0, len(sector), BLOCK):
-            mixed = bytes(left ^ right for left, right in zip(sector[start:start + BLOCK], vector))
+            mixed = bytes(left ^ right for left, right in zip(sector[start : start + BLOCK], vector))
             vector = _encrypt_block(schedule, mixed)
             result += vector
         return bytes(result)
@@ -94,7 +95,7 @@ _ROWS = [0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11]
 
 
 def _expand(key: bytes) -> list[bytes]:
-    words = [key[index:index + 4] for index in range(0, BLOCK, 4)]
+    words = [key[index : index + 4] for index in range(0, BLOCK, 4)]
     constant = 1
     for index in range(4, 44):
         word = words[-1]
@@ -103,7 +104,7 @@ def _expand(key: bytes) -> list[bytes]:
             word = bytes([word[0] ^ constant]) + word[1:]
             constant = _DOUBLE[constant]
         words.append(bytes(left ^ right for left, right in zip(words[-4], word)))
-    return [b"".join(words[index:index + 4]) for index in range(0, 44, 4)]
+    return [b"".join(words[index : index + 4]) for index in range(0, 44, 4)]
 
 
 def _encrypt_block(schedule: list[bytes], block: bytes) -> bytes:
@@ -119,12 +120,7 @@ def _encrypt_block(schedule: list[bytes], block: bytes) -> bytes:
 def _mix_columns(state: bytes) -> bytes:
     mixed = bytearray()
     for start in range(0, BLOCK, 4):
-        a, b, c, d = state[start:start + 4]
+        a, b, c, d = state[start : start + 4]
         every = a ^ b ^ c ^ d
-        mixed += bytes((
-            a ^ every ^ _DOUBLE[a ^ b],
-            b ^ every ^ _DOUBLE[b ^ c],
-            c ^ every ^ _DOUBLE[c ^ d],
-            d ^ every ^ _DOUBLE[d ^ a],
-        ))
+        mixed += bytes((a ^ every ^ _DOUBLE[a ^ b], b ^ every ^ _DOUBLE[b ^ c], c ^ every ^ _DOUBLE[c ^ d], d ^ every ^ _DOUBLE[d ^ a]))
     return bytes(mixed)

@@ -5,6 +5,7 @@
 
 Every cluster of a plain image begins with its own number, so a cluster in the wrong place never compares equal.
 """
+
 import os
 import random
 import struct
@@ -47,7 +48,7 @@ def dense_guest(size: int, *, compressed: bool = False, seed: int = 0) -> Iterat
     for first in range(0, count, POOL_CLUSTERS):
         clusters = range(first, min(first + POOL_CLUSTERS, count))
         if compressed:
-            yield bytes(pool[:len(clusters) * CLUSTER])
+            yield bytes(pool[: len(clusters) * CLUSTER])
         else:
             yield bytes(_stamped(pool, clusters))
 
@@ -59,13 +60,13 @@ def _pool(seed: int, *, text: bool) -> bytearray:
     # About 2:1 under DEFLATE, roughly what a filesystem full of programs gives.
     words = [source.randbytes(24) for _number in range(256)]
     pieces = source.choices([word[:length] for word in words for length in range(4, 25)], k=POOL_CLUSTERS * 340)
-    return bytearray(b"".join(pieces)[:POOL_CLUSTERS * CLUSTER])
+    return bytearray(b"".join(pieces)[: POOL_CLUSTERS * CLUSTER])
 
 
 def _stamped(pool: bytearray, clusters: range) -> memoryview:
     for position, number in enumerate(clusters):
         STAMP.pack_into(pool, position * CLUSTER, number, ~number & 0xFFFFFFFFFFFFFFFF)
-    return memoryview(pool)[:len(clusters) * CLUSTER]
+    return memoryview(pool)[: len(clusters) * CLUSTER]
 
 
 def _front(count: int) -> tuple[bytes, int]:
@@ -90,7 +91,7 @@ def _write_ordered(target, count: int, seed: int) -> None:
     offsets = []
     for piece in dense_guest(count * CLUSTER, seed=seed):
         for start in range(0, len(piece), TABLE_CLUSTERS * CLUSTER):
-            part = memoryview(piece)[start:start + TABLE_CLUSTERS * CLUSTER]
+            part = memoryview(piece)[start : start + TABLE_CLUSTERS * CLUSTER]
             offsets.append(offset)
             first = offset + CLUSTER
             offset = first + len(part)
@@ -109,24 +110,24 @@ def _write_shuffled(target, count: int, seed: int) -> None:
     target.seek(data_at)
     entries = [0] * count
     for first in range(0, count, POOL_CLUSTERS):
-        numbers = order[first:first + POOL_CLUSTERS]
+        numbers = order[first : first + POOL_CLUSTERS]
         piece = bytearray(len(numbers) * CLUSTER)
         for position, number in enumerate(numbers):
             inside = number % POOL_CLUSTERS * CLUSTER
-            piece[position * CLUSTER:(position + 1) * CLUSTER] = pool[inside:inside + CLUSTER]
+            piece[position * CLUSTER : (position + 1) * CLUSTER] = pool[inside : inside + CLUSTER]
             STAMP.pack_into(piece, position * CLUSTER, number, ~number & 0xFFFFFFFFFFFFFFFF)
             entries[number] = data_at + (first + position) * CLUSTER
         target.write(piece)
     target.seek(start)
     for first in range(0, count, TABLE_CLUSTERS):
-        target.write(_table(entries[first:first + TABLE_CLUSTERS]))
+        target.write(_table(entries[first : first + TABLE_CLUSTERS]))
     _write_l1(target, front, [start + number * CLUSTER for number in range(tables)])
 
 
 def _write_compressed(target, count: int, seed: int) -> None:
     front, offset = _front(count)
     pool = _pool(seed, text=True)
-    streams = [deflate(bytes(pool[start:start + CLUSTER])) for start in range(0, min(count, POOL_CLUSTERS) * CLUSTER, CLUSTER)]
+    streams = [deflate(bytes(pool[start : start + CLUSTER])) for start in range(0, min(count, POOL_CLUSTERS) * CLUSTER, CLUSTER)]
     if max(map(len, streams)) >= CLUSTER:
         raise AssertionError("the pool of compressible clusters holds one that does not compress")
     target.seek(offset)

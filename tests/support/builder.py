@@ -11,6 +11,7 @@ share would be an error no test can see. Source of every format fact: QEMU, bloc
     image.write(path)
     assert image.guest_bytes()[:4] == b"boot"
 """
+
 import hashlib
 import os
 import random
@@ -20,12 +21,36 @@ from typing import Optional, Union
 
 from ansible_collections.vmimage.qcow.tests.support.aes import encrypt_sectors
 from ansible_collections.vmimage.qcow.tests.support.image_spec import (
-    HEADER_SIZE, LAYOUTS, SECTOR, Backing, Cluster, Entry, ImageSpec, Layout, Packed, Plain, Shared, Xen,
+    HEADER_SIZE,
+    LAYOUTS,
+    SECTOR,
+    Backing,
+    Cluster,
+    Entry,
+    ImageSpec,
+    Layout,
+    Packed,
+    Plain,
+    Shared,
+    Xen,
 )
 
 __all__ = [
-    "Backing", "BuiltImage", "Cluster", "Entry", "ImageSpec", "Layout", "Packed", "Plain", "Shared", "Xen",
-    "build", "compressed_entry", "deflate", "header", "smallest",
+    "Backing",
+    "BuiltImage",
+    "Cluster",
+    "Entry",
+    "ImageSpec",
+    "Layout",
+    "Packed",
+    "Plain",
+    "Shared",
+    "Xen",
+    "build",
+    "compressed_entry",
+    "deflate",
+    "header",
+    "smallest",
 ]
 
 MAGIC = b"QFI\xfb"
@@ -34,12 +59,23 @@ BIG_TABLE = 16 << 20
 
 
 def header(
-    size: int = 0, *, magic: bytes = MAGIC, version: int = 1, backing_offset: int = 0, backing_length: int = 0, mtime: int = 0,
-    cluster_bits: int = 12, l2_bits: int = 9, padding: int = 0, crypt: int = 0, l1_offset: int = HEADER_SIZE,
+    size: int = 0,
+    *,
+    magic: bytes = MAGIC,
+    version: int = 1,
+    backing_offset: int = 0,
+    backing_length: int = 0,
+    mtime: int = 0,
+    cluster_bits: int = 12,
+    l2_bits: int = 9,
+    padding: int = 0,
+    crypt: int = 0,
+    l1_offset: int = HEADER_SIZE,
 ) -> bytes:
     """The 48 header bytes with any values at all, for images made by hand."""
     return struct.pack(
-        ">4sIQIIQBBHIQ", magic, version, backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, padding, crypt, l1_offset)
+        ">4sIQIIQBBHIQ", magic, version, backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, padding, crypt, l1_offset
+    )
 
 
 def deflate(data: bytes, *, wbits: int = -12, level: int = -1) -> bytes:
@@ -89,7 +125,7 @@ class BuiltImage:
         content = bytearray(self.length)
         for offset, piece in self.pieces:
             if offset < self.length:
-                content[offset:offset + len(piece)] = piece[:self.length - offset]
+                content[offset : offset + len(piece)] = piece[: self.length - offset]
         return bytes(content)
 
     def write(self, path: Union[str, bytes, os.PathLike], *, sparse: bool = False) -> None:
@@ -101,23 +137,23 @@ class BuiltImage:
             for offset, piece in self.pieces:
                 if offset < self.length and piece.strip(b"\0"):
                     target.seek(offset)
-                    target.write(piece[:self.length - offset])
+                    target.write(piece[: self.length - offset])
             target.truncate(self.length)
 
     def guest_bytes(self, backing: bytes = b"") -> bytes:
         """The disk as the guest reads it, over the guest bytes of its ``backing`` file (cut, or continued with zeros)."""
         size = self.spec.cluster_size
-        disk = bytearray(backing[:self.spec.size].ljust(self.disk_size, b"\0"))
+        disk = bytearray(backing[: self.spec.size].ljust(self.disk_size, b"\0"))
         for index, content in self.clusters.items():
             start = index * size
-            disk[start:start + size] = content[:max(self.spec.size - start, 0)]
-        return bytes(disk[:self.spec.size].ljust(self.disk_size, b"\0"))
+            disk[start : start + size] = content[: max(self.spec.size - start, 0)]
+        return bytes(disk[: self.spec.size].ljust(self.disk_size, b"\0"))
 
     def guest_runs(self) -> list[tuple[int, bytes]]:
         """(guest offset, bytes) of every stored cluster in guest order, cut at the virtual size: for images too large for memory."""
         size = self.spec.cluster_size
         runs = ((index * size, content) for index, content in sorted(self.clusters.items()))
-        return [(start, content[:self.spec.size - start]) for start, content in runs if start < self.spec.size]
+        return [(start, content[: self.spec.size - start]) for start, content in runs if start < self.spec.size]
 
 
 def build(spec: ImageSpec) -> BuiltImage:
@@ -219,7 +255,7 @@ class _Builder:
         size = self.spec.cluster_size
         content = cluster.data.ljust(size, b"\0")[:size]
         stream = deflate(content, wbits=cluster.wbits, level=cluster.level) if cluster.stream is None else cluster.stream
-        stream = stream[:len(stream) - cluster.short] + cluster.trailing
+        stream = stream[: len(stream) - cluster.short] + cluster.trailing
         declared = len(stream) if cluster.declared is None else cluster.declared
         if declared >= size:
             self._place_plain(index, Plain(content))
@@ -277,13 +313,17 @@ class _Builder:
         checksum = hashlib.md5(table).digest()[3::-1] if xen.checksum is None else xen.checksum
         flags = (1 if xen.little_endian else 3) if xen.flags is None else xen.flags
         extension = struct.pack(">4s4sII", b"XEN\xfb", checksum, xen.min_cluster_alloc, flags)
-        self._write(HEADER_SIZE, extension[:xen.size])
+        self._write(HEADER_SIZE, extension[: xen.size])
 
     def _finish_front(self) -> None:
         values = {
-            "size": self.spec.size, "cluster_bits": self.spec.cluster_bits, "l2_bits": self.spec.l2_bits,
-            "backing_offset": self.name_at, "backing_length": self.name_length,
-            "crypt": int(self.spec.password is not None), "l1_offset": self.image.l1_at,
+            "size": self.spec.size,
+            "cluster_bits": self.spec.cluster_bits,
+            "l2_bits": self.spec.l2_bits,
+            "backing_offset": self.name_at,
+            "backing_length": self.name_length,
+            "crypt": int(self.spec.password is not None),
+            "l1_offset": self.image.l1_at,
         }
         values.update(self.spec.fields)
         self._write(0, header(**values))

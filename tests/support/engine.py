@@ -2,19 +2,19 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The collection's engine as tests call it: in this process, one image a call, the same way the modules go."""
+
 import functools
 import os
 import tempfile
 from typing import Any, Mapping, Optional, Union
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, inspect as inspection
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import inspect as inspection
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 
 Path = Union[str, bytes, os.PathLike]
 
-FAMILIES = frozenset([
-    "plain", "compressed", "packed", "odd-size", "odd-size-compressed", "unaligned", "shuffled", "shared", "xen",
-])
+FAMILIES = frozenset(["plain", "compressed", "packed", "odd-size", "odd-size-compressed", "unaligned", "shuffled", "shared", "xen"])
 """The families of random images (see strategies.py) that the engine is there for."""
 
 
@@ -44,7 +44,12 @@ def inspect(path: Path, **question: Any) -> dict[str, Any]:
 
 
 def convert(
-    src: Path, dest: Path, *, format: str = "qcow2", state_dir: Optional[Path] = None, passwords: Optional[Mapping[str, str]] = None,
+    src: Path,
+    dest: Path,
+    *,
+    format: str = "qcow2",
+    state_dir: Optional[Path] = None,
+    passwords: Optional[Mapping[str, str]] = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Convert one image; return the module's result for it.

@@ -6,6 +6,7 @@
 Where: the directory named by the environment variable VMIMAGE_QCOW_GENUINE_IMAGES, else ``../shared/images`` beside the repository.
 It holds ``EXPECTED.txt`` (image, bytes of the disk, SHA-256 of the disk) and the images, each with ``.gz`` appended.
 """
+
 import gzip
 import os
 import pathlib

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The words in which a test describes a QCOW version 1 image to the builder. Values only."""
+
 import dataclasses
 from typing import Mapping, Optional, Union
 

@@ -6,6 +6,7 @@
 What qemu-img says about a *sound* image is right. It turns damage into zeros and drops the last bytes of a disk that is no multiple of
 512, so only sound images may be judged by it. libqcow misreads some sound ones: ask ``libqcow_can_read`` first.
 """
+
 import functools
 import json
 import os
@@ -66,8 +67,15 @@ def run(*arguments: Path, allowed: Sequence[int] = (0,)) -> subprocess.Completed
     """Run qemu-img; raise OracleError with its words when it exits with another code than ``allowed``."""
     done = subprocess.run(["qemu-img", *arguments], capture_output=True, check=False)
     if done.returncode not in allowed:
-        raise OracleError("qemu-img %s: exit %d: %s%s" % (
-            " ".join(map(repr, arguments)), done.returncode, done.stderr.decode("utf-8", "replace"), done.stdout.decode("utf-8", "replace")))
+        raise OracleError(
+            "qemu-img %s: exit %d: %s%s"
+            % (
+                " ".join(map(repr, arguments)),
+                done.returncode,
+                done.stderr.decode("utf-8", "replace"),
+                done.stdout.decode("utf-8", "replace"),
+            )
+        )
     return done
 
 
@@ -166,9 +174,9 @@ def libqcow_can_read(image: BuiltImage) -> bool:
     packed = any(entry >> 63 for entry in image.entries.values())
     if packed and (spec.cluster_bits == 9 or spec.password is not None):
         return False
-    odd_places = any(
-        not entry >> 63 and entry % spec.cluster_size for entry in image.entries.values()) or any(
-        isinstance(cluster, Entry) for cluster in spec.clusters.values())
+    odd_places = any(not entry >> 63 and entry % spec.cluster_size for entry in image.entries.values()) or any(
+        isinstance(cluster, Entry) for cluster in spec.clusters.values()
+    )
     return not odd_places and not spec.l2_skew and not spec.l1_patch and not spec.l2_patch
 
 

@@ -6,6 +6,7 @@
 A chain is a list of descriptions, top first; each one but the last names the next as its backing file by a relative name
 (``layer_name``). Disks are a few MiB at most: what matters is where borders fall, not how much lies between them.
 """
+
 import dataclasses
 import os
 import random
@@ -14,7 +15,15 @@ from typing import Optional, Union
 import hypothesis.strategies as st
 
 from ansible_collections.vmimage.qcow.tests.support.builder import (
-    Backing, BuiltImage, Cluster, ImageSpec, Packed, Plain, Shared, Xen, build,
+    Backing,
+    BuiltImage,
+    Cluster,
+    ImageSpec,
+    Packed,
+    Plain,
+    Shared,
+    Xen,
+    build,
 )
 
 Chain = list[ImageSpec]
@@ -77,9 +86,17 @@ def sizes(draw: st.DrawFn, cluster_bits: int, l2_bits: int, *, odd: bool) -> int
 
 @st.composite
 def images(
-    draw: st.DrawFn, *, compressed: bool = False, odd: bool = False, unaligned: bool = False, order: Optional[str] = None,
-    layouts: tuple = ("qemu", "qemu-0.9", "mkimg", "virtualbox"), overlay: bool = False, password: Optional[bytes] = None,
-    shared: bool = False, xen: bool = False,
+    draw: st.DrawFn,
+    *,
+    compressed: bool = False,
+    odd: bool = False,
+    unaligned: bool = False,
+    order: Optional[str] = None,
+    layouts: tuple = ("qemu", "qemu-0.9", "mkimg", "virtualbox"),
+    overlay: bool = False,
+    password: Optional[bytes] = None,
+    shared: bool = False,
+    xen: bool = False,
 ) -> ImageSpec:
     """One sound image without a backing name."""
     overlay_shape = overlay and draw(st.booleans())
@@ -91,8 +108,9 @@ def images(
     start = draw(position)
     # A run of neighbours and some loners: both coalescing and its absence are exercised.
     indexes = set(range(start, min(start + draw(st.integers(0, 8)), count))) | set(
-        draw(st.lists(position, min_size=0, max_size=MOST_CLUSTERS - 8)))
-    seed = draw(st.integers(0, 2 ** 32 - 1))
+        draw(st.lists(position, min_size=0, max_size=MOST_CLUSTERS - 8))
+    )
+    seed = draw(st.integers(0, 2**32 - 1))
     source = random.Random(seed)
     clusters = {index: _cluster(source, index, cluster_bits, compressed, unaligned) for index in sorted(indexes)}
     if shared and len(clusters) > 1:
@@ -100,8 +118,14 @@ def images(
         clusters[source.choice(rest)] = Shared(first)
     layout = draw(st.sampled_from(layouts))
     return ImageSpec(
-        size=size, cluster_bits=cluster_bits, l2_bits=l2_bits, clusters=clusters, layout=layout, password=password,
-        order=order or draw(st.sampled_from(["guest", "guest", "shuffled", "reversed"])), seed=seed,
+        size=size,
+        cluster_bits=cluster_bits,
+        l2_bits=l2_bits,
+        clusters=clusters,
+        layout=layout,
+        password=password,
+        order=order or draw(st.sampled_from(["guest", "guest", "shuffled", "reversed"])),
+        seed=seed,
         stream_align=draw(st.sampled_from([1, SECTOR])) if compressed else None,
         l1_at=draw(st.sampled_from([None, 48 + 5, 64, 4096 + 3, 8192])) if unaligned else None,
         l2_skew=draw(st.sampled_from([0, 8, 13, SECTOR])) if unaligned else 0,
@@ -110,11 +134,15 @@ def images(
 
 
 def _cluster(source: random.Random, index: int, cluster_bits: int, compressed: bool, unaligned: bool) -> Cluster:
-    data = content(source.choice(CONTENT_KINDS), source.randrange(2 ** 32) + index, 1 << cluster_bits)
+    data = content(source.choice(CONTENT_KINDS), source.randrange(2**32) + index, 1 << cluster_bits)
     if compressed and source.random() < 0.7:
         return Packed(
-            data, wbits=source.choice([-12, -12, -12, -15]), level=source.choice([-1, 1, 9]),
-            trailing=source.randbytes(source.choice([0, 0, 0, 1, 40])), short=0)
+            data,
+            wbits=source.choice([-12, -12, -12, -15]),
+            level=source.choice([-1, 1, 9]),
+            trailing=source.randbytes(source.choice([0, 0, 0, 1, 40])),
+            short=0,
+        )
     skew = source.randrange(0, 1 << cluster_bits, SECTOR) if unaligned else 0
     return Plain(data, skew=skew)
 

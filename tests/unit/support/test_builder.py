@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The image builder against the programs it imitates: qemu-img reads what it builds and writes the same bytes, so does mkimg."""
+
 import dataclasses
 import hashlib
 import pathlib
@@ -15,7 +16,18 @@ import pytest
 from ansible_collections.vmimage.qcow.tests.support import aes, genuine, oracle
 from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest, write_dense
 from ansible_collections.vmimage.qcow.tests.support.builder import (
-    Backing, Entry, ImageSpec, Packed, Plain, Shared, Xen, build, compressed_entry, deflate, header, smallest,
+    Backing,
+    Entry,
+    ImageSpec,
+    Packed,
+    Plain,
+    Shared,
+    Xen,
+    build,
+    compressed_entry,
+    deflate,
+    header,
+    smallest,
 )
 from ansible_collections.vmimage.qcow.tests.support.strategies import FAMILIES, PASSWORDS, layer_name, write_chain
 
@@ -24,7 +36,7 @@ CLUSTER = 4096
 
 def spec_of(disk: bytes, **more) -> ImageSpec:
     """The image a writer makes of ``disk`` when it leaves clusters of zeros out."""
-    clusters = {start // CLUSTER: Plain(disk[start:start + CLUSTER]) for start in range(0, len(disk), CLUSTER)}
+    clusters = {start // CLUSTER: Plain(disk[start : start + CLUSTER]) for start in range(0, len(disk), CLUSTER)}
     return ImageSpec(size=len(disk), clusters={index: cluster for index, cluster in clusters.items() if cluster.data.strip(b"\0")}, **more)
 
 
@@ -34,7 +46,7 @@ def scattered_disk(size: int, seed: int) -> bytes:
     disk = bytearray(size)
     for number in range(100):
         start = source.randrange(size - 900)
-        disk[start:start + 900] = source.randbytes(900) if number % 2 else (b"%d words " % number * 200)[:900]
+        disk[start : start + 900] = source.randbytes(900) if number % 2 else (b"%d words " % number * 200)[:900]
     return bytes(disk)
 
 
@@ -75,8 +87,7 @@ def test_random_images_hold_what_they_say(family: str, data: st.DataObject, tmp_
     for depth, spec in enumerate(chain):
         if spec.password is not None:
             (tmp_path / ("secret%d" % depth)).write_bytes(spec.password)
-        nodes.append(oracle.Node(
-            tmp_path / layer_name(depth), secret=None if spec.password is None else tmp_path / ("secret%d" % depth)))
+        nodes.append(oracle.Node(tmp_path / layer_name(depth), secret=None if spec.password is None else tmp_path / ("secret%d" % depth)))
     whole = chain[0].size // 512 * 512
     assert oracle.guest_bytes(*nodes) == disk[:whole]
     if oracle.libqcow_can_read(images[0]):
@@ -110,8 +121,18 @@ def test_encrypted_image_is_read_by_qemu_img_and_written_alike(tmp_path: pathlib
     (tmp_path / "disk.raw").write_bytes(disk)
     (tmp_path / "secret").write_bytes(b"0123456789abcdefXYZ")
     oracle.run(
-        "convert", "--object", "secret,id=s0,file=%s" % (tmp_path / "secret"), "-f", "raw", "-O", "qcow",
-        "-o", "encrypt.format=aes,encrypt.key-secret=s0", tmp_path / "disk.raw", tmp_path / "image.qcow")
+        "convert",
+        "--object",
+        "secret,id=s0,file=%s" % (tmp_path / "secret"),
+        "-f",
+        "raw",
+        "-O",
+        "qcow",
+        "-o",
+        "encrypt.format=aes,encrypt.key-secret=s0",
+        tmp_path / "disk.raw",
+        tmp_path / "image.qcow",
+    )
     assert build(spec_of(disk, password=b"0123456789abcdef")).data == (tmp_path / "image.qcow").read_bytes()
 
 
@@ -127,11 +148,21 @@ def test_mkimg_layout_is_byte_for_byte_the_genuine_image(name: str, tmp_path: pa
 
 def test_header_fields_lie_where_qemu_says() -> None:
     block = header(
-        0x1122334455667788, version=7, backing_offset=0x0102030405060708, backing_length=0x090A0B0C, mtime=0x0D0E0F10,
-        cluster_bits=0x21, l2_bits=0x22, padding=0x2324, crypt=0x25262728, l1_offset=0x3132333435363738)
+        0x1122334455667788,
+        version=7,
+        backing_offset=0x0102030405060708,
+        backing_length=0x090A0B0C,
+        mtime=0x0D0E0F10,
+        cluster_bits=0x21,
+        l2_bits=0x22,
+        padding=0x2324,
+        crypt=0x25262728,
+        l1_offset=0x3132333435363738,
+    )
     assert block == (
         b"QFI\xfb\0\0\0\x07\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10"
-        b"\x11\x22\x33\x44\x55\x66\x77\x88\x21\x22\x23\x24\x25\x26\x27\x28\x31\x32\x33\x34\x35\x36\x37\x38")
+        b"\x11\x22\x33\x44\x55\x66\x77\x88\x21\x22\x23\x24\x25\x26\x27\x28\x31\x32\x33\x34\x35\x36\x37\x38"
+    )
 
 
 def test_compressed_entry_keeps_size_and_offset_apart() -> None:
@@ -157,19 +188,22 @@ def test_streams_are_packed_without_gaps_in_the_old_layout() -> None:
     assert all(offset % 512 == 0 for offset, _stored in places)
 
 
-@pytest.mark.parametrize(("cluster", "readable"), [
-    (Packed(b"word " * 600, trailing=b"garbage"), True),
-    (Packed(b"word " * 600, short=1), True),
-    (Packed(b"word " * 600, short=2), False),
-    (Packed(b"word " * 600, wbits=15), False),
-    (Packed(b"word " * 600, wbits=-15), True),
-    (Packed(b"word " * 600, declared=0), False),
-    (Packed(b"x" * 4096, stream=deflate(b"x" * 5000)), True),
-    (Packed(b"x" * 4000, stream=deflate(b"x" * 4000)), False),
-    (Plain(b"word", skew=512), True),
-    (Plain(b"word", skew=1), False),
-    (Entry(1), False),
-])
+@pytest.mark.parametrize(
+    ("cluster", "readable"),
+    [
+        (Packed(b"word " * 600, trailing=b"garbage"), True),
+        (Packed(b"word " * 600, short=1), True),
+        (Packed(b"word " * 600, short=2), False),
+        (Packed(b"word " * 600, wbits=15), False),
+        (Packed(b"word " * 600, wbits=-15), True),
+        (Packed(b"word " * 600, declared=0), False),
+        (Packed(b"x" * 4096, stream=deflate(b"x" * 5000)), True),
+        (Packed(b"x" * 4000, stream=deflate(b"x" * 4000)), False),
+        (Plain(b"word", skew=512), True),
+        (Plain(b"word", skew=1), False),
+        (Entry(1), False),
+    ],
+)
 def test_qemu_img_reads_or_refuses_odd_clusters(cluster, readable: bool, tmp_path: pathlib.Path) -> None:
     oracle.require_v1_driver()
     # The cluster behind it gives the short streams more than the end of the file to run into.
@@ -186,7 +220,7 @@ def test_shared_clusters_and_tables_repeat_their_content(tmp_path: pathlib.Path)
     spec = ImageSpec(size=6 << 20, clusters={1: Plain(b"one"), 7: Shared(1), 9: Packed(b"nine" * 99)}, share_l2={1: 0, 2: 0})
     image = build(spec)
     assert image.entries[7] == image.entries[1]
-    assert image.guest_bytes()[(1024 + 9) * CLUSTER:][:8] == b"ninenine"
+    assert image.guest_bytes()[(1024 + 9) * CLUSTER :][:8] == b"ninenine"
     assert read_back(image, tmp_path) == image.guest_bytes()
 
 
@@ -195,14 +229,14 @@ def test_little_endian_xen_image_is_empty_for_qemu_img_until_its_table_is_swappe
     spec = ImageSpec(size=4 << 20, clusters={3: Plain(b"three"), 600: Plain(b"six hundred")}, xen=Xen(little_endian=True))
     image = build(spec)
     assert read_back(image, tmp_path) == bytes(4 << 20)
-    table = struct.unpack("<2Q", image.data[image.l1_at:image.l1_at + 16])
+    table = struct.unpack("<2Q", image.data[image.l1_at : image.l1_at + 16])
     swapped = build(dataclasses.replace(spec, patches=((image.l1_at, struct.pack(">2Q", *table)),)))
     assert read_back(swapped, tmp_path) == image.guest_bytes()
 
 
 def test_xen_checksum_is_the_reversed_first_word_of_the_table_hash() -> None:
     image = build(ImageSpec(size=4 << 20, clusters={3: Plain(b"three")}, xen=Xen()))
-    digest = hashlib.md5(image.data[image.l1_at:image.l1_at + 16]).digest()
+    digest = hashlib.md5(image.data[image.l1_at : image.l1_at + 16]).digest()
     assert image.data[48:64] == b"XEN\xfb" + bytes(reversed(digest[:4])) + struct.pack(">II", 1, 3)
     assert image.l1_at == 4096
     assert image.l2_at == {0: 8192}
@@ -211,7 +245,8 @@ def test_xen_checksum_is_the_reversed_first_word_of_the_table_hash() -> None:
 def test_preallocated_extent_follows_its_table(tmp_path: pathlib.Path) -> None:
     oracle.require_v1_driver()
     spec = ImageSpec(
-        size=1 << 20, clusters={3: Plain(b"three")}, xen=Xen(12, min_cluster_alloc=512), preallocate=True, backing=Backing(b""))
+        size=1 << 20, clusters={3: Plain(b"three")}, xen=Xen(12, min_cluster_alloc=512), preallocate=True, backing=Backing(b"")
+    )
     image = build(dataclasses.replace(spec, backing=None))
     table = image.l2_at[0]
     assert [image.places[index] for index in (0, 1, 511)] == [(table + (1 + index) * CLUSTER, CLUSTER) for index in (0, 1, 511)]
@@ -223,7 +258,7 @@ def test_backing_name_goes_anywhere() -> None:
     image = build(spec)
     offset, length = struct.unpack_from(">QI", image.data, 8)
     assert offset % CLUSTER == 0
-    assert image.data[offset:offset + length] == b"/a/b\xffold"
+    assert image.data[offset : offset + length] == b"/a/b\xffold"
     early = build(dataclasses.replace(spec, layout="qemu", xen=Xen(12)))
     assert struct.unpack_from(">QI", early.data, 8) == (60, 8)
     odd = build(dataclasses.replace(spec, backing=Backing(b"name", at=77, length=1000)))
@@ -266,7 +301,7 @@ def test_pure_aes_gives_the_published_block() -> None:
 
 
 @hypothesis.settings(max_examples=10)
-@hypothesis.given(password=PASSWORDS, sector=st.integers(0, 2 ** 40), seed=st.integers(0, 99))
+@hypothesis.given(password=PASSWORDS, sector=st.integers(0, 2**40), seed=st.integers(0, 99))
 def test_both_aes_ways_agree(password: bytes, sector: int, seed: int) -> None:
     pytest.importorskip("cryptography")
     data = random.Random(seed).randbytes(512)

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The stand-in for a qemu-img without the version 1 driver does what such a qemu-img was measured to do."""
+
 import json
 import os
 import pathlib
@@ -23,7 +24,8 @@ def _image(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def stand_in(*arguments, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [str(STAND_IN), *map(str, arguments)], capture_output=True, text=True, check=False, env={**os.environ, **environment})
+        [str(STAND_IN), *map(str, arguments)], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
 
 
 def test_help_does_not_list_the_driver() -> None:
@@ -50,14 +52,17 @@ def test_convert_wraps_the_container(image: pathlib.Path, tmp_path: pathlib.Path
     assert wrapped[:4] == b"QFI\xfb"
 
 
-@pytest.mark.parametrize("arguments", [
-    ["info", "-f", "qcow", "IMAGE"],
-    ["convert", "-f", "qcow", "-O", "raw", "IMAGE", "OUT"],
-    ["convert", "--image-opts", "-O", "raw", "driver=qcow,file.filename=IMAGE", "OUT"],
-    ["compare", "-f", "qcow", "-F", "raw", "IMAGE", "IMAGE"],
-    ["create", "-f", "qcow2", "-b", "IMAGE", "-F", "qcow", "OUT"],
-    ["create", "-f", "qcow2", "-o", "backing_file=IMAGE,backing_fmt=qcow", "OUT", "1M"],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "-f", "qcow", "IMAGE"],
+        ["convert", "-f", "qcow", "-O", "raw", "IMAGE", "OUT"],
+        ["convert", "--image-opts", "-O", "raw", "driver=qcow,file.filename=IMAGE", "OUT"],
+        ["compare", "-f", "qcow", "-F", "raw", "IMAGE", "IMAGE"],
+        ["create", "-f", "qcow2", "-b", "IMAGE", "-F", "qcow", "OUT"],
+        ["create", "-f", "qcow2", "-o", "backing_file=IMAGE,backing_fmt=qcow", "OUT", "1M"],
+    ],
+)
 def test_naming_the_driver_is_an_error(arguments: list, image: pathlib.Path, tmp_path: pathlib.Path) -> None:
     oracle.require_qemu_img()
     answer = stand_in(*[word.replace("IMAGE", str(image)).replace("OUT", str(tmp_path / "out")) for word in arguments])
