@@ -204,6 +204,28 @@ class PlainQcow1(_Tabled):
                 view[first:last] = bytes(last - first)
 
 
+class PlainLost(PlainImage):
+    """What the operator gave up in an image that has a base: zeros laid over the base, to be put before the image itself.
+
+    :param size: virtual size of the image in bytes. :param lost: guest ranges ``(start, length)`` in bytes.
+    """
+
+    def __init__(self, size: int, lost: Any) -> None:
+        self.size = size
+        self.lost = sorted(lost)
+
+    def blocks(self) -> Iterator[int]:
+        for start, length in self.lost:
+            yield from range(start // BLOCK, -(-(start + length) // BLOCK))
+
+    def fill(self, block: int, buffer: bytearray) -> None:
+        for start, length in self.lost:
+            first = max(start - block * BLOCK, 0)
+            last = min(start + length - block * BLOCK, BLOCK)
+            if first < last:
+                buffer[first:last] = bytes(last - first)
+
+
 class PlainQcow2(_Tabled):
     """A qcow2 image without encryption or external data, cluster by cluster."""
 
