@@ -1,0 +1,138 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Safety checks: each one finds what it is for, and sound images pass them all."""
+
+import pytest
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.image import safety
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.safety import classify_backing_name, inspect
+from ansible_collections.vmimage.qcow.tests.support import genuine
+from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, Xen, build, header, smallest
+
+NAMES = {
+    b"base.img": safety.RELATIVE,
+    b"sub/base.img": safety.RELATIVE,
+    b"./weird:name": safety.RELATIVE,
+    b"\xff\xfe.img": safety.RELATIVE,
+    b"../base.img": safety.RELATIVE,
+    b"processed/x": safety.RELATIVE,
+    b"/var/lib/libvirt/images/base.img": safety.ABSOLUTE,
+    b"/a:b": safety.ABSOLUTE,
+    b"/devices/base": safety.ABSOLUTE,
+    b"": safety.EMPTY,
+    b"\0base": safety.EMPTY,
+    b"json:{}": safety.PROTOCOL,
+    b"nbd:localhost:10809": safety.PROTOCOL,
+    b"nbd+unix:///x?socket=/y": safety.PROTOCOL,
+    b"fat:/etc": safety.PROTOCOL,
+    b"file:///etc/shadow": safety.PROTOCOL,
+    b"https://example.org/x": safety.PROTOCOL,
+    b"weird:name": safety.PROTOCOL,
+    b":": safety.PROTOCOL,
+    b"/dev/sda": safety.DEVICE,
+    b"/dev": safety.DEVICE,
+    b"//dev//sda": safety.DEVICE,
+    b"/x/../dev/sda": safety.DEVICE,
+    b"/proc/self/fd/3": safety.KERNEL,
+    b"/./proc/kcore": safety.KERNEL,
+    b"/sys/x": safety.KERNEL,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_case_41_names(name):
+    found = classify_backing_name(name)
+    assert found.kind == NAMES[name]
+    assert found.followable == (found.kind in (safety.RELATIVE, safety.ABSOLUTE))
+    assert found.climbs == (b".." in name)
+    found.text.encode("utf-8")
+
+
+def test_case_40_a_name_ends_at_the_first_nul():
+    found = classify_backing_name(b"new.img\0d.img\0")
+    assert (found.name, found.tail, found.kind) == (b"new.img", b"d.img\0", safety.RELATIVE)
+
+
+def run(image):
+    content = build(image).data if isinstance(image, ImageSpec) else image
+    return inspect(content[:4096], len(content), lambda length, offset: content[offset : offset + length])
+
+
+def spec(**more):
+    return ImageSpec(**{"size": 1 << 20, "clusters": {0: Plain(b"x")}, **more})
+
+
+def named(name, **more):
+    return spec(cluster_bits=9, l2_bits=12, backing=Backing(name, **more))
+
+
+CASES = {
+    "5 size 0": (header(0) + bytes(8), "header", "error"),
+    "12 unknown encryption": (header(1 << 20, crypt=2) + bytes(8), "header", "error"),
+    "4 truncated": (header(1 << 20)[:30], "header", "error"),
+    "6 size of 300 bytes": (smallest(300), "odd-size", "warning"),
+    "7 size 5000": (spec(size=5000), "odd-size", "warning"),
+    "8 half a petabyte in 56 bytes": (header(500 << 40) + bytes(8), "l1-outside-file", "error"),
+    "8 a huge L1": (header(500 << 40) + bytes(8), "huge-l1", "warning"),
+    "11 padding": (spec(fields={"padding": 7}), "padding", "note"),
+    "13 L1 outside": (spec(fields={"l1_offset": 1 << 62}), "l1-outside-file", "error"),
+    "14 L1 in the header": (spec(fields={"l1_offset": 8}), "l1-in-header", "error"),
+    "40 NUL": (named(b"new.img", tail=b"\0old"), "backing-nul", "note"),
+    "40 trailing NUL": (named(b"new.img\0"), "backing-nul", "note"),
+    "40 empty": (named(b"\0\0"), "backing-empty", "note"),
+    "40 name outside": (spec(fields={"backing_offset": 1 << 50, "backing_length": 8}), "backing-outside-file", "error"),
+    "40 name of 1024 bytes": (spec(fields={"backing_offset": 48, "backing_length": 1024}), "header", "error"),
+    "41 json": (named(b"json:{}"), "backing-protocol", "error"),
+    "41 device": (named(b"/dev/vda"), "backing-device", "error"),
+    "41 proc": (named(b"/proc/self/mem"), "backing-kernel", "error"),
+    "41 upwards": (named(b"../../etc/shadow"), "backing-climbs", "warning"),
+    "42 offset alone": (spec(fields={"backing_offset": 48}), "backing-fields", "note"),
+    "42 length alone": (spec(fields={"backing_length": 48}), "backing-fields", "note"),
+    "polyglot GPT": (spec(layout="mkimg", patches=((512, b"EFI PART"),)), "polyglot", "error"),
+    "polyglot ISO": (spec(append=bytes(0x8001 - 12288) + b"CD001" + bytes(99)), "polyglot", "warning"),
+    "polyglot MBR": (spec(layout="mkimg", patches=((510, b"\x55\xaa"),)), "polyglot", "warning"),
+    "polyglot VHD": (spec(append=b"conectix".ljust(512, b"\0")), "polyglot", "warning"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(name):
+    image, kind, severity = CASES[name]
+    found = [finding for finding in run(image) if finding.kind == kind]
+    assert [finding.severity for finding in found] == [severity]
+    assert found[0].text
+
+
+def test_all_checks_are_made_and_reported_together():
+    image = spec(
+        size=5000, cluster_bits=9, backing=Backing(b"/x/../dev/sda\0tail"), fields={"padding": 1}, append=b"conectix".ljust(512, b"\0")
+    )
+    kinds = {finding.kind for finding in run(image)}
+    assert kinds == {"odd-size", "backing-device", "backing-climbs", "backing-nul", "padding", "polyglot"}
+
+
+SOUND = {
+    "qemu": spec(),
+    "smallest": smallest(1 << 20),
+    "mkimg": spec(layout="mkimg"),
+    "virtualbox": spec(layout="virtualbox", backing=Backing(b"/vm/parent.qcow")),
+    "xen": spec(xen=Xen(), backing=Backing(b"/vm/parent")),
+    "overlay": named(b"base.img"),
+    "encrypted": spec(password=b"x"),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_images_pass(name):
+    assert run(SOUND[name]) == []
+
+
+@pytest.mark.parametrize("name", genuine.NAMES)
+def test_genuine_images_pass(name, tmp_path):
+    assert run(genuine.unpack(name, tmp_path).path.read_bytes()) == []
+
+
+def test_without_a_reader_only_the_head_is_looked_at():
+    content = build(spec()).data
+    assert inspect(content[:4096], len(content)) == []
