@@ -12,7 +12,7 @@ import os
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageInUse, QcowError, VerificationFailed
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml, libvirt
+from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml, libvirt, xml_text
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_survey import DomainUse, Survey, domains_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
@@ -44,7 +44,7 @@ class Repoint(NamedTuple):
     @property
     def changed(self) -> bool:
         """Do the two differ in meaning?"""
-        return domain_xml.canonical(self.before) != domain_xml.canonical(self.after)
+        return xml_text.canonical(self.before) != xml_text.canonical(self.after)
 
     def diff(self) -> Dict[str, str]:
         """The disks before and after, secrets masked, as Ansible shows a diff."""
@@ -99,7 +99,7 @@ def plan(connection: libvirt.Connection, answer: Survey, moves: Iterable[Move], 
     :raises QcowError: a definition cannot be read, or cannot name the new file.
     """
     limit = None if domains is None else set(domains)
-    wanted = {}  # type: Dict[str, List[domain_xml.Change]]
+    wanted: Dict[str, List[domain_xml.Change]] = {}
     for move in moves:
         for use in answer.users_of(move.src) + (answer.users_of(move.dest) if move.dest != move.src else []):
             if use.where != "definition" or (limit is not None and not limit & {use.domain, use.uuid}):
@@ -153,7 +153,7 @@ def apply(connection: libvirt.Connection, planned: Repoint, *, running: bool = F
             hint="Its definition was left as it was. Shut it down first.",
         )
     now = libvirt.definition(connection, handle)
-    if domain_xml.canonical(now) != domain_xml.canonical(planned.before):
+    if xml_text.canonical(now) != xml_text.canonical(planned.before):
         raise QcowError(
             "The definition of {0} was changed by somebody else meanwhile.".format(planned.domain),
             reason="changed",
@@ -161,7 +161,7 @@ def apply(connection: libvirt.Connection, planned: Repoint, *, running: bool = F
         )
     _define(connection, planned.domain, planned.after)
     found = libvirt.definition(connection, libvirt.domain(connection, planned.uuid))
-    if domain_xml.canonical(found) != domain_xml.canonical(planned.after):
+    if xml_text.canonical(found) != xml_text.canonical(planned.after):
         _define(connection, planned.domain, planned.before)
         raise VerificationFailed(
             "libvirt did not take the new definition of {0} as it was given.".format(planned.domain),
@@ -178,7 +178,7 @@ def agree(connection: libvirt.Connection, planned: Repoint, cleaned: str) -> boo
     :raises VerificationFailed: libvirt made something else of it.
     """
     after = domain_xml.repoint(cleaned, planned.changes)
-    if domain_xml.canonical(after) == domain_xml.canonical(planned.after):
+    if xml_text.canonical(after) == xml_text.canonical(planned.after):
         after = planned.after
     before = libvirt.definition(connection, libvirt.domain(connection, planned.uuid))
     return apply(connection, planned._replace(before=before, after=after), running=True)
@@ -206,7 +206,7 @@ def restore(connection: libvirt.Connection, xml: str, *, running: bool = False) 
             raise ImageInUse("Domain {0} is running.".format(name), hint="Its definition was left as it was. Shut it down first.")
     _define(connection, name, xml)
     found = libvirt.definition(connection, libvirt.domain(connection, uuid))
-    if domain_xml.canonical(found) != domain_xml.canonical(xml):
+    if xml_text.canonical(found) != xml_text.canonical(xml):
         raise VerificationFailed(
             "libvirt did not take the recorded definition of {0} as it was given.".format(name),
             hint="The record is intact; compare it with virsh dumpxml --inactive --security-info {0}.".format(name),
@@ -222,6 +222,6 @@ def _define(connection: libvirt.Connection, name: str, xml: str) -> None:
 
 def difference(wanted: str, found: str) -> List[str]:
     """The lines in which two definitions differ in meaning, secrets masked; each begins with ``-`` (missing) or ``+`` (unasked for)."""
-    left, right = (domain_xml.canonical(domain_xml.mask(xml)).splitlines() for xml in (wanted, found))
+    left, right = (xml_text.canonical(domain_xml.mask(xml)).splitlines() for xml in (wanted, found))
     missing = ["-" + line.strip() for line in left if line not in right]
     return (missing + ["+" + line.strip() for line in right if line not in left])[:20]

@@ -10,10 +10,10 @@ answer is marked incomplete: it is good for a report, and no ground to change an
 
 import glob
 import os
-from typing import Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml, libvirt
+from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml, libvirt, xml_text
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show, to_path
 
 # Where libvirt's QEMU and storage drivers keep what they know (as root): definitions, running domains, snapshots, checkpoints, pools.
@@ -74,12 +74,12 @@ class Survey:
         self.source = source
         self.complete = complete
         self.reason = reason
-        self.domains = {}  # type: Dict[str, Domain]
-        self.pools = []  # type: List[libvirt.Pool]
-        self.uses = []  # type: List[DomainUse]
-        self._mentions = []  # type: List[_Mention]
-        self._by_name = {}  # type: Dict[bytes, List[DomainUse]]
-        self._by_inode = {}  # type: Dict[Tuple[int, int], List[DomainUse]]
+        self.domains: Dict[str, Domain] = {}
+        self.pools: List[libvirt.Pool] = []
+        self.uses: List[DomainUse] = []
+        self._mentions: List[_Mention] = []
+        self._by_name: Dict[bytes, List[DomainUse]] = {}
+        self._by_inode: Dict[Tuple[int, int], List[DomainUse]] = {}
 
     def users_of(self, path: bytes) -> List[DomainUse]:
         """Every use of that file, under whatever name: by real path, and by device and inode while the file is there."""
@@ -203,7 +203,7 @@ def survey_connection(connection: libvirt.Connection) -> Survey:
     return answer
 
 
-def _all(library: object, handle: object, method: str) -> List:
+def _all(library: Any, handle: Any, method: str) -> List:
     """What the domain has of a kind that not every libvirt and not every driver knows (checkpoints came with 5.6)."""
     unsupported = (library.VIR_ERR_NO_SUPPORT, library.VIR_ERR_OPERATION_UNSUPPORTED)
     if not hasattr(handle, method):
@@ -216,7 +216,7 @@ def _all(library: object, handle: object, method: str) -> List:
         raise
 
 
-def _managed_save(library: object, handle: object) -> bool:
+def _managed_save(library: Any, handle: Any) -> bool:
     try:
         return bool(handle.hasManagedSaveImage())
     except library.libvirtError as error:
@@ -268,7 +268,7 @@ def _texts(root: str, pattern: str, directory: Optional[str] = None) -> List[Tup
         try:
             with open(path, "rb") as file:
                 text = file.read().decode("utf-8")
-            domain_xml.parse(text)
+            xml_text.parse(text)
         except (OSError, ValueError):
             continue
         found.append((os.path.basename(path)[: -len(".xml")], text))
@@ -277,7 +277,7 @@ def _texts(root: str, pattern: str, directory: Optional[str] = None) -> List[Tup
 
 def domains_of(uses: Iterable[DomainUse]) -> List[str]:
     """The UUIDs of the domains in these uses, each once, in their order."""
-    found = []  # type: List[str]
+    found: List[str] = []
     for use in uses:
         if use.uuid not in found:
             found.append(use.uuid)

@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from itertools import islice
 from operator import eq
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger, xen
@@ -114,8 +114,8 @@ class _Check:
         self.room = 0
         self.repeated = False
         self.fixed = self._fixed_areas()
-        self.first_table = None  # type: Optional[Tuple[int, array]]
-        self.samples = []  # type: List[int]
+        self.first_table: Optional[Tuple[int, array]] = None
+        self.samples: List[int] = []
         self.allocated = self.allocated_bytes = self.compressed = self.compressed_bytes = self.lost = self.claimed = 0
         self.extents = self.tables = self.unaligned_tables = self.unaligned_clusters = self.orphan_bytes = 0
 

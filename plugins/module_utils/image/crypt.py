@@ -117,7 +117,7 @@ def _with_cryptography(key: bytes) -> Optional[_Cbc]:
 
     def cbc(vector: bytes, data: bytes) -> bytes:
         context = Cipher(algorithm, modes.CBC(vector), backend).decryptor()
-        plain = context.update(data) + context.finalize()  # type: bytes
+        plain: bytes = context.update(data) + context.finalize()
         return plain
 
     return cbc

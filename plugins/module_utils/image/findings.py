@@ -38,10 +38,10 @@ class Findings:
     """Collects findings: neighbouring ranges of the same kind and text are one; the first :data:`MOST_FINDINGS` of a kind are kept."""
 
     def __init__(self) -> None:
-        self._kept = {}  # type: Dict[str, List[Finding]]
-        self._counts = {}  # type: Dict[str, Dict[str, int]]
-        self._last = {}  # type: Dict[str, Finding]
-        self._severities = set()  # type: set
+        self._kept: Dict[str, List[Finding]] = {}
+        self._counts: Dict[str, Dict[str, int]] = {}
+        self._last: Dict[str, Finding] = {}
+        self._severities: set = set()
 
     def add(self, kind: str, severity: str, start: Optional[int], length: int, offset: Optional[int], text: str, items: int = 1) -> None:
         """Take a finding in; see :class:`Finding`. ``items`` counts what it stands for (clusters, tables)."""

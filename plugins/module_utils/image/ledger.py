@@ -12,7 +12,7 @@ import heapq
 from array import array
 from itertools import islice
 from operator import lt
-from typing import Iterable, Iterator, Tuple
+from typing import Iterable, Iterator, Optional, Tuple
 
 MOST_RANGES = 1000000
 """Ranges in memory at a time: 16 MB, and twice as much while they are sorted."""
@@ -33,7 +33,7 @@ class Lane:
     def __init__(self) -> None:
         self.starts = array("Q")
         self.ends = array("Q")
-        self._shared = None  # type: Optional[Lane]
+        self._shared: Optional[Lane] = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -178,7 +178,7 @@ class Clashes:
     def __init__(self) -> None:
         self.total = 0
         self._lane = Lane()
-        self._ranges = None  # type: Optional[Ranges]
+        self._ranges: Optional[Ranges] = None
 
     def add(self, ranges: Ranges) -> None:
         """Take in more of them."""
@@ -209,7 +209,7 @@ class Ledger:
         self._low = 0
         self._high = _END
         self._page = [0] * 4
-        self._gap = None  # type: Optional[Tuple[int, int]]
+        self._gap: Optional[Tuple[int, int]] = None
 
     @property
     def complete(self) -> bool:

@@ -280,8 +280,8 @@ class _Refcounts:
     def __init__(self, cluster_size: int) -> None:
         self.per_block = cluster_size // _REFCOUNT_BYTES
         self.table = array("Q")
-        self._blocks = {}  # type: dict
-        self._kept = []  # type: List[int]
+        self._blocks: dict = {}
+        self._kept: List[int] = []
 
     @property
     def blocks_placed(self) -> int:

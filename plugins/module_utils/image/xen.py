@@ -88,7 +88,7 @@ def l1_order(fd: int, l1_offset: int, l1_entries: int, l2_size: int) -> Order:
 
 
 def _first_words(fd: int, start: int, end: int) -> List[bytes]:
-    words = []  # type: List[bytes]
+    words: List[bytes] = []
     for data_at, length in data_ranges(fd, end):
         position = max(start, data_at - (data_at - start) % 8)
         while position < data_at + length:

@@ -6,102 +6,82 @@
 
 import os
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import NoSpace, QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import space
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import run_forked
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import Outcome, execute
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, NOOP, REFUSE, RETIRE, Plan, make_plan
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import Reserve, preflight, reason_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Records
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
 
-_RECORD_BYTES = 1 << 16
-
 
 class Settings(NamedTuple):
-    """How a batch is run. ``wait`` is in seconds, the reserve in bytes."""
+    """How a batch is run. ``wait`` is in seconds, ``reserve`` in bytes and ``reserve_percent`` in percent of a filesystem."""
 
     state_dir: bytes
     workers: int = 1
     wait: float = 0
     reserve: int = 64 << 20
+    reserve_percent: float = 0.0
     check_mode: bool = False
 
 
-def run(requests: List[Request], settings: Settings) -> List[Dict[str, Any]]:
+def run(requests: List[Request], settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
     """Plan and, unless in check mode, execute; one result for each request, in their order.
 
-    A refused or failed image has ``failed: true`` and does not stop the others.
+    A refused or failed image has ``failed: true`` and does not stop the others. What an interrupted run has left is finished or cleaned up
+    first.
 
+    :param recovered: gets an entry for each record that this was done for (in check mode: would be done for).
     :raises NoSpace: where the whole plan does not fit; nothing has been written then.
     :raises StateError: where another run is at work on this host, or the state directory cannot be used.
+    :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far.
     """
+    requests = [_absolute(request) for request in requests]
+    recovered = [] if recovered is None else recovered
     if settings.check_mode:
-        plans = _with_space(_plan_all(requests, settings), settings)
-        return [_planned(plan) for plan in plans]
-    with Exclusive(settings.state_dir, settings.wait):
-        plans = _with_space(_plan_all(requests, settings), settings)
-        results = {}  # type: Dict[int, Dict[str, Any]]
-        work = [(number, plan) for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)]
-        for number, plan in enumerate(plans):
-            if plan.action in (NOOP, REFUSE):
-                results[number] = _planned(plan)
-        for number, result in _work(work, settings):
-            results[number] = result
-        return [results[number] for number in range(len(plans))]
+        recovered.extend(dict(explain(record), failed=False) for record in Records(settings.state_dir).unfinished())
+        return [_planned(plan) for plan in _plan_all(requests, settings, [])]
+    results: Dict[int, Dict[str, Any]] = {}
+    try:
+        with Interruptible(), Exclusive(settings.state_dir, settings.wait):
+            recovered.extend(recover(Records(settings.state_dir)))
+            plans = _plan_all(requests, settings, recovered)
+            work = [(number, plan) for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)]
+            for number, plan in enumerate(plans):
+                if plan.action in (NOOP, REFUSE):
+                    results[number] = _planned(plan)
+            for number, result in _work(work, settings):
+                results[number] = result
+    except Interrupted as error:
+        raise QcowError(
+            "{0}; what was under way was undone".format(error),
+            reason="interrupted",
+            hint="{0} of {1} images had been dealt with. Run again to go on.".format(len(results), len(requests)),
+            images=[results[number] for number in sorted(results)],
+        ) from error
+    return [results[number] for number in range(len(plans))]
 
 
-def _plan_all(requests: List[Request], settings: Settings) -> List[Plan]:
+def _absolute(request: Request) -> Request:
+    """Records must hold names that mean the same to a later run in another directory."""
+    return request._replace(src=os.path.abspath(request.src), dest=None if request.dest is None else os.path.abspath(request.dest))
+
+
+def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[str, Any]]) -> List[Plan]:
     records = Records(settings.state_dir)
-    plans = []
-    claimed = {}  # type: Dict[bytes, bytes]
-    for request in requests:
-        plan = make_plan(request, records)
-        if plan.action == CONVERT:
-            other = claimed.setdefault(plan.dest, request.src)
-            if other != request.src:
-                reason = "the result would get the same name as that of {0}: {1}".format(show(other), show(plan.dest))
-                plan = plan._replace(action=REFUSE, code="exists", reasons=[reason])
-        plans.append(plan)
-    return plans
-
-
-def _with_space(plans: List[Plan], settings: Settings) -> List[Plan]:
-    """The plans, those refused whose directory cannot take files at all.
-
-    :raises NoSpace: where everything together does not fit.
-    """
-    demands = []
-    for plan in plans:
-        if plan.action == CONVERT:
-            demands.append(space.Demand(_parent(plan.dest), plan.need, 1, show(plan.dest)))
-            demands.append(space.Demand(_existing(settings.state_dir), _RECORD_BYTES, 1, "records"))
-    found = space.problems(demands, reserve_bytes=settings.reserve)
-    too_little = [problem for problem in found if problem.reason in ("no-space", "no-inodes")]
-    if too_little:
-        raise NoSpace(
-            "the plan does not fit: {0}".format(" ".join(str(problem) for problem in too_little)),
-            hint="Nothing was changed. Free the space, choose another destination, or migrate fewer images at a time.",
-        )
-    closed = {problem.directory: problem for problem in found}
-    return [
-        plan._replace(action=REFUSE, code=closed[_parent(plan.dest)].reason, reasons=[str(closed[_parent(plan.dest)])])
-        if plan.action == CONVERT and _parent(plan.dest) in closed
-        else plan
-        for plan in plans
-    ]
-
-
-def _existing(directory: bytes) -> bytes:
-    while not os.path.isdir(directory) and directory not in (b"", b"/"):
-        directory = os.path.dirname(directory)
-    return directory or b"."
-
-
-def _parent(path: bytes) -> bytes:
-    return os.path.dirname(path) or b"."
+    plans = [make_plan(request, records) for request in requests]
+    stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
+    for number, plan in enumerate(plans):
+        message = stuck.get(show(plan.request.src))
+        if message is not None:
+            plans[number] = plan._replace(action=REFUSE, code="unfinished", reasons=["an interrupted run cannot be finished: " + message])
+    return preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent))
 
 
 def _work(work: List[Tuple[int, Plan]], settings: Settings) -> Iterator[Tuple[int, Dict[str, Any]]]:
@@ -109,15 +89,13 @@ def _work(work: List[Tuple[int, Plan]], settings: Settings) -> Iterator[Tuple[in
         for number, plan in work:
             yield number, _execute(plan)
         return
-    # Processes, not threads: tables are walked in Python. A worker that is killed breaks the pool instead of hanging it.
-    with ProcessPoolExecutor(min(settings.workers, len(work))) as pool:
-        futures: Dict[Future, Tuple[int, Plan]] = {pool.submit(_execute, plan): (number, plan) for number, plan in work}
-        for future in as_completed(futures):
-            number, plan = futures[future]
-            try:
-                yield number, future.result()
-            except Exception as error:  # the worker died, not the image's conversion
-                yield number, _failed(plan, "worker", "the worker process ended: {0!r}".format(error), {})
+    # Processes, not threads: tables are walked in Python.
+    for index, ended in run_forked(_execute, [plan for _number, plan in work], settings.workers):
+        number, plan = work[index]
+        if ended.died is None:
+            yield number, ended.result
+        else:  # the next run cleans up after it
+            yield number, _failed(plan, "worker", "{0}: the process that converted it {1}".format(show(plan.request.src), ended.died), {})
 
 
 def _execute(plan: Plan) -> Dict[str, Any]:
@@ -127,7 +105,9 @@ def _execute(plan: Plan) -> Dict[str, Any]:
     except QcowError as error:
         return _failed(plan, error.reason, str(error), error.details)
     except OSError as error:
-        return _failed(plan, "error", "{0}: {1}".format(show(plan.request.src), error.strerror or error), {})
+        return _failed(plan, reason_of(error), "{0}: {1}".format(show(plan.request.src), error.strerror or error), {})
+    except Exception as error:  # a bug of ours must not keep the other images from being converted
+        return _failed(plan, "error", "{0}: {1!r}".format(show(plan.request.src), error), {})
     return _done(plan, outcome, time.monotonic() - started)
 
 

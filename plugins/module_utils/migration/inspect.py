@@ -166,7 +166,7 @@ def _add_users(images: Iterable[Dict[str, Any]]) -> None:
 
 
 def _summary(images: List[Dict[str, Any]], counts: tree.Counts) -> Dict[str, Any]:
-    formats = {}  # type: Dict[str, int]
+    formats: Dict[str, int] = {}
     for image in images:
         formats[image["format"]] = formats.get(image["format"], 0) + 1
     v1 = [image for image in images if image["format"] == "qcow"]
