@@ -10,14 +10,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError, ToolMissing, VerificationFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.attributes import carry_over, prepare
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import (
-    create_temporary,
-    identity,
-    publish_new,
-    remove_durably,
-    replace_keeping,
-    retire,
-)
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import create_temporary, identity, sync_directory
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import Guard
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import Node, QemuImg
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import copy_extents
@@ -26,9 +19,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer im
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish import abandon, finish, published, temporary_path
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, RETIRE, Plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, temporary_name
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 
 OnProgress = Callable[[str, int], None]
@@ -68,27 +62,47 @@ def execute(plan: Plan, records: Records, progress: Optional[OnProgress] = None)
     with Source(plan.request.src, plan.identity) as source:
         with Guard(source.fd, source.path) as guard:
             source.open_qcow1()
-            src = named(source.path, **source.identity._asdict())
-            record = records.begin(src, named(plan.dest), format=plan.request.format, engine=plan.engine, before=plan.before)
-            if plan.action == RETIRE:
-                record.note(states.PUBLISHED, adopted=True)
-                return _finish(plan, record, Outcome(True, plan.dest, record=record.id))
-            temporary = os.path.join(os.path.dirname(plan.dest) or b".", temporary_name(record.id))
+            record = _begin(plan, source, records)
             try:
-                outcome = _produce(plan, source, guard, record, temporary, progress)
+                outcome = _adopt(plan, record) if plan.action == RETIRE else _produce(plan, source, guard, record, progress)
+                finish(record, source.fd, guard)
             except BaseException as error:
-                _abandon(record, temporary, error)
+                if record.state in (states.PLANNED, states.COPYING, states.VERIFIED) and not published(record):
+                    _give_up(record, error)
                 raise
-        return _finish(plan, record, outcome)
+    return outcome._replace(retired=plan.retired)
 
 
-def _abandon(record: Record, temporary: bytes, error: BaseException) -> None:
-    remove_durably(temporary)
-    record.note(states.FAILED, error=str(error), temporary=None)
+def _begin(plan: Plan, source: Source, records: Records) -> Record:
+    """The record, with everything that a later run needs to finish or clean up without asking anybody."""
+    return records.begin(
+        named(source.path, **source.identity._asdict()),
+        named(plan.dest),
+        format=plan.request.format,
+        engine=plan.engine,
+        before=plan.before,
+        retire_to=None if plan.retired is None else named(plan.retired),
+    )
 
 
-def _produce(plan: Plan, source: Source, guard: Guard, record: Record, temporary: bytes, progress: Optional[OnProgress]) -> Outcome:
+def _give_up(record: Record, error: BaseException) -> None:
+    """Leave the old state. What goes wrong here must not hide what went wrong first: the next run cleans up what is left."""
+    try:
+        abandon(record, str(error) or type(error).__name__)
+    except (QcowError, OSError):
+        pass
+
+
+def _adopt(plan: Plan, record: Record) -> Outcome:
+    """A result that was there already, and was proven when the plan was made."""
+    with Source(plan.dest) as there:
+        record.note(states.PUBLISHED, adopted=True, verified=True, result=there.identity._asdict())
+    return Outcome(True, plan.dest, record=record.id)
+
+
+def _produce(plan: Plan, source: Source, guard: Guard, record: Record, progress: Optional[OnProgress]) -> Outcome:
     """Write the result under its temporary name, prove it and make it durable."""
+    temporary = temporary_path(record)
     fd = create_temporary(os.path.dirname(temporary), os.path.basename(temporary))
     try:
         inode = os.fstat(fd).st_ino
@@ -110,6 +124,7 @@ def _produce(plan: Plan, source: Source, guard: Guard, record: Record, temporary
         guard.check()
         warnings += carry_over(source.fd, fd, timestamps=plan.request.timestamps)
         os.fsync(fd)
+        sync_directory(os.path.dirname(temporary))
         after = {
             "path": record.facts["dest"]["path"],
             "format": plan.request.format,
@@ -164,7 +179,9 @@ def _convert_with_qemu_img(plan: Plan, source: Source, temporary: bytes) -> None
             hint="Nothing was changed. Use engine=native, which needs no qemu-img.",
         )
     request = plan.request
-    tool.convert(Node(source.path, "qcow"), temporary, request.format, options=qemu_img_options(request), compress=request.compression != "none")
+    tool.convert(
+        Node(source.path, "qcow"), temporary, request.format, options=qemu_img_options(request), compress=request.compression != "none"
+    )
 
 
 def qemu_img_options(request: Request) -> Dict[str, str]:
@@ -191,29 +208,7 @@ def _second_opinion(plan: Plan, temporary: bytes) -> None:
     answer = tool.check(temporary, "qcow2")
     if not answer.ok:
         raise VerificationFailed(
-            "qemu-img check does not find the result clean: {0}".format(answer), plan.dest, hint="Nothing was published. Please report this."
+            "qemu-img check does not find the result clean: {0}".format(answer),
+            plan.dest,
+            hint="Nothing was published. Please report this.",
         )
-
-
-def _finish(plan: Plan, record: Record, outcome: Outcome) -> Outcome:
-    """From a proven result to the end. Each step may be run again after a crash; the record says where to go on."""
-    src, dest, retired = plan.request.src, plan.dest, plan.retired
-    temporary = record.facts.get("temporary")
-    if record.state == states.VERIFIED and temporary is not None:
-        path, inode = record.file("temporary") or b"", temporary["ino"]
-        try:
-            if plan.in_place and retired is not None:
-                replace_keeping(path, dest, retired, inode=inode)
-            else:
-                publish_new(path, dest, inode=inode)
-        except QcowError as error:
-            _abandon(record, path, error)
-            raise
-        record.note(states.PUBLISHED, temporary=None)
-    if retired is not None:
-        record.note(states.REPOINTED)
-        if not plan.in_place:
-            retire(src, retired, inode=record.facts["src"]["ino"])
-        record.note(states.RETIRED, retired=named(retired))
-    record.note(states.DONE)
-    return outcome._replace(retired=retired)

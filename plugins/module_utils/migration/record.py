@@ -16,7 +16,7 @@ import time
 from typing import Any, Dict, Iterator, List, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError, StateError
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import sync_directory
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import remove_durably, sync_directory
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, encode_exact, show
 
 PLANNED = "planned"
@@ -27,13 +27,21 @@ REPOINTED = "repointed"
 RETIRED = "retired"
 DONE = "done"
 FAILED = "failed"
+ROLLING_BACK = "rolling-back"
 ROLLED_BACK = "rolled-back"
+CLEANING = "cleaning"
 CLEANED = "cleaned"
 
-IN_PLACE = (PUBLISHED, REPOINTED, RETIRED, DONE, CLEANED)
+IN_PLACE = (PUBLISHED, REPOINTED, RETIRED, DONE, CLEANING, CLEANED)
 """States in which the result has its name."""
 
+FINISHED = (DONE, FAILED, ROLLED_BACK, CLEANED)
+"""States after which nothing is left to do, but for a temporary file that could not be removed."""
+
 SCHEMA = 1
+
+_SUFFIX = b".jsonl"
+_NEW = b".new"
 
 
 class Record:
@@ -54,9 +62,28 @@ class Record:
         return self.facts["state"]
 
     def file(self, role: str) -> Optional[bytes]:
-        """The path recorded as ``src``, ``dest``, ``retired`` or ``temporary``; ``None`` where there is none."""
+        """The path recorded as ``src``, ``dest``, ``retired`` or another role; ``None`` where there is none."""
         name = self.facts.get(role)
         return None if not name else decode_exact(name["path"], name.get("path_base64"))
+
+    def path_of(self, role: str) -> bytes:
+        """As :meth:`file`, for a role that every record in this state has.
+
+        :raises StateError: where this one has not.
+        """
+        path = self.file(role)
+        if path is None:
+            raise StateError(
+                "the record does not say where its {0} is".format(role),
+                self.path,
+                hint="Nothing was changed. Look at the record and the image.",
+            )
+        return path
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a run ended before it had brought this migration, rollback or cleanup to its end."""
+        return self.state not in FINISHED or (self.state == FAILED and self.facts.get("temporary") is not None)
 
     def note(self, state: str, **facts: Any) -> None:
         """Append a state with what is known now, and sync it.
@@ -89,7 +116,7 @@ class Records:
     def __init__(self, state_dir: bytes) -> None:
         self.state_dir = state_dir
         self.directory = os.path.join(state_dir, b"records")
-        self._loaded = None  # type: Optional[Dict[bytes, List[Record]]]
+        self._loaded: Optional[Dict[bytes, List[Record]]] = None
 
     def begin(self, src: Dict[str, Any], dest: Dict[str, Any], **facts: Any) -> Record:
         """A new record in the state ``planned``.
@@ -98,15 +125,10 @@ class Records:
         """
         identifier = "{0}-{1}".format(time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), os.urandom(6).hex())
         line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=PLANNED, time=_now())
-        path = os.path.join(self.directory, identifier.encode("ascii") + b".jsonl")
+        path = os.path.join(self.directory, identifier.encode("ascii") + _SUFFIX)
         try:
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                _append(fd, line)
-            finally:
-                os.close(fd)
-            sync_directory(self.directory)
+            make_directory(self.directory)
+            _create(path, line)
         except OSError as error:
             raise StateError(
                 "no record can be written: {0}".format(error.strerror),
@@ -128,17 +150,37 @@ class Records:
 
     def all(self) -> Iterator[Record]:
         """Every record that can be read, oldest first."""
-        try:
-            names = sorted(os.listdir(self.directory))
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-                return
-            raise StateError("the records cannot be listed: {0}".format(error.strerror), self.directory) from error
-        for name in names:
-            if name.endswith(b".jsonl"):
+        for name in self._names():
+            if name.endswith(_SUFFIX):
                 record = _read(os.path.join(self.directory, name))
                 if record is not None:
                     yield record
+
+    def unfinished(self) -> List[Record]:
+        """The records that an interrupted run left behind (or that a running one is at), oldest first."""
+        return [record for record in self.all() if record.unfinished]
+
+    def unreadable(self) -> List[bytes]:
+        """Journals of which not even the beginning can be read. No run leaves such; storage that fails may."""
+        paths = [os.path.join(self.directory, name) for name in self._names() if name.endswith(_SUFFIX)]
+        return [path for path in paths if _read(path) is None]
+
+    def sweep(self) -> None:
+        """Remove journals whose first line never became durable: nothing had been done for those.
+
+        Only while no other run is at work (see :class:`Exclusive`).
+        """
+        for name in self._names():
+            if name.endswith(_SUFFIX + _NEW):
+                remove_durably(os.path.join(self.directory, name))
+
+    def _names(self) -> List[bytes]:
+        try:
+            return sorted(os.listdir(self.directory))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                return []
+            raise StateError("the records cannot be listed: {0}".format(error.strerror), self.directory) from error
 
 
 class Exclusive:
@@ -155,7 +197,7 @@ class Exclusive:
     def __enter__(self) -> "Exclusive":
         """:raises StateError: with reason ``locked`` where another run holds the lock."""
         try:
-            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+            make_directory(os.path.dirname(self._path))
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise StateError(
@@ -187,26 +229,71 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def make_directory(path: bytes) -> None:
+    """Make a directory and what is missing above it, each durable before the next.
+
+    :raises OSError: where it cannot be made.
+    """
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path) or b"."
+    make_directory(parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    sync_directory(parent)
+
+
+def _create(path: bytes, line: Dict[str, Any]) -> None:
+    """A new journal appears whole, with its first line, or not at all."""
+    fresh = path + _NEW
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        _append(fd, line)
+        os.rename(fresh, path)
+        sync_directory(os.path.dirname(path))
+    except BaseException:
+        for name in (fresh, path):
+            try:
+                os.unlink(name)
+            except OSError:
+                pass  # it was never there, or the next run sweeps it
+        raise
+    finally:
+        os.close(fd)
+
+
 def _append(fd: int, line: Dict[str, Any]) -> None:
     data = (json.dumps(line, sort_keys=True) + "\n").encode("ascii")
     size = os.fstat(fd).st_size
     if size and os.pread(fd, 1, size - 1) != b"\n":
         data = b"\n" + data  # a crash cut the last line off
-    if os.write(fd, data) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.fsync(fd)
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(fd)
+    except OSError:
+        try:
+            os.ftruncate(fd, size)  # what was not durably said was not said
+        except OSError:
+            pass
+        raise
 
 
 def _read(path: bytes) -> Optional[Record]:
-    """A record, or ``None`` where not even its first line is whole: then nothing had been done yet."""
-    facts = {}  # type: Dict[str, Any]
+    """A record, or ``None`` where not even its first line can be read."""
+    facts: Dict[str, Any] = {}
     try:
         with open(path, "rb") as stream:
             for raw in stream:
                 try:
-                    facts.update(json.loads(raw.decode("utf-8")))
+                    line = json.loads(raw.decode("utf-8"))
                 except ValueError:
                     continue
+                if isinstance(line, dict):
+                    facts.update(line)
     except OSError as error:
         raise QcowError("the record cannot be read: {0}".format(error.strerror), path, reason="state") from error
-    return Record(path, facts) if "id" in facts else None
+    return Record(path, facts) if "id" in facts and "state" in facts else None
