@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from xml.sax.saxutils import quoteattr
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageInUse, TargetExists, ToolFailed, UnsupportedImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml, libvirt
+from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml, libvirt, xml_text
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show, to_path
 
 # Block jobs on named nodes (blockdev): the copy then takes the target as we prepared it. QEMU 4.2 and libvirt 6.0.
@@ -189,6 +189,15 @@ def thaw(connection: libvirt.Connection, frozen: Frozen, *, progress: Optional[P
         os.unlink(overlay)
 
 
+def on_overlay(connection: libvirt.Connection, frozen: Frozen) -> bool:
+    """Is any of the disks on its overlay still?
+
+    :raises ToolFailed: libvirt does not say.
+    """
+    handle = libvirt.domain(connection, frozen.uuid)
+    return any(_image_of(connection, handle, layer.target) == layer.overlay for layer in frozen.overlays)
+
+
 def _image_of(connection: libvirt.Connection, handle: Any, target: str) -> Optional[bytes]:
     for disk in domain_xml.read_disks(_live(connection, handle)):
         if disk.target == target and disk.layers[0].path is not None:
@@ -215,7 +224,7 @@ def _finish(connection: libvirt.Connection, handle: Any, target: str, progress: 
                 return
             if end is not None and time.monotonic() >= end:
                 raise ToolFailed(
-                    "The block job on {0} of domain {1} did not catch up within {2:g} seconds.".format(target, name, timeout),
+                    "The block job on {0} of domain {1} did not catch up within {2:g} seconds.".format(target, name, timeout or 0),
                     reason="block-job",
                     hint=stays,
                 )
@@ -236,7 +245,7 @@ def _finish(connection: libvirt.Connection, handle: Any, target: str, progress: 
 
 def _ready(xml: str, target: str) -> Optional[bool]:
     """Has the disk's job caught up? ``None`` where there is no job (any more)."""
-    for element in domain_xml.parse(xml).walk():
+    for element in xml_text.parse(xml).walk():
         mirror = element.child("mirror") if element.name == "disk" else None
         named = element.child("target")
         if mirror is not None and named is not None and named.attributes.get("dev") == target:
@@ -247,7 +256,7 @@ def _ready(xml: str, target: str) -> Optional[bool]:
 def definition_after(frozen: Frozen, now: str) -> str:
     """What the definition has become by the block jobs, without the end-of-chain mark that libvirt leaves and that was not there before."""
     ended = set()
-    for element in domain_xml.parse(frozen.before or now).walk():
+    for element in xml_text.parse(frozen.before or now).walk():
         named = element.child("target")
         if element.name == "disk" and named is not None and element.child("backingStore") is not None:
             ended.add(named.attributes.get("dev"))

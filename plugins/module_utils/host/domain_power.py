@@ -83,9 +83,10 @@ def start(connection: libvirt.Connection, uuid: str, settle: float = 1.0) -> boo
             hint="See its log: virsh domstate --reason {0}.".format(name),
         )
     if state == library.VIR_DOMAIN_PAUSED and reason == library.VIR_DOMAIN_PAUSED_IOERROR:
+        handle.destroy()  # its definition could not be put back under it
         raise ToolFailed(
-            "Domain {0} started and was paused by an I/O error of its disk.".format(name),
+            "Domain {0} started and was paused by an I/O error of its disk; it was ended.".format(name),
             reason="libvirt",
-            hint="See: virsh domblkerror {0}.".format(name),
+            hint="See its log in /var/log/libvirt/qemu/{0}.log.".format(name),
         )
     return True

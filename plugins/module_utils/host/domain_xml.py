@@ -4,16 +4,14 @@
 
 """libvirt's domain XML as text: which disks it names, and the same text with some of them moved.
 
-Pure: no libvirt, no files. An edit replaces attribute values where they stand and leaves every other byte of the text as it
-was, so comments, metadata, unknown namespaces, the order of attributes and their quotes survive.
+Pure: no libvirt, no files. An edit replaces attribute values where they stand, so comments, metadata, unknown namespaces, the order of
+attributes and their quotes survive.
 """
 
 import re
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
-from xml.parsers import expat
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-_START_TAG = re.compile(rb"<[^\"'>]*(?:\"[^\"]*\"[^\"'>]*|'[^']*'[^\"'>]*)*>")
-_ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(\"[^\"]*\"|'[^']*')")
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.xml_text import Edit, Element, parse, parse_bytes
 
 # Where a source keeps its path, by the type of its disk or backing store.
 _PATH_ATTRIBUTE = {"file": "file", "block": "dev", "dir": "dir"}
@@ -23,37 +21,6 @@ _DISK_PLACES = (("devices", "domain"), ("devices", "inactiveDomain"), ("disks", 
 # What only XMLDesc with VIR_DOMAIN_XML_SECURE shows (libvirt's src/conf/domain_conf.c), as attribute or element.
 _SECRET_ATTRIBUTES = ("passwd", "password")
 _SECRET_ELEMENTS = ("cookie", "dhCert", "session")
-
-
-class Element:
-    """An element and where it stands in the text (byte offsets).
-
-    ``start`` is its ``<``, ``body`` the byte behind the start tag, ``close`` the ``<`` of its end tag (``body`` where the start
-    tag is all there is), ``end`` the byte behind it.
-    """
-
-    __slots__ = ("name", "attributes", "children", "parent", "text", "start", "body", "close", "end")
-
-    def __init__(self, name: str, attributes: Dict[str, str], parent: Optional["Element"], start: int, body: int) -> None:
-        self.name = name
-        self.attributes = attributes
-        self.parent = parent
-        self.children = []  # type: List[Element]
-        self.text = ""
-        self.start = start
-        self.body = body
-        self.close = body
-        self.end = body
-
-    def child(self, name: str) -> Optional["Element"]:
-        """The first child of that name."""
-        return next((child for child in self.children if child.name == name), None)
-
-    def walk(self) -> Iterator["Element"]:
-        """This element and all below, in document order."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
 
 
 class Layer(NamedTuple):
@@ -88,52 +55,6 @@ class Change(NamedTuple):
     pool: Optional[str] = None
     volume: Optional[str] = None
     backing: bool = True
-
-
-def parse(xml: str) -> Element:
-    """The root element of the text.
-
-    :raises ValueError: not well-formed, or with a document type (libvirt writes none; entities could grow without bound).
-    """
-    return _parse(xml.encode("utf-8"))
-
-
-def _parse(data: bytes) -> Element:
-    parser = expat.ParserCreate("UTF-8")
-    parser.buffer_text = True
-    root = Element("", {}, None, 0, 0)
-    open_elements = [root]
-
-    def started(name: str, attributes: Dict[str, str]) -> None:
-        start = parser.CurrentByteIndex
-        tag = _START_TAG.match(data, start)
-        if tag is None:
-            raise ValueError("no start tag at byte {0}".format(start))
-        element = Element(name, attributes, open_elements[-1], start, tag.end())
-        open_elements[-1].children.append(element)
-        open_elements.append(element)
-
-    def ended(name: str) -> None:
-        element = open_elements.pop()
-        if data[element.body - 2 : element.body] != b"/>":
-            element.close = parser.CurrentByteIndex
-            element.end = data.index(b">", element.close) + 1
-
-    def said(text: str) -> None:
-        open_elements[-1].text += text
-
-    def refused(*unused: object) -> None:
-        raise ValueError("it has a document type declaration")
-
-    parser.StartElementHandler = started
-    parser.EndElementHandler = ended
-    parser.CharacterDataHandler = said
-    parser.StartDoctypeDeclHandler = refused
-    try:
-        parser.Parse(data, True)
-    except expat.ExpatError as error:
-        raise ValueError("not well-formed XML: {0}".format(error)) from error
-    return root.children[0]
 
 
 def identity(xml: str) -> Tuple[str, str]:
@@ -232,8 +153,8 @@ def repoint(xml: str, changes: Iterable[Change]) -> str:
     :raises KeyError: a change names a disk or layer that the text does not declare.
     """
     data = xml.encode("utf-8")
-    disks = {_target(disk): disk for disk in _disk_elements(_parse(data))}
-    edit = _Edit(data)
+    disks = {_target(disk): disk for disk in _disk_elements(parse_bytes(data))}
+    edit = Edit(data)
     ended = set()
     for change in sorted(changes, key=lambda item: item.depth):
         if change.target in ended:
@@ -248,7 +169,7 @@ def repoint(xml: str, changes: Iterable[Change]) -> str:
     return edit.result().decode("utf-8")
 
 
-def _change(edit: "_Edit", store: Element, change: Change) -> None:
+def _change(edit: Edit, store: Element, change: Change) -> None:
     source = store.child("source")
     if source is None:
         raise KeyError("{0} has no source".format(change.target))
@@ -280,99 +201,44 @@ def _change(edit: "_Edit", store: Element, change: Change) -> None:
         edit.replace(below, "<backingStore/>")
 
 
+def disk_elements(xml: str, targets: Iterable[str]) -> Dict[str, str]:
+    """The exact text of the disks with these targets, for :func:`put_back`."""
+    data = xml.encode("utf-8")
+    wanted = set(targets)
+    return {
+        _target(disk): data[disk.start : disk.end].decode("utf-8") for disk in _disk_elements(parse_bytes(data)) if _target(disk) in wanted
+    }
+
+
+def put_back(xml: str, disks: Dict[str, str]) -> str:
+    """The text with these disks (target to text) as they were; whatever else changed since is kept.
+
+    :raises KeyError: it has no such disk any more.
+    """
+    data = xml.encode("utf-8")
+    found = {_target(disk): disk for disk in _disk_elements(parse_bytes(data))}
+    edit = Edit(data)
+    for target, text in disks.items():
+        edit.replace(found[target], text)
+    return edit.result().decode("utf-8")
+
+
 def without_chain_end(xml: str, target: str) -> str:
     """The text without an empty ``<backingStore/>`` of that disk: libvirt adds one to the definition when it pivots a block job."""
     data = xml.encode("utf-8")
-    edit = _Edit(data)
-    for disk in _disk_elements(_parse(data)):
+    edit = Edit(data)
+    for disk in _disk_elements(parse_bytes(data)):
         below = disk.child("backingStore")
         if _target(disk) == target and below is not None and not below.children:
             edit.remove(below)
     return edit.result().decode("utf-8")
 
 
-class _Edit:
-    """Replacements in a text, collected by byte offset and made in one go."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._replacements = []  # type: List[Tuple[int, int, bytes]]
-
-    def _attributes(self, element: Element) -> Iterator["re.Match[bytes]"]:
-        at = element.start + 1 + len(element.name.encode("utf-8"))
-        while True:
-            found = _ATTRIBUTE.match(self._data, at, element.body)
-            if found is None:
-                return
-            yield found
-            at = found.end()
-
-    def set(self, element: Element, name: str, value: str) -> None:
-        """Give an attribute a value, in the quotes it has; a new one comes last."""
-        if element.attributes.get(name) == value:
-            return
-        at = element.start + 1 + len(element.name.encode("utf-8"))
-        for found in self._attributes(element):
-            if found.group(1) == name.encode("utf-8"):
-                self._replacements.append((found.start(2) + 1, found.end(2) - 1, _escape(value)))
-                return
-            at = found.end()
-        self._replacements.append((at, at, " {0}='".format(name).encode("utf-8") + _escape(value) + b"'"))
-
-    def remove_attribute(self, element: Element, name: str) -> None:
-        """Take an attribute out, with the space before it."""
-        for found in self._attributes(element):
-            if found.group(1) == name.encode("utf-8"):
-                self._replacements.append((found.start(), found.end(), b""))
-
-    def insert(self, before: int, text: str) -> None:
-        """Put an element before the one at that offset, on a line of its own with the same indent."""
-        indent = self._data[self._data.rfind(b"\n", 0, before) + 1 : before]
-        gap = b"\n" + indent if not indent.strip() else b""
-        self._replacements.append((before, before, text.encode("utf-8") + gap))
-
-    def replace(self, element: Element, text: str) -> None:
-        """Another element in its place."""
-        self._replacements.append((element.start, element.end, text.encode("utf-8")))
-
-    def remove(self, element: Element) -> None:
-        """Take an element out, with the white space before it."""
-        start = len(self._data[: element.start].rstrip(b" \t\r\n"))
-        self._replacements.append((start, element.end, b""))
-
-    def result(self) -> bytes:
-        """The text with all replacements made."""
-        data = self._data
-        for start, end, text in sorted(self._replacements, key=lambda item: (item[0], item[1]), reverse=True):
-            data = data[:start] + text + data[end:]
-        return data
-
-
-def _escape(value: str) -> bytes:
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;"), ('"', "&quot;")):
-        value = value.replace(character, entity)
-    return value.encode("utf-8")
-
-
-def canonical(xml: str) -> str:
-    """A form in which two texts are equal exactly where they mean the same to libvirt: no comments, no layout, attributes sorted."""
-    lines = []  # type: List[str]
-
-    def write(element: Element, depth: int) -> None:
-        attributes = "".join(" {0}={1!r}".format(key, value) for key, value in sorted(element.attributes.items()))
-        lines.append("{0}{1}{2} {3!r}".format(" " * depth, element.name, attributes, element.text.strip()))
-        for child in element.children:
-            write(child, depth + 1)
-
-    write(parse(xml), 0)
-    return "\n".join(lines) + "\n"
-
-
 def mask(xml: str) -> str:
     """The text with passwords and other secrets replaced, for people to see."""
     data = xml.encode("utf-8")
-    edit = _Edit(data)
-    for element in _parse(data).walk():
+    edit = Edit(data)
+    for element in parse_bytes(data).walk():
         for name in _SECRET_ATTRIBUTES:
             if name in element.attributes:
                 edit.set(element, name, "********")
@@ -386,7 +252,7 @@ def disk_texts(xml: str, targets: Iterable[str]) -> str:
     masked = mask(xml).encode("utf-8")
     wanted = set(targets)
     pieces = []
-    for disk in _disk_elements(_parse(masked)):
+    for disk in _disk_elements(parse_bytes(masked)):
         if _target(disk) in wanted:
             line = masked.rfind(b"\n", 0, disk.start) + 1
             start = disk.start if masked[line : disk.start].strip() else line

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError, ToolFailed, ToolMissing
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml
+from ansible_collections.vmimage.qcow.plugins.module_utils.host import xml_text
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show, to_path
 
 DEFAULT_URI = "qemu:///system"
@@ -171,7 +171,7 @@ def pools(connection: Connection) -> List[Pool]:
 
 def pool_of_xml(xml: str, *, active: bool) -> Optional[Pool]:
     """The pool that a pool definition describes, if its volumes are files in a directory."""
-    root = domain_xml.parse(xml)
+    root = xml_text.parse(xml)
     name, target = root.child("name"), root.child("target")
     path = target.child("path") if target is not None else None
     if root.attributes.get("type") not in _DIRECTORY_POOLS or name is None or path is None:

@@ -5,7 +5,8 @@
 """Domain XML edited as text: the disk changes, every other byte stays."""
 
 import pytest
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml, xml_text
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_xml import Change, Layer, read_disks, repoint
 
 # A definition with everything that a careless rewrite loses: comments, foreign namespaces, quotes of both kinds, entities, passwords.
@@ -81,7 +82,7 @@ def test_agreeing_already_changes_nothing() -> None:
 
 
 def test_double_quotes_and_entities_stay_in_their_style() -> None:
-    after = repoint(RICH, [Change("vdb", 0, "/vm/\"b\" & <c>.qcow2", "qcow2")])
+    after = repoint(RICH, [Change("vdb", 0, '/vm/"b" & <c>.qcow2', "qcow2")])
     assert '<driver name="qemu" type="qcow2"/><source file="/vm/&quot;b&quot; &amp; &lt;c&gt;.qcow2"/>' in after
     assert read_disks(after)[1].layers[0].path == '/vm/"b" & <c>.qcow2'
 
@@ -159,7 +160,7 @@ def test_a_chain_ends_where_the_result_stands_alone() -> None:
 )
 def test_sources(before: str, change: Change, after: str) -> None:
     result = repoint(one(before), [change])
-    assert domain_xml.canonical(result) == domain_xml.canonical(one(after))
+    assert xml_text.canonical(result) == xml_text.canonical(one(after))
     assert repoint(result, [change]) == result
 
 
@@ -172,20 +173,22 @@ def test_a_change_of_what_is_not_there_is_an_error(change: Change) -> None:
 @pytest.mark.parametrize("text", ["<domain>", "", "<a/><b/>", "<!DOCTYPE d [<!ENTITY e 'x'>]><domain>&e;</domain>"])
 def test_what_is_not_plain_xml_is_an_error(text: str) -> None:
     with pytest.raises(ValueError):
-        domain_xml.parse(text)
+        xml_text.parse(text)
 
 
 def test_meaning_not_layout() -> None:
     other = RICH.replace("<!-- the system -->", "").replace("type='vnc' port='-1'", 'port="-1"\n type="vnc"')
-    assert domain_xml.canonical(other) == domain_xml.canonical(RICH)
-    assert domain_xml.canonical(RICH.replace("s3cret", "other")) != domain_xml.canonical(RICH)
-    assert domain_xml.canonical(RICH.replace("cpuset='4'", "cpuset='5'")) != domain_xml.canonical(RICH)
+    assert xml_text.canonical(other) == xml_text.canonical(RICH)
+    assert xml_text.canonical(RICH.replace("s3cret", "other")) != xml_text.canonical(RICH)
+    assert xml_text.canonical(RICH.replace("cpuset='4'", "cpuset='5'")) != xml_text.canonical(RICH)
 
 
 def test_passwords_are_never_shown() -> None:
     assert "s3cret" not in domain_xml.mask(RICH)
     assert "passwdValidTo='2030" in domain_xml.mask(RICH)
-    cookie = one("<disk type='network'><source protocol='https'><cookies><cookie name='k'>v4lue</cookie></cookies></source><target dev='vda'/></disk>")
+    cookie = one(
+        "<disk type='network'><source protocol='https'><cookies><cookie name='k'>v4lue</cookie></cookies></source><target dev='vda'/></disk>"
+    )
     assert "v4lue" not in domain_xml.disk_texts(cookie, ["vda"])
 
 
@@ -214,6 +217,8 @@ def test_snapshots_and_checkpoints_name_disks_too() -> None:
 
 
 def test_the_mark_of_a_pivot_can_be_taken_off() -> None:
-    pivoted = RICH.replace("""<source file='/vm/a.qcow'   startupPolicy="optional"/>""", "<source file='/vm/a.qcow'/>\n      <backingStore/>")
+    pivoted = RICH.replace(
+        """<source file='/vm/a.qcow'   startupPolicy="optional"/>""", "<source file='/vm/a.qcow'/>\n      <backingStore/>"
+    )
     assert domain_xml.without_chain_end(pivoted, "vda") == pivoted.replace("\n      <backingStore/>", "")
     assert domain_xml.without_chain_end(pivoted, "vdb") == pivoted

@@ -1,0 +1,170 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""libvirt's domains as keepers of references: who uses an image, what stands in the way, and following the result and back.
+
+A record holds the text of the disks that were changed, not of whole definitions: no password of a graphics console gets into
+it, and a rollback keeps what somebody changed elsewhere in the definition meanwhile.
+"""
+
+import os
+import time
+from typing import Any, Dict, List, Optional
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageInUse, ToolMissing
+from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_repoint, domain_xml, libvirt
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_survey import DomainUse, Survey, domains_of, survey
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import Keeper
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
+
+# Asking libvirt about all domains again for each of thousands of images would cost more than the images. Whether a domain runs is
+# asked anew whenever its definition is about to change.
+_FRESH_SECONDS = 10.0
+
+
+class Domains(Keeper):
+    """Points the definitions of libvirt domains. A host without libvirt has none, and nothing is done."""
+
+    fact = "domains"
+
+    def __init__(self, uri: str = libvirt.DEFAULT_URI, *, refresh_pools: bool = True) -> None:
+        self._uri = uri
+        self._refresh_pools = refresh_pools
+        self._survey = None  # type: Optional[Survey]
+        self._asked = 0.0
+
+    def survey(self) -> Survey:
+        """What libvirt knows, at most seconds old."""
+        if self._survey is None or time.monotonic() - self._asked > _FRESH_SECONDS:
+            self._survey = survey(self._uri)
+            self._asked = time.monotonic()
+        return self._survey
+
+    def users(self, path: bytes) -> List[Dict[str, Any]]:
+        """Who uses the image, for results and reports."""
+        return [described(use) for use in self.survey().users_of(path)]
+
+    def against(self, src: bytes) -> List[str]:
+        """Why the domains that use this v1 image could not follow it; for the plan, before anything is converted."""
+        answer = self.survey()
+        uses = answer.users_of(src)
+        if uses and not answer.complete:
+            return ["{0} Domain {1} uses the image and could not be pointed to the result.".format(answer.reason, uses[0].domain)]
+        return declared_raw(uses) + domain_repoint.obstacles(answer, uses)
+
+    def repoint(self, record: Record) -> None:
+        """See :class:`Keeper`.
+
+        :raises ImageInUse: a domain runs, or cannot follow for another reason.
+        :raises ToolMissing: a domain uses the image, and libvirt cannot be asked to change it.
+        """
+        src, dest = record.path_of("src"), record.path_of("dest")
+        self._survey = None
+        answer = self.survey()
+        uses = answer.users_of(src) + answer.users_of(dest)
+        if uses and not answer.complete:
+            raise ToolMissing(
+                "domain {0} uses the image, and libvirt cannot be asked to change that: {1}".format(uses[0].domain, answer.reason), path=src
+            )
+        if answer.source != "libvirt" or (not uses and answer.pool_of(dest) is None):
+            return
+        against = domain_repoint.obstacles(answer, answer.users_of(src))
+        if against:
+            raise ImageInUse(" ".join(against), src, reason="domain")
+        connection = libvirt.connect(self._uri, readonly=False)
+        try:
+            move = domain_repoint.Move(src, dest, record.facts["format"], bool(record.facts.get("flattened")))
+            planned = [item for item in domain_repoint.plan(connection, answer, [move]) if item.changed]
+            if planned:
+                self._remember(record, planned)
+            if self._refresh_pools:
+                libvirt.refresh_pools(connection, [src, dest])
+            for item in planned:
+                domain_repoint.apply(connection, item)
+        finally:
+            libvirt.close(connection)
+            self._survey = None
+
+    def _remember(self, record: Record, planned: List[domain_repoint.Repoint]) -> None:
+        """What a crash in the middle left of an earlier attempt stays: those definitions have been changed already."""
+        known = {entry["uuid"]: entry for entry in record.facts.get(self.fact) or []}
+        for item in planned:
+            entry = {"domain": item.domain, "uuid": item.uuid, "disks": domain_xml.disk_elements(item.before, item.targets)}
+            known.setdefault(item.uuid, entry)
+        record.note(record.state, **{self.fact: [known[uuid] for uuid in sorted(known)]})
+
+    def restore(self, record: Record) -> None:
+        """See :class:`Keeper`. A domain that was undefined since has nothing to be pointed back.
+
+        :raises ImageInUse: a domain runs.
+        :raises ToolMissing: libvirt cannot be asked.
+        """
+        connection = libvirt.connect(self._uri, readonly=False)
+        try:
+            for entry in record.facts[self.fact]:
+                wanted = self._wanted(connection, entry)
+                if wanted is not None:
+                    domain_repoint.restore(connection, wanted)
+            if self._refresh_pools:
+                libvirt.refresh_pools(connection, [record.path_of("src"), record.path_of("dest")])
+        finally:
+            libvirt.close(connection)
+            self._survey = None
+
+    def _wanted(self, connection: libvirt.Connection, entry: Dict[str, Any]) -> Optional[str]:
+        """The definition of now with the recorded disks; ``None`` where the domain or the disk is gone."""
+        try:
+            handle = connection.handle.lookupByUUIDString(entry["uuid"])
+        except connection.library.libvirtError as error:
+            if error.get_error_code() == connection.library.VIR_ERR_NO_DOMAIN:
+                return None
+            raise
+        now = libvirt.definition(connection, handle)
+        present = {disk.target for disk in domain_xml.read_disks(now)}
+        return domain_xml.put_back(now, {target: text for target, text in entry["disks"].items() if target in present})
+
+    def obstacles(self, record: Record) -> List[str]:
+        """See :class:`Keeper`."""
+        answer = self.survey()
+        if answer.source != "libvirt":
+            return [answer.reason or "libvirt is not on this host any more"]
+        found = []
+        for entry in record.facts.get(self.fact) or []:
+            known = answer.domains.get(entry["uuid"])
+            if known is not None and known.active:
+                found.append("domain {0} is {1}: shut it down first".format(known.name, known.state))
+            if known is not None and known.managed_save:
+                found.append("domain {0} has a saved memory state that continues on the migrated image".format(known.name))
+        uses = answer.users_of(record.path_of("dest"))
+        return found + domain_repoint.obstacles(answer, [use for use in uses if use.where.startswith(("snapshot:", "checkpoint:"))])
+
+
+def described(use: DomainUse) -> Dict[str, Any]:
+    """A use as results and reports state it."""
+    facts = use._asdict()
+    facts.update(path=show(use.path), path_base64=encode_exact(use.path))
+    return dict(facts)
+
+
+def declared_raw(uses: List[DomainUse]) -> List[str]:
+    """A v1 image that a domain declares raw is what its guest wrote there, or a mistake: never to be followed as an image."""
+    return [
+        "Domain {0} declares {1} ({2}) as raw, but it begins like a QCOW image. Its guest may have written that to be given another file of the "
+        "host. If it is an image by mistake of the definition, correct the type there first (virsh edit {0}).".format(
+            use.domain, show(use.path), use.target
+        )
+        for use in uses
+        if use.declared_format == "raw" and use.where in ("definition", "live")
+    ]
+
+
+def active(answer: Survey, uses: List[DomainUse]) -> List[str]:
+    """The UUIDs of the running domains among these uses."""
+    return [uuid for uuid in domains_of(uses) if answer.domains[uuid].active]
+
+
+def overlay_path(src: bytes, identifier: str) -> bytes:
+    """Where a running domain writes while the image below it is converted."""
+    return os.path.join(os.path.dirname(src), b".vmimage-qcow." + identifier.encode("ascii") + b".overlay")
