@@ -159,13 +159,20 @@ def libqcow_can_read(image: BuiltImage) -> bool:
 
     Measured: it fails on or misreads byte-packed streams with 512-byte clusters, L2 tables of 64 KiB (and of 32 KiB with 64 KiB
     clusters), clusters that are only sector-aligned, files under 512 bytes, passwords over 16 bytes or not ASCII; it refuses compressed
-    clusters in an encrypted image; and it takes 4 << l2_bits bytes for the L1 table, whatever lies there.
+    clusters in an encrypted image; it takes 4 << l2_bits bytes for the L1 table, whatever lies there, and wants L2 tables no larger than a
+    cluster.
     """
     spec = image.spec
     if pyqcow is None or spec.backing or spec.xen or spec.size % SECTOR or image.length < SECTOR:
         return False
     password = spec.password or b""
-    if spec.l2_bits == 13 or (spec.l2_bits, spec.cluster_bits) == (12, 16) or len(password) > 16 or not password.isascii():
+    if (
+        spec.l2_bits == 13
+        or spec.l2_bits + 3 > spec.cluster_bits
+        or (spec.l2_bits, spec.cluster_bits) == (12, 16)
+        or len(password) > 16
+        or not password.isascii()
+    ):
         return False
     table_end = image.l1_at + (4 << spec.l2_bits)
     others = [*image.l2_at.values(), *(offset for offset, _stored in image.places.values()), image.length]
