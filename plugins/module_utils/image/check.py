@@ -95,8 +95,10 @@ def check(fd: int, path: bytes, level: str = STRUCTURE) -> Report:
         return _Check(fd, path, level, findings).run()
     except DamagedImage as error:
         findings.add("header", ERROR, None, 0, 0, error.message)
-        nothing = [0] * (len(Report._fields) - 6)
-        return Report(level, DAMAGED, findings.listed(), findings.counts(), os.lseek(fd, 0, os.SEEK_END), *nothing, "big")
+        values = dict.fromkeys(Report._fields, 0)  # type: Dict[str, Any]
+        values.update(level=level, verdict=DAMAGED, findings=findings.listed(), found=findings.counts())
+        values.update(file_size=os.lseek(fd, 0, os.SEEK_END), l1_byteorder="big")
+        return Report(**values)
 
 
 class _Check:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import struct
 from array import array
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Sequence
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import data_ranges
 
@@ -75,11 +75,13 @@ def l1_order(fd: int, l1_offset: int, l1_entries: int, l2_size: int) -> Order:
     if not words:
         return Order("big", False, "the L1 table is empty: either byte order says so")
     end = l1_offset + 8 * l1_entries
-    scores = {order: _inside([int.from_bytes(word, order) for word in words], file_size, end) for order in ("big", "little")}
+    offsets = {
+        "big": struct.unpack(">{0}Q".format(len(words)), b"".join(words)),
+        "little": struct.unpack("<{0}Q".format(len(words)), b"".join(words)),
+    }
+    scores = {order: _inside(offsets[order], file_size, end) for order in offsets}
     if scores["big"] == scores["little"] and scores["big"]:
-        scores = {
-            order: _sensible_tables(fd, [int.from_bytes(word, order) for word in words[:_TABLES]], file_size, l2_size) for order in scores
-        }
+        scores = {order: _sensible_tables(fd, offsets[order][:_TABLES], file_size, l2_size) for order in offsets}
     if scores["little"] > scores["big"]:
         return Order("little", True, "the L1 table is little-endian (told by its content)")
     if scores["big"] > scores["little"]:
@@ -101,13 +103,13 @@ def _first_words(fd: int, start: int, end: int) -> List[bytes]:
     return words
 
 
-def _inside(offsets: List[int], file_size: int, l1_end: int) -> int:
+def _inside(offsets: Sequence[int], file_size: int, l1_end: int) -> int:
     return sum(1 for offset in offsets if OFFSET <= offset < file_size) + len(
         {offset for offset in offsets if l1_end <= offset < file_size}
     )
 
 
-def _sensible_tables(fd: int, offsets: List[int], file_size: int, l2_size: int) -> int:
+def _sensible_tables(fd: int, offsets: Sequence[int], file_size: int, l2_size: int) -> int:
     score = 0
     for offset in offsets:
         if offset >= file_size:
