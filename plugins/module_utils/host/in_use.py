@@ -44,18 +44,20 @@ _IGNORED_SIGNAL = signal.SIGURG
 _PATIENCE = 2.0
 
 
-def find_users(fd: int, *, ignore_pids: Iterable[int] = ()) -> List[Use]:
+def find_users(fd: int, *, ignore_pids: Iterable[int] = (), seen: Optional[Dict[Key, List[Use]]] = None) -> List[Use]:
     """Everybody else who has an open file in use, by all the ways above. Changes nothing; this process itself is not a user.
 
     :param fd: a descriptor opened for reading (only).
     :param ignore_pids: processes of our own, for instance a qemu-img we started.
+    :param seen: what :func:`find_users_many` gave for many files, in place of another look at all processes for each of them.
     """
     status = os.fstat(fd)
     key = (status.st_dev, status.st_ino)
     if stat.S_ISBLK(status.st_mode):
         found = scan(set(), {status.st_rdev}, ignore_pids).users.get((0, status.st_rdev), []) + kernel_users.of_device(status.st_rdev)
     else:
-        found = find_users_many([key], ignore_pids=ignore_pids)[key]
+        many = seen if seen is not None and key in seen else find_users_many([key], ignore_pids=ignore_pids)
+        found = list(many[key])
     for use in lock_users(fd):
         # A lock whose holder was found among the processes is no second user.
         if not any(other.kind == use.kind or other.kind == WRITER for other in found):

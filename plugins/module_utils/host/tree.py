@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import linux
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.listing_pool import Pool
 
 _O_NOATIME = getattr(os, "O_NOATIME", 0)
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -58,6 +59,7 @@ def walk(
     minimum_size: int = 8,
     block_devices: bool = False,
     counts: Optional[Counts] = None,
+    workers: int = 1,
 ) -> Iterator[Found]:
     """Find files that could be disk images, in a stable order: the files of a directory by name, then its subdirectories by name.
 
@@ -71,16 +73,19 @@ def walk(
     :param recurse: False looks at the files directly in each directory only.
     :param head_size: how many bytes of each file are read. :param minimum_size: shorter files, in bytes, are left out.
     :param block_devices: report block devices too.
+    :param workers: processes that look into directories, this one included; more than one only with ``wanted``, which keeps
+        what they have to tell small.
     """
     walker = _Walker(wanted, _matcher(exclude), head_size, minimum_size, block_devices, counts or Counts())
     for path in paths:
         try:
             status = os.stat(path)
         except (OSError, ValueError) as error:
-            yield walker.failed(path, error)
+            walker.counts.errors += 1
+            yield _failed(path, error)
             continue
         if stat.S_ISDIR(status.st_mode):
-            yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse)
+            yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse, workers if wanted else 1)
         else:
             yield walker.named(os.path.realpath(path) if os.path.islink(path) else path)
 
@@ -88,6 +93,19 @@ def walk(
 def _matcher(patterns: Iterable[bytes]) -> Optional[Any]:
     expressions = [fnmatch.translate(pattern.decode("latin-1")).encode("latin-1") for pattern in patterns]
     return re.compile(b"|".join(b"(?:" + expression + b")" for expression in expressions)).match if expressions else None
+
+
+def _failed(path: bytes, error: Exception) -> Found:
+    return Found(path, None, b"", getattr(error, "strerror", None) or str(error))
+
+
+class _Listing(NamedTuple):
+    """One directory: (``st_dev``, ``st_ino``) or ``None`` where it is left out, its number of files, subdirectories, what to report."""
+
+    key: Optional[Tuple[int, int]]
+    files: int
+    directories: List[bytes]
+    reported: List[Found]
 
 
 class _Walker:
@@ -105,58 +123,71 @@ class _Walker:
         self._head_size = head_size
         self._minimum_size = minimum_size
         self._block_devices = block_devices
-        self._counts = counts
+        self.counts = counts
         self._visited: Set[Tuple[int, int]] = set()
         self._pseudo = {os.makedev(mount.major, mount.minor) for mount in linux.mounts() if mount.fstype in _PSEUDO}
 
-    def failed(self, path: bytes, error: Exception) -> Found:
-        self._counts.errors += 1
-        return Found(path, None, b"", getattr(error, "strerror", None) or str(error))
-
     def named(self, path: bytes) -> Found:
         """A file that the operator named: reported in any case."""
-        self._counts.files += 1
+        self.counts.files += 1
+        found = self._one(path)
+        self.counts.errors += found.error is not None
+        return found
+
+    def _one(self, path: bytes) -> Found:
         try:
             fd = open_source(path, block_devices=self._block_devices)
         except QcowError as error:
-            self._counts.errors += 1
             return Found(path, None, b"", error.message)
         try:
             return Found(path, os.fstat(fd), os.pread(fd, self._head_size, 0), None)
         except OSError as error:
-            return self.failed(path, error)
+            return _failed(path, error)
         finally:
             os.close(fd)
 
-    def tree(self, top: bytes, only_device: Optional[int], recurse: bool) -> Iterator[Found]:
-        pending = [top]
-        while pending:
-            directory = pending.pop()
-            try:
-                fd = self._open_directory(directory, follow=directory is top)
-            except OSError as error:
-                if error.errno != errno.ENOENT or directory is top:
-                    yield self.failed(directory, error)
-                continue
-            try:
-                status = os.fstat(fd)
-                key = (status.st_dev, status.st_ino)
-                if key in self._visited or status.st_dev in self._pseudo or only_device not in (None, status.st_dev):
+    def tree(self, top: bytes, only_device: Optional[int], recurse: bool, workers: int) -> Iterator[Found]:
+        def listing(directory: bytes) -> _Listing:
+            return self._listing(directory, directory == top, only_device)
+
+        def following(done: _Listing) -> List[bytes]:
+            return done.directories if recurse else []
+
+        with Pool(listing, following, workers - 1) as pool:
+            pending = [top]
+            while pending:
+                done = pool.result(pending.pop())
+                if done.key in self._visited:
                     continue
-                self._visited.add(key)
-                self._counts.directories += 1
-                prefix = directory if directory.endswith(b"/") else directory + b"/"
-                files, directories, reported = self._list(fd, prefix)
-                self._read_heads(fd, prefix, files, reported)
-            except OSError as error:
-                yield self.failed(directory, error)
-                continue
-            finally:
-                os.close(fd)
-            reported.sort(key=lambda found: found.path)
-            yield from reported
-            if recurse:
-                pending.extend(sorted((prefix + name for name in directories), reverse=True))
+                if done.key is not None:
+                    self._visited.add(done.key)
+                    self.counts.directories += 1
+                self.counts.files += done.files
+                self.counts.errors += sum(1 for found in done.reported if found.error is not None)
+                yield from done.reported
+                pending.extend(reversed(following(done)))
+
+    def _listing(self, directory: bytes, named: bool, only_device: Optional[int]) -> "_Listing":
+        """What is to be told of one directory. Raises nothing and changes nothing here: it may run in another process."""
+        nothing = _Listing(None, 0, [], [])
+        try:
+            fd = self._open_directory(directory, follow=named)
+        except OSError as error:
+            return nothing if error.errno == errno.ENOENT and not named else nothing._replace(reported=[_failed(directory, error)])
+        try:
+            status = os.fstat(fd)
+            key = (status.st_dev, status.st_ino)
+            if key in self._visited or status.st_dev in self._pseudo or only_device not in (None, status.st_dev):
+                return nothing
+            prefix = directory if directory.endswith(b"/") else directory + b"/"
+            files, directories, reported = self._list(fd, prefix)
+            self._read_heads(fd, prefix, files, reported)
+        except OSError as error:
+            return nothing._replace(reported=[_failed(directory, error)])
+        finally:
+            os.close(fd)
+        reported.sort(key=lambda found: found.path)
+        return _Listing(key, len(files), sorted(prefix + name for name in directories), reported)
 
     @staticmethod
     def _open_directory(path: bytes, *, follow: bool) -> int:
@@ -181,7 +212,7 @@ class _Walker:
             elif entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
             elif self._block_devices and stat.S_ISBLK(entry.stat(follow_symlinks=False).st_mode):
-                devices.append(self.named(prefix + entry.name))
+                devices.append(self._one(prefix + entry.name))
         files.sort(key=os.DirEntry.inode)
         return files, directories, devices
 
@@ -191,7 +222,6 @@ class _Walker:
         wanted, size, least = self._wanted, self._head_size, self._minimum_size
         flags = _FILE_FLAGS | _O_NOATIME
         open_, read, close = os.open, os.read, os.close
-        self._counts.files += len(files)
         for entry in files:
             name = entry.name
             try:
@@ -209,4 +239,4 @@ class _Walker:
                     close(fd)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENXIO, errno.ELOOP):  # gone or replaced since it was listed
-                    reported.append(self.failed(prefix + name, error))
+                    reported.append(_failed(prefix + name, error))

@@ -178,6 +178,9 @@ def test_many_at_once(tmp_path):
         os.close(fd)
     with holder(paths[3]), holder(paths[7], "os.O_RDWR"):
         users = in_use.find_users_many(identities)
+        fd = os.open(paths[7], os.O_RDONLY)
+        assert in_use.find_users(fd, seen=users) == users[identities[7][:2]]
+        os.close(fd)
     assert len(users) == 20
     assert {key: [use.kind for use in uses] for key, uses in users.items() if uses} == {
         identities[3][:2]: ["reader"],

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -179,6 +180,47 @@ def test_block_devices_only_on_request(top):
     assert found.path == top + b"/disk"
 
 
+@pytest.fixture
+def wide(top):
+    """1,000 files in 110 directories, every tenth file an image."""
+    for outer in range(10):
+        for inner in range(10):
+            folder = top + b"/%d/%d" % (outer, inner)
+            os.makedirs(folder)
+            for number in range(10):
+                put(folder + b"/%d" % number, MAGIC * 2 if number == 5 else b"something else")
+    return top
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_workers_change_nothing_but_the_time(wide, workers):
+    expected_counts, counts = tree.Counts(), tree.Counts()
+    expected = list(tree.walk([wide], wanted=v1, counts=expected_counts))
+    assert len(expected) == 100
+    assert list(tree.walk([wide, wide], wanted=v1, workers=workers, counts=counts)) == expected
+    assert vars(counts) == vars(expected_counts)
+    assert paths([wide + b"/3"], wanted=v1, workers=workers, recurse=False) == []
+
+
+def test_a_worker_that_dies_loses_nothing(wide):
+    first = os.getpid()
+
+    def deadly(head):
+        if os.getpid() != first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return v1(head)
+
+    assert paths([wide], wanted=deadly, workers=3) == paths([wide], wanted=v1)
+
+
+def test_workers_end_with_the_walk(wide):
+    walk = tree.walk([wide], wanted=v1, workers=3)
+    next(walk)
+    walk.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
 def test_descriptors_are_given_back(top):
     for number in range(50):
         os.mkdir(top + b"/%d" % number)
@@ -188,4 +230,5 @@ def test_descriptors_are_given_back(top):
     next(walk)
     walk.close()
     list(tree.walk([top]))
+    list(tree.walk([top], wanted=v1, workers=3))
     assert len(os.listdir("/proc/self/fd")) == before
