@@ -60,8 +60,10 @@ class Layer:
         """What this layer itself holds, in guest order, without overlaps, never past ``virtual_size``."""
         raise NotImplementedError
 
-    def inflate(self, extent: Extent) -> bytes:
+    def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
         """The whole cluster (``cluster_size`` bytes) a compressed extent of this layer belongs to.
+
+        :param stream: its stored bytes, where the caller has read them already.
 
         :raises DamagedImage: where the stream does not yield a cluster.
         """

@@ -341,9 +341,11 @@ class Qcow1(Layer):
             return self._lost(start, length, offset, what, KIND_OUTSIDE)
         return Extent(start, length, COMPRESSED, self, offset, min(stored, self.file_size - offset), 0)
 
-    def inflate(self, extent: Extent) -> bytes:
+    def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
         """See :meth:`Layer.inflate`. A stream may lack its end or be followed by garbage, as in QEMU: a whole cluster is enough."""
-        data, error = inflate_stream(os.pread(self.fd, extent.stored, extent.offset), self.cluster_size)[:2]
+        if stream is None:
+            stream = os.pread(self.fd, extent.stored, extent.offset)
+        data, error = inflate_stream(stream, self.cluster_size)[:2]
         if error is None:
             return data
         self._on_damage(Damage(extent.start, extent.length, extent.offset, "the compressed cluster " + error, KIND_STREAM))

@@ -224,9 +224,10 @@ class Qcow2(Layer):
             raise DamagedImage("guest byte {0}: the compressed cluster at byte {1} lies outside the file".format(position, offset), self.path)
         return Extent(position, length, COMPRESSED, self, offset, stored, 0)
 
-    def inflate(self, extent: Extent) -> bytes:
+    def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
         """See :meth:`Layer.inflate`."""
-        stream = os.pread(self.fd, extent.stored, extent.offset)
+        if stream is None:
+            stream = os.pread(self.fd, extent.stored, extent.offset)
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, self.cluster_size)
         except zlib.error as error:
