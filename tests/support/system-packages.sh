@@ -20,6 +20,11 @@ needs=(
     "git --version                          |git            |git"
     "test -x /usr/bin/python3 -a -e /usr/include/python3*/Python.h |python3-dev |python3-devel"
     "/usr/bin/python3 -c 'import ensurepip' |python3-venv   |python3"
+    "ip -V                                  |iproute2       |iproute"
+    "libvirtd --version                     |libvirt-daemon-system |libvirt-daemon"
+    "virsh --version                        |libvirt-clients |libvirt-client"
+    "/usr/bin/python3 -c 'import libvirt'   |python3-libvirt |python3-libvirt"
+    "qemu-system-x86_64 --version           |qemu-system-x86 |qemu-kvm"
 )
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -57,9 +62,14 @@ fi
 
 echo "Installing for the tests: ${missing[*]}"
 [ "$column" != 2 ] || "${as_root[@]}" apt-get update --quiet=2 || echo "apt-get update failed; going on with the package lists that are there" >&2
+run() { # what it prints is of interest only when it fails
+    local output
+    output=$("${as_root[@]}" "$@" </dev/null 2>&1) || { printf '%s\n' "$output" | tail -n 5 >&2; return 1; }
+}
+run "${install[@]}" "${missing[@]}" && exit 0
 status=0
 for package in "${missing[@]}"; do
     # One by one: a package that this distribution does not have (btrfs-progs on RHEL) must not keep the others away.
-    "${as_root[@]}" "${install[@]}" "$package" </dev/null >/dev/null || { echo "Could not install $package." >&2; status=1; }
+    run "${install[@]}" "$package" || { echo "Could not install $package." >&2; status=1; }
 done
 [ "$status" = 0 ] || [ "${CI:-}" != true ]
