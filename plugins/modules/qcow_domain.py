@@ -1,0 +1,249 @@
+#!/usr/bin/python
+# -*- coding: utf-8 -*-
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+DOCUMENTATION = r"""
+module: qcow_domain
+short_description: Point the libvirt domains that use an image to its migrated result
+version_added: 1.0.0
+author:
+  - vmimage.qcow contributors (@vmimage)
+description:
+  - Finds every libvirt domain of the host that uses an image, as file, as volume of a pool, by a link or below another name, and
+    changes path and driver type of those disks together, as C(virsh edit) would. Nothing else of a definition changes; passwords stay.
+  - Each definition is read back after the change. Either all domains are moved or none.
+  - A running domain is refused, shut down and started again, or moved live, as O(running) says.
+  - Domains with snapshots, checkpoints or a saved memory state on the image are refused, with the way out.
+  - The role P(vmimage.qcow.migrate#role) does all of this by itself. The module is for hosts where the conversion is done in steps of your own.
+extends_documentation_fragment:
+  - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.actiongroup_qcow
+  - vmimage.qcow.images
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details:
+      - Shows the disks that change, before and after, never whole definitions.
+  idempotent:
+    support: full
+requirements:
+  - libvirt-python on the host, for the Python that runs the module (C(python3-libvirt)). A host without libvirt has no domains, and nothing changes there.
+options:
+  src:
+    description: The image that the domains use now. It need not be there any more.
+    type: path
+    required: true
+  dest:
+    description:
+      - The image they are to use.
+      - It must be there, must be of O(format) by its content, and must not be older than what was last written to O(src). With a running domain
+        and O(running=live) it must B(not) be there, because it is made then.
+    type: path
+    required: true
+  format:
+    description: Format of O(dest).
+    type: str
+    choices: [qcow2, raw]
+    default: qcow2
+  domains:
+    description: Names or UUIDs of the domains to move. If not given, all that use O(src).
+    type: list
+    elements: str
+  running:
+    description:
+      - What to do with a domain that is running.
+      - V(refuse) fails and changes nothing.
+      - V(shutdown) asks the guest to shut down and waits O(shutdown_timeout) seconds. A guest that does not listen goes on running, and nothing changes.
+      - V(live) moves the running domain without a stop. It writes to an overlay while O(src) is converted and verified, then a block copy brings O(dest) up
+        to date and the domain pivots to it. O(dest) comes out as sparse as O(src) is. Needs QEMU 4.2 and libvirt 6.0 on the host, O(format=qcow2), and
+        free space beside O(src) for what the guest writes meanwhile.
+    type: str
+    choices: [refuse, shutdown, live]
+    default: refuse
+  shutdown_timeout:
+    description: How many seconds a guest has to shut down.
+    type: int
+    default: 120
+  restart:
+    description:
+      - Whether to start the domains again that were shut down. One that does not start is put back on O(src) and started from there, and the module fails.
+    type: bool
+    default: true
+  bandwidth:
+    description: The most bytes a second for the block copy of a live move, in bytes or with a unit (V(100M)). Not limited if not given.
+    type: str
+  refresh_pools:
+    description: Whether to refresh the active storage pools that hold O(src) or O(dest). Inactive pools are left alone.
+    type: bool
+    default: true
+  uri:
+    description: Where libvirt is.
+    type: str
+    default: qemu:///system
+notes:
+  - O(src) is neither renamed nor removed.
+  - The exact old definition of each domain, which may hold passwords, is kept in the directory C(domains) below O(state_dir), readable by root
+    only. It is never returned.
+seealso:
+  - module: vmimage.qcow.qcow_convert
+"""
+
+EXAMPLES = r"""
+- name: Convert an image whose domains are shut off
+  vmimage.qcow.qcow_convert:
+    src: /var/lib/libvirt/images/shop.qcow
+
+- name: Point its domains to the result
+  vmimage.qcow.qcow_domain:
+    src: /var/lib/libvirt/images/shop.qcow
+    dest: /var/lib/libvirt/images/shop.qcow2
+
+- name: Move a running domain without stopping it
+  vmimage.qcow.qcow_domain:
+    src: /var/lib/libvirt/images/shop.qcow
+    dest: /var/lib/libvirt/images/shop.qcow2
+    running: live
+    bandwidth: 100M
+"""
+
+RETURN = r"""
+domains:
+  description: The domains that use, or now do not use any more, O(src).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The domain.
+      type: str
+    uuid:
+      description: Its UUID.
+      type: str
+    changed:
+      description: Whether its definition changed.
+      type: bool
+    targets:
+      description: The disks concerned, by the names they have in the guest.
+      type: list
+      elements: str
+      sample: [vda]
+    path:
+      description: The image they have now.
+      type: str
+    format:
+      description: The driver type they have now.
+      type: str
+    was_running:
+      description: Whether the domain was running.
+      type: bool
+    method:
+      description: How it was moved, V(definition) or V(live).
+      type: str
+    started:
+      description: Whether it was started again.
+      type: bool
+    saved:
+      description: File on the host with its exact definition before.
+      type: str
+pools:
+  description: The storage pools that hold one of the images.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The pool.
+      type: str
+    path:
+      description: Its directory.
+      type: str
+    refreshed:
+      description: Whether it was refreshed.
+      type: bool
+    reason:
+      description: Why it was not.
+      type: str
+fingerprint:
+  description: What the guest saw at the start of a live move, in both images.
+  returned: when a domain was moved live
+  type: str
+record:
+  description: The name of the conversion's record on the host.
+  returned: when a domain was moved live
+  type: str
+reason:
+  description: Why the module failed, as a word for programs.
+  returned: failure
+  type: str
+  sample: in-use
+"""
+
+from typing import Optional
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.text.formatters import human_to_bytes
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domain_move import Job, run
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
+
+
+def bandwidth_of(module: AnsibleModule) -> Optional[int]:
+    """Bytes a second, or None for no limit."""
+    if module.params["bandwidth"] is None:
+        return None
+    try:
+        return human_to_bytes(module.params["bandwidth"])
+    except ValueError as error:
+        module.fail_json(msg="bandwidth: {0}".format(error))
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "src": {"type": "path", "required": True},
+            "dest": {"type": "path", "required": True},
+            "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
+            "domains": {"type": "list", "elements": "str"},
+            "running": {"type": "str", "choices": ["refuse", "shutdown", "live"], "default": "refuse"},
+            "shutdown_timeout": {"type": "int", "default": 120},
+            "restart": {"type": "bool", "default": True},
+            "bandwidth": {"type": "str"},
+            "refresh_pools": {"type": "bool", "default": True},
+            "uri": {"type": "str", "default": "qemu:///system"},
+            "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    job = Job(
+        src=to_path(params["src"]),
+        dest=to_path(params["dest"]),
+        format=params["format"],
+        state_dir=to_path(params["state_dir"]),
+        uri=params["uri"],
+        domains=params["domains"],
+        running=params["running"],
+        shutdown_timeout=params["shutdown_timeout"],
+        restart=params["restart"],
+        bandwidth=bandwidth_of(module),
+        refresh_pools=params["refresh_pools"],
+    )
+    try:
+        done = run(job, check_mode=module.check_mode)
+    except QcowError as error:
+        module.fail_json(**error.result())
+    for warning in done.warnings:
+        module.warn(warning)
+    result = {"changed": done.changed, "domains": done.domains, "pools": done.pools, "diff": done.diffs}  # type: Dict[str, Any]
+    if done.converted is not None:
+        result.update(fingerprint=done.converted.fingerprint, record=done.converted.record)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
