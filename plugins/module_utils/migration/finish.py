@@ -18,7 +18,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import pub
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import Guard, find_users
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import references
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, named
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, named, now
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import temporary_name
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
@@ -145,7 +145,7 @@ def _retire(record: Record, source_fd: int, guard: Guard) -> None:
     except (ImageInUse, ImageChanged) as error:
         _give_back(record, error)
         raise
-    record.note(states.RETIRED, retired=record.facts["retire_to"])
+    record.note(states.RETIRED, retired=record.facts["retire_to"], retired_time=now())
 
 
 def _give_back(record: Record, error: QcowError) -> None:

@@ -90,7 +90,7 @@ class Record:
 
         :raises StateError: where the journal cannot be written.
         """
-        line = dict(facts, state=state, time=_now())
+        line = dict(facts, state=state, time=now())
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -124,7 +124,7 @@ class Records:
         :raises StateError: where the state directory cannot be written.
         """
         identifier = "{0}-{1}".format(time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), os.urandom(6).hex())
-        line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=PLANNED, time=_now())
+        line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=PLANNED, time=now())
         path = os.path.join(self.directory, identifier.encode("ascii") + _SUFFIX)
         try:
             make_directory(self.directory)
@@ -225,7 +225,8 @@ class Exclusive:
         os.close(self._fd)
 
 
-def _now() -> str:
+def now() -> str:
+    """This moment as records and results state it, in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 

@@ -1,0 +1,121 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What comes after migrations, for many records in one call: rolling back, and deleting the originals."""
+
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import cleanup, rollback
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import reason_of
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Record, Records
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.selection import select
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
+
+
+class Choice(NamedTuple):
+    """Which records, and how the run goes. ``wait`` is in seconds."""
+
+    state_dir: bytes
+    paths: Tuple[bytes, ...] = ()
+    records: Tuple[str, ...] = ()
+    wait: float = 0
+    check_mode: bool = False
+
+
+Deal = Callable[[Record], Dict[str, Any]]
+"""Deals with one record; returns what its result says beyond the record itself. Raises QcowError and OSError."""
+
+
+def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
+    """Roll back what was chosen, newest first; one result for each record.
+
+    What is refused or fails has ``failed: true`` and does not stop the others.
+
+    :param discard_changes: whether guests may lose what they have written since the migration.
+    :param recovered: see :func:`.batch.run`.
+    :raises StateError: where another run is at work on this host, or the state directory cannot be used.
+    :raises QcowError: with reason ``interrupted``.
+    """
+
+    def deal(record: Record) -> Dict[str, Any]:
+        reversal = rollback.plan_rollback(record, discard_changes=discard_changes)
+        if reversal.action == rollback.ROLL_BACK and not choice.check_mode:
+            rollback.roll_back(reversal)
+        kept = record.file("rolled_back_to") or reversal.kept
+        return {
+            "action": reversal.action,
+            "reasons": reversal.reasons,
+            "changed": reversal.action == rollback.ROLL_BACK,
+            "discarded": reversal.changed,
+            "kept": None if kept is None else show(kept),
+        }
+
+    return _run(choice, deal, {"discarded": False, "kept": None}, recovered)
+
+
+def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
+    """Delete the retired originals among what was chosen (everything, where nothing was named) that have been retired for ``min_age`` seconds.
+
+    Results, parameters and errors as for :func:`roll_back_all`.
+    """
+    now = time.time()
+
+    def deal(record: Record) -> Dict[str, Any]:
+        removal = cleanup.plan_cleanup(record, min_age=min_age, now=now)
+        if removal.action == cleanup.DELETE and not choice.check_mode:
+            cleanup.clean(removal)
+        return dict(cleanup.describe(removal), action=removal.action, reasons=removal.reasons, changed=removal.action == cleanup.DELETE)
+
+    if not choice.paths and not choice.records:
+        choice = choice._replace(paths=(b"/",))
+    return _run(choice, deal, cleanup.describe(None), recovered)
+
+
+def _run(choice: Choice, deal: Deal, missing: Dict[str, Any], recovered: Optional[List[Dict[str, Any]]]) -> List[Dict[str, Any]]:
+    recovered = [] if recovered is None else recovered
+    records = Records(choice.state_dir)
+    results: List[Dict[str, Any]] = []
+    if choice.check_mode:
+        recovered.extend(dict(explain(record), failed=False) for record in records.unfinished())
+        _deal_with(choice, records, deal, missing, results)
+        return results
+    if next(records.all(), None) is None and not choice.records:
+        return results  # nothing was ever migrated here: leave no lock behind
+    try:
+        with Interruptible(), Exclusive(choice.state_dir, choice.wait):
+            recovered.extend(recover(records))
+            _deal_with(choice, records, deal, missing, results)
+    except Interrupted as error:
+        raise QcowError(str(error), reason="interrupted", hint="Run again to go on; it finishes what was begun.", images=results) from error
+    return results
+
+
+def _deal_with(choice: Choice, records: Records, deal: Deal, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
+    chosen, unknown = select(records, choice.paths, choice.records)
+    for error in unknown:
+        nothing = dict.fromkeys(("record", "src", "src_base64", "dest", "dest_base64", "retired", "state", "time"))
+        results.append(
+            dict(nothing, action="refuse", reasons=[str(error)], changed=False, failed=True, reason=error.reason, msg=str(error), **missing)
+        )
+    for record in chosen:
+        results.append(_result_of(record, deal, missing))
+
+
+def _result_of(record: Record, deal: Deal, missing: Dict[str, Any]) -> Dict[str, Any]:
+    before = explain(record)
+    answer = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "time")}
+    try:
+        answer.update(deal(record), failed=False, reason=None)
+        answer["msg"] = "; ".join(answer["reasons"])
+    except QcowError as error:
+        answer.update(missing, action="refuse", reasons=[str(error)], changed=False, failed=True, reason=error.reason, msg=str(error))
+    except OSError as error:
+        message = "{0}: {1}".format(before["src"], error.strerror or error)
+        answer.update(missing, action="refuse", reasons=[message], changed=False, failed=True, reason=reason_of(error), msg=message)
+    answer["state"] = record.state
+    return answer

@@ -1,0 +1,153 @@
+#!/usr/bin/python
+# -*- coding: utf-8 -*-
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+DOCUMENTATION = r"""
+module: qcow_cleanup
+short_description: Delete the retired originals of migrated images after a soak time
+version_added: 1.0.0
+author:
+  - vmimage.qcow contributors (@vmimage)
+description:
+  - Deletes originals that M(vmimage.qcow.qcow_convert) has renamed to C(.qcow1.orig), once they have been retired for O(min_age_days).
+  - Each is deleted only if the record says that the result was verified against it, the original is still the file that was retired and
+    nobody has it open, and the migrated image is there, has its format and size, and its tables make sense. Where C(qemu-img) is
+    there, it must not find a qcow2 damaged either, unless a guest is writing it.
+  - Records stay, and say that the original was deleted and when. Such a migration cannot be rolled back any more.
+extends_documentation_fragment:
+  - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.actiongroup_qcow
+  - vmimage.qcow.images
+  - vmimage.qcow.records
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  paths:
+    description:
+      - Clean up only these, by the names of originals, of results, or of directories above them.
+      - If neither this nor O(records) is given, everything that was migrated on the host.
+    type: list
+    elements: path
+    default: []
+    aliases: [path]
+  min_age_days:
+    description: For how many days an original must have been retired. Fractions are allowed.
+    type: float
+    default: 14
+seealso:
+  - module: vmimage.qcow.qcow_convert
+  - module: vmimage.qcow.qcow_rollback
+"""
+
+EXAMPLES = r"""
+- name: Delete what was retired more than four weeks ago
+  vmimage.qcow.qcow_cleanup:
+    min_age_days: 28
+"""
+
+RETURN = r"""
+images:
+  description: One entry for each record that was looked at, newest first. RV(ignore:failed) and RV(ignore:reason) say which were kept against the plan.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    record:
+      description: The record's name.
+      type: str
+    src:
+      description: The name the original had.
+      type: str
+    retired:
+      description: The name it had when it was retired.
+      type: str
+    dest:
+      description: The migrated image.
+      type: str
+    action:
+      description: V(delete), V(noop) or V(refuse).
+      type: str
+    reasons:
+      description: Why it was decided so.
+      type: list
+      elements: str
+    changed:
+      description: Whether it was, or would be, deleted.
+      type: bool
+    returns:
+      description: Bytes that the filesystem gets back.
+      type: int
+    retired_time:
+      description: When it was retired.
+      type: str
+summary:
+  description: Numbers of records, and RV(ignore:bytes_returned).
+  returned: always
+  type: dict
+recovered:
+  description: What was done about the records of interrupted runs; in check mode what would be.
+  returned: always
+  type: list
+  elements: dict
+"""
+
+from typing import Any, Dict, List
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.cleanup import summary
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, clean_all
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
+
+
+def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """What diff mode shows: the file that goes, and its size."""
+    return [
+        {"before_header": image["retired"], "after_header": "deleted", "before": {"bytes": image["returns"]}, "after": {}}
+        for image in images
+        if image["changed"]
+    ]
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "paths": {"type": "list", "elements": "path", "default": [], "aliases": ["path"]},
+            "records": {"type": "list", "elements": "str", "default": []},
+            "min_age_days": {"type": "float", "default": 14},
+            "lock_timeout": {"type": "int", "default": 0},
+            "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    choice = Choice(
+        state_dir=to_path(params["state_dir"]),
+        paths=tuple(to_path(path) for path in params["paths"]),
+        records=tuple(params["records"]),
+        wait=params["lock_timeout"],
+        check_mode=module.check_mode,
+    )
+    recovered: List[Dict[str, Any]] = []
+    try:
+        images = clean_all(choice, min_age=params["min_age_days"] * 86400, recovered=recovered)
+    except QcowError as error:
+        module.fail_json(recovered=recovered, **error.result())
+    changed = bool(recovered) or any(image["changed"] for image in images)
+    answer = {"changed": changed, "images": images, "summary": summary(images), "recovered": recovered, "diff": diff_of(images)}
+    failed = [image["msg"] for image in images if image["failed"]]
+    if failed:
+        module.fail_json(msg="; ".join(failed), **answer)
+    module.exit_json(**answer)
+
+
+if __name__ == "__main__":
+    main()
