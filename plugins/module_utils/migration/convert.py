@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError, ToolMissing, VerificationFailed
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, QcowError, ToolMissing, VerificationFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.attributes import carry_over, prepare
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import create_temporary, identity, sync_directory
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import Guard
@@ -122,6 +122,7 @@ def _produce(plan: Plan, source: Source, guard: Guard, record: Record, progress:
             proof = verify(source.plain(), result, plan.dest, _stage(progress, "verify", guard))
             _second_opinion(plan, temporary)
         guard.check()
+        _require_still_named(source)
         warnings += carry_over(source.fd, fd, timestamps=plan.request.timestamps)
         os.fsync(fd)
         sync_directory(os.path.dirname(temporary))
@@ -138,6 +139,18 @@ def _produce(plan: Plan, source: Source, guard: Guard, record: Record, progress:
         return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, warnings, *seconds)
     finally:
         os.close(fd)
+
+
+def _require_still_named(source: Source) -> None:
+    """What was read must still be what the image's name means: the result is published, and the original retired, by name."""
+    try:
+        status = os.lstat(source.path)
+    except OSError:
+        status = None
+    if status is None or (status.st_dev, status.st_ino) != (source.identity.dev, source.identity.ino):
+        raise ImageChanged(
+            "was replaced by another file, moved or removed while it was being read.", source.path, hint="Nothing was published. Run again."
+        )
 
 
 def _stage(progress: Optional[OnProgress], stage: str, guard: Guard) -> Callable[[int], None]:
