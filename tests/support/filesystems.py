@@ -6,6 +6,7 @@
 
 import contextlib
 import os
+import stat
 import subprocess
 import sys
 import traceback
@@ -41,6 +42,16 @@ def mounted(fstype: str, folder: str, *, size_mib: int = 0, options: str = "") -
         # A failed test may have left a descriptor open: that must not hide its failure.
         if subprocess.run(["umount", point], stderr=subprocess.DEVNULL).returncode:
             subprocess.run(["umount", "-l", point], check=True)
+
+
+def let_in(folder: str) -> None:
+    """Let other users into a test's own folder: pytest closes it, the folder of the session and the one of the user."""
+    session = os.path.dirname(folder)
+    user = os.path.dirname(session)
+    for path in [folder, session] + ([user] if os.path.basename(user).startswith("pytest-of-") else []):
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        if mode & 0o005 != 0o005:
+            os.chmod(path, mode | 0o055)
 
 
 def in_child(function: Callable[[], Any], *, uid: int = 0, gid: int = 0) -> int:

@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import attributes, linux
-from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, mounted
+from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 from ansible_collections.vmimage.qcow.tests.support.require import require_root
 
 ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
@@ -43,9 +43,7 @@ def can_read(path, uid, gid):
 
 @pytest.fixture(params=["tmpfs", "ext4", "xfs", "btrfs"])
 def folder(request, tmp_path):
-    os.chmod(str(tmp_path.parent), 0o755)
-    os.chmod(str(tmp_path.parent.parent), 0o755)
-    os.chmod(str(tmp_path), 0o755)
+    let_in(str(tmp_path))
     with mounted(request.param, str(tmp_path)) as point:
         os.chmod(point, 0o755)
         yield point
@@ -104,8 +102,7 @@ def test_timestamps_stay_where_not_asked_for(folder):
 )
 def test_nobody_reads_the_result_who_could_not_read_the_source(tmp_path, monkeypatch, mode, listed):
     require_root()
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        os.chmod(str(folder), 0o755)
+    let_in(str(tmp_path))
     # The directory's default list would let FRIEND into every new file in it.
     os.setxattr(str(tmp_path), DEFAULT_ACL, acl(7, FRIEND, STRANGER))
     source, dest = make(str(tmp_path), "source"), make(str(tmp_path), "dest")
@@ -139,8 +136,7 @@ def test_nobody_reads_the_result_who_could_not_read_the_source(tmp_path, monkeyp
 
 def test_without_rights_the_group_gets_no_more_than_everybody(tmp_path):
     require_root()
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        os.chmod(str(folder), 0o755)
+    let_in(str(tmp_path))
     source = make(str(tmp_path), "source", 0o6664)
     os.fchown(source, OWNER, GROUP)
     os.fchmod(source, 0o664)
@@ -158,8 +154,7 @@ def test_without_rights_the_group_gets_no_more_than_everybody(tmp_path):
 
 def test_a_list_is_not_carried_to_another_group(tmp_path):
     require_root()
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        os.chmod(str(folder), 0o755)
+    let_in(str(tmp_path))
     source = make(str(tmp_path), "source")
     os.fchown(source, OWNER, GROUP)
     os.setxattr(source, ACL, acl(4, NOBODY))

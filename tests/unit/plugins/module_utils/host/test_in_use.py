@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, ImageInUse
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import files, in_use, linux
-from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, mounted
+from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 from ansible_collections.vmimage.qcow.tests.support.require import require, require_root, require_tool
 
 
@@ -309,8 +309,7 @@ def test_a_broken_lease_kills_nobody(image):
 
 def test_a_guard_without_the_right_to_lease(tmp_path):
     require_root()
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        os.chmod(str(folder), 0o755)
+    let_in(str(tmp_path))
     path = str(tmp_path / "x")
     with open(path, "wb"):
         pass

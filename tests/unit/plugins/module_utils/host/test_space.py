@@ -9,7 +9,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import linux, space
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.space import Demand
-from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, mounted
+from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 
 MIB = 1 << 20
 
@@ -73,8 +73,7 @@ def test_protected_directory(tmp_path):
 
 
 def test_missing_and_closed_directories_and_all_problems_at_once(tmp_path):
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        os.chmod(str(folder), 0o755)
+    let_in(str(tmp_path))
     (tmp_path / "file").write_bytes(b"")
     closed = os.fsencode(tmp_path)
 

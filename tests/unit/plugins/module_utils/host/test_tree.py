@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import tree
-from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, mounted
+from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 from ansible_collections.vmimage.qcow.tests.support.require import require_root
 
 MAGIC = b"QFI\xfb\x00\x00\x00\x01"
@@ -128,8 +128,7 @@ def test_without_recursion(top):
 
 def test_unreadable_things_are_entries_not_ends(top):
     require_root()
-    for folder in (top, os.path.dirname(top), os.path.dirname(os.path.dirname(top))):
-        os.chmod(folder, 0o755)
+    let_in(os.fsdecode(top))
     os.mkdir(top + b"/closed", 0o700)
     put(top + b"/closed/1")
     os.chmod(put(top + b"/secret"), 0o600)
