@@ -141,6 +141,9 @@ def main() -> None:
         images = clean_all(choice, min_age=params["min_age_days"] * 86400, recovered=recovered)
     except QcowError as error:
         module.fail_json(recovered=recovered, **error.result())
+    for entry in recovered:
+        if entry["failed"]:
+            module.warn("An interrupted run cannot be finished: {0}".format(entry["msg"]))
     changed = bool(recovered) or any(image["changed"] for image in images)
     answer = {"changed": changed, "images": images, "summary": summary(images), "recovered": recovered, "diff": diff_of(images)}
     failed = [image["msg"] for image in images if image["failed"]]

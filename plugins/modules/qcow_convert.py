@@ -121,6 +121,12 @@ options:
   bandwidth:
     description: The most bytes a second to copy for each worker, in bytes or with a unit (V(100M)). Not limited if not given.
     type: str
+  reserve:
+    description:
+      - What must stay free on every filesystem when the whole call is done, in bytes or with a unit (V(10G)), or in percent of the
+        filesystem (V(5%)). If everything together does not fit, nothing is begun.
+    type: str
+    default: 64M
   lock_timeout:
     description: How many seconds to wait for another migration on the same host to end.
     type: int
@@ -130,6 +136,9 @@ seealso:
 notes:
   - Owner, group, mode, ACLs, extended attributes and the SELinux label of the original carry over; O(owner), O(group), O(mode) and the
     others override them.
+  - What an interrupted run has left behind on this host is finished or cleaned up first, see RV(recovered).
+  - SIGTERM, SIGINT and SIGHUP (a task's timeout, a cancelled job) undo what is under way and end the module; after SIGKILL or a crash the
+    next run does it.
 """
 
 EXAMPLES = r"""
@@ -217,6 +226,13 @@ summary:
   description: How many images were migrated, were done before, were refused or failed, and the bytes before and after.
   returned: with O(images)
   type: dict
+recovered:
+  description:
+    - What was done about the records of interrupted runs on this host, in check mode what would be. Each entry names RV(ignore:record),
+      RV(ignore:src) and RV(ignore:dest), and says in RV(ignore:msg) what was done.
+  returned: always
+  type: list
+  elements: dict
 """
 
 from typing import Any, Dict, Iterator, List, Optional
@@ -239,6 +255,20 @@ def size_of(module: AnsibleModule, option: str) -> Optional[int]:
         return human_to_bytes(text)
     except ValueError as error:
         module.fail_json(msg="{0}: {1}".format(option, error))
+
+
+def reserve_of(module: AnsibleModule) -> Dict[str, Any]:
+    """What stays free, as settings of a batch."""
+    text = module.params["reserve"].strip()
+    if not text.endswith("%"):
+        return {"reserve": size_of(module, "reserve") or 0}
+    try:
+        percent = float(text[:-1])
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent <= 100:
+        module.fail_json(msg="reserve: {0} is no percentage".format(text))
+    return {"reserve": 0, "reserve_percent": percent}
 
 
 def requests_of(module: AnsibleModule) -> Iterator[Request]:
@@ -312,6 +342,7 @@ def main() -> None:
             "original": {"type": "str", "choices": ["keep", "retire"], "default": "keep"},
             "timestamps": {"type": "bool", "default": True},
             "bandwidth": {"type": "str"},
+            "reserve": {"type": "str", "default": "64M"},
             "lock_timeout": {"type": "int", "default": 0},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
@@ -325,26 +356,31 @@ def main() -> None:
         workers=module.params["workers"],
         wait=module.params["lock_timeout"],
         check_mode=module.check_mode,
+        **reserve_of(module),
     )
+    recovered: List[Dict[str, Any]] = []
     try:
-        results = run(list(requests_of(module)), settings)
+        results = run(list(requests_of(module)), settings, recovered)
     except QcowError as error:
-        module.fail_json(**error.result())
+        module.fail_json(recovered=recovered, **error.result())
     except ValueError as error:
         module.fail_json(msg="src_base64: {0}".format(error))
+    for entry in recovered:
+        if entry["failed"]:
+            module.warn("An interrupted run cannot be finished: {0}".format(entry["msg"]))
     for result in results:
         set_attributes(module, result)
         for warning in result["warnings"]:
             module.warn("{0}: {1}".format(result["src"], warning))
-    finish(module, results)
+    finish(module, results, recovered)
 
 
-def finish(module: AnsibleModule, results: List[Dict[str, Any]]) -> None:
+def finish(module: AnsibleModule, results: List[Dict[str, Any]], recovered: List[Dict[str, Any]]) -> None:
     """Hand out the results of one image as the module's own, those of many as a list."""
-    changed = any(result["changed"] for result in results)
+    changed = bool(recovered) or any(result["changed"] for result in results)
     failed = [result for result in results if result["failed"]]
     answer = dict(results[0]) if module.params["images"] is None else {"images": results, "summary": summary(results)}
-    answer.update(changed=changed, diff=diff_of(results))
+    answer.update(changed=changed, diff=diff_of(results), recovered=recovered)
     answer.pop("failed", None)
     if failed:
         module.fail_json(**dict(answer, msg="; ".join(result["msg"] for result in failed)))

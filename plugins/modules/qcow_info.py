@@ -19,6 +19,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.info_module
   - vmimage.qcow.attributes.actiongroup_qcow
+  - vmimage.qcow.images
 options:
   paths:
     description:
@@ -70,6 +71,13 @@ options:
     description: Whether to find out who has a QCOW version 1 image open.
     type: bool
     default: true
+  records:
+    description:
+      - Which records of migrations on this host to return.
+      - V(unfinished) are those of interrupted runs (or of one that is at work just now). V(all) are all.
+    type: str
+    choices: [unfinished, all]
+    default: unfinished
 seealso:
   - module: vmimage.qcow.qcow_convert
 """
@@ -192,12 +200,50 @@ summary:
     damaged: 0
     in_use: 1
     errors: 0
+records:
+  description:
+    - Records of migrations on this host, oldest first. RV(records[].unfinished) says in words what the next run will do about one, and is
+      V(null) where nothing is left to do.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    record:
+      description: The record's name.
+      type: str
+    src:
+      description: The original's name.
+      type: str
+    dest:
+      description: The result's name.
+      type: str
+    retired:
+      description: The name the original was retired to.
+      type: str
+    state:
+      description: The last state that was reached.
+      type: str
+      sample: done
+    time:
+      description: When it was reached.
+      type: str
+    verified:
+      description: Whether the result was proven identical to the original.
+      type: bool
+    unfinished:
+      description: What is left to do.
+      type: str
+    error:
+      description: Why it failed.
+      type: str
 """
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import REPORTS, Question, look
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
 
 
@@ -212,6 +258,8 @@ def main() -> None:
             "check": {"type": "str", "choices": ["none", "structure", "content"], "default": "structure"},
             "fingerprint": {"type": "bool", "default": False},
             "in_use": {"type": "bool", "default": True},
+            "records": {"type": "str", "choices": ["unfinished", "all"], "default": "unfinished"},
+            "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
     )
@@ -227,9 +275,11 @@ def main() -> None:
     )
     try:
         images, summary = look(question)
+        every = [explain(record) for record in Records(to_path(module.params["state_dir"])).all()]
     except QcowError as error:
         module.fail_json(**error.result())
-    module.exit_json(changed=False, images=images, summary=summary)
+    records = [entry for entry in every if entry["unfinished"] or module.params["records"] == "all"]
+    module.exit_json(changed=False, images=images, summary=summary, records=records)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,9 @@ def main() -> None:
         images = roll_back_all(choice, discard_changes=params["discard_changes"], recovered=recovered)
     except QcowError as error:
         module.fail_json(recovered=recovered, **error.result())
+    for entry in recovered:
+        if entry["failed"]:
+            module.warn("An interrupted run cannot be finished: {0}".format(entry["msg"]))
     changed = bool(recovered) or any(image["changed"] for image in images)
     answer = {"changed": changed, "images": images, "recovered": recovered, "diff": diff_of(images)}
     failed = [image["msg"] for image in images if image["failed"]]

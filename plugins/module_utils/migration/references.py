@@ -42,6 +42,12 @@ class Keeper:
 
 
 KEEPERS: List[Keeper] = []
+"""Who keeps references on this host, in the order in which they re-point."""
+
+
+def install(*keepers: Keeper) -> None:
+    """Have these, and no others, re-point and restore. A run that changes anything says so before it starts, recovery included."""
+    KEEPERS[:] = keepers
 
 
 def repoint(record: Record) -> None:
