@@ -65,7 +65,7 @@ class Tally:
             if spec.password is not None:
                 secret = os.path.join(directory, "secret%d" % depth)
                 pathlib.Path(secret).write_bytes(spec.password)
-                passwords[layer_name(depth)] = secret
+                passwords[os.path.join(directory, layer_name(depth))] = secret
             nodes.append(oracle.Node(os.path.join(directory, layer_name(depth)), secret=secret))
         raw, qcow2 = os.path.join(directory, "result.raw"), os.path.join(directory, "result.qcow2")
         # Its own records for each image: looking through those of all others would be most of the work.

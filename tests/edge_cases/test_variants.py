@@ -5,10 +5,11 @@
 
 import hashlib
 import pathlib
+from typing import Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.tests.support import genuine
+from ansible_collections.vmimage.qcow.tests.support import genuine, oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Packed, Plain, Xen, build
 
 MIB = 1 << 20
@@ -29,6 +30,26 @@ def test_44_big_endian_xen_image(workbench, size: int) -> None:
 
 def test_44_preallocated_xen_image(workbench) -> None:
     image = build(ImageSpec(size=MIB, clusters={3: Plain(b"three")}, xen=Xen(12, min_cluster_alloc=512), preallocate=True))
+    workbench.converts_to(workbench.image(image), image.guest_bytes())
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [(None, 16), (1, 16), (3, 16), (0x02000000, 16), (0x03000000, 16), (0, 16), (None, 12)],
+    ids=["right", "host order", "says big-endian", "unswapped flag", "unswapped flags", "none", "no flags"],
+)
+def test_44_little_endian_xen_image_whatever_its_flag_says(workbench, flags: Optional[int], size: int) -> None:
+    clusters = {3: Plain(b"three"), 600: Plain(b"six"), 1100: Plain(b"eleven")}
+    image = build(ImageSpec(size=6 * MIB, clusters=clusters, xen=Xen(size, little_endian=True, flags=flags)))
+    path = workbench.image(image)
+    workbench.converts_to(path, image.guest_bytes())
+    if "qcow" in oracle.supported_formats():
+        assert oracle.guest_bytes(oracle.Node(path)) == bytes(6 * MIB), "qemu-img reads these as empty"
+
+
+@pytest.mark.parametrize("flags", [0, 1, 0x02000000])
+def test_44_big_endian_xen_image_whatever_its_flag_says(workbench, flags: int) -> None:
+    image = build(ImageSpec(size=6 * MIB, clusters={3: Plain(b"three"), 600: Plain(b"six")}, xen=Xen(flags=flags)))
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 

@@ -49,15 +49,17 @@ def convert(
     *,
     format: str = "qcow2",
     state_dir: Optional[Path] = None,
-    passwords: Optional[Mapping[str, str]] = None,
+    passwords: Optional[Mapping[Path, Path]] = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Convert one image; return the module's result for it.
 
-    ``passwords``: file name -> file with its password. ``options``: other fields of the engine's request. Raises Refused.
+    ``passwords``: image -> file with its password. ``options``: other fields of the engine's request. Raises Refused.
     """
     if passwords:
-        raise NotImplementedError("the engine does not take passwords yet")
+        options["passphrase_files"] = tuple(
+            (os.path.realpath(os.fsencode(image)), os.fsencode(secret)) for image, secret in passwords.items()
+        )
     directory = os.fsencode(_state_directory(os.getpid()).name if state_dir is None else state_dir)
     request = Request(src=os.fsencode(src), dest=os.fsencode(dest), format=format, state_dir=directory, **options)
     result = batch.run([request], batch.Settings(state_dir=directory))[0]
