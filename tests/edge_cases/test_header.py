@@ -119,7 +119,7 @@ def test_10_every_geometry(workbench, cluster_bits: int, l2_bits: int) -> None:
     count = min(per_table + 3, (4 << 20) // cluster + 3)
     clusters = {
         index: Plain(b"%d:" % index * (cluster // 8)) if index % 2 else Packed(b"%d words " % index * (cluster // 12))
-        for index in {0, 1, 2, count // 2, min(per_table - 1, count - 1), min(per_table, count - 1), count - 1}
+        for index in sorted({0, 1, 2, count // 2, min(per_table - 1, count - 1), min(per_table, count - 1), count - 1})
     }
     image = build(ImageSpec(size=count * cluster, cluster_bits=cluster_bits, l2_bits=l2_bits, clusters=clusters, order="shuffled"))
     workbench.converts_to(workbench.image(image), image.guest_bytes())

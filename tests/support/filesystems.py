@@ -34,13 +34,13 @@ def mounted(fstype: str, folder: str, *, size_mib: int = 0, options: str = "") -
             stream.truncate((size_mib or _SIZE_MIB[fstype]) << 20)
         subprocess.run([*_MKFS[fstype], disk], check=True, stdout=subprocess.DEVNULL)
         command = ["mount", "-o", "loop" + (options and "," + options), disk, point]
-    done = subprocess.run(command, stderr=subprocess.PIPE)
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE)
     require(done.returncode == 0, "cannot mount %s: %s" % (fstype, done.stderr.decode(errors="replace").strip()))
     try:
         yield point
     finally:
         # A failed test may have left a descriptor open: that must not hide its failure.
-        if subprocess.run(["umount", point], stderr=subprocess.DEVNULL).returncode:
+        if subprocess.run(["umount", point], check=False, stderr=subprocess.DEVNULL).returncode:
             subprocess.run(["umount", "-l", point], check=True)
 
 
