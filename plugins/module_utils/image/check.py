@@ -10,7 +10,6 @@ Cost grows with the tables that are there, memory with nothing: whatever a heade
 
 import os
 import stat
-import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from itertools import islice
@@ -18,7 +17,7 @@ from operator import eq
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger, xen
+from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger, symptoms, xen
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR, ZERO, Extent
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import ERROR, NOTE, WARNING, Finding, Findings
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import (
@@ -65,7 +64,7 @@ class Report(NamedTuple):
     allocated_clusters: int  # stored as they are (or encrypted)
     allocated_bytes: int  # guest bytes in them
     compressed_clusters: int
-    compressed_bytes: int  # of the file
+    compressed_bytes: int  # of the file, as often as they are referred to
     lost_clusters: int  # claimed by a table, but not to be had
     unallocated_clusters: int  # left to the backing file, or zeros
     data_extents: int
@@ -111,14 +110,14 @@ class _Check:
         status = os.fstat(fd)
         self.sparse = stat.S_ISREG(status.st_mode) and 512 * status.st_blocks < status.st_size
         self.hole = (0, 0)
-        self.owners = ledger.Ledger(self.image.file_size)
+        self.owners = ledger.Ledger(self.image.file_size, self.image.header.cluster_bits)
         self.offsets = array("Q")  # of the L2 tables, ascending; with repetitions
         self.room = 0
         self.repeated = False
         self.fixed = self._fixed_areas()
         self.first_table: Optional[Tuple[int, array]] = None
         self.samples: List[int] = []
-        self.allocated = self.allocated_bytes = self.compressed = self.compressed_bytes = self.lost = self.claimed = 0
+        self.allocated = self.allocated_bytes = self.compressed = self.compressed_bytes = self.lost = 0
         self.extents = self.tables = self.unaligned_tables = self.unaligned_clusters = self.orphan_bytes = 0
 
     def _fixed_areas(self) -> List[Tuple[int, int, str]]:
@@ -144,8 +143,7 @@ class _Check:
             self.first_pass = False
         self._name_clashes()
         self._judge_amplification()
-        self._judge_virtualbox()
-        self._judge_unflagged()
+        self._judge_symptoms()
         self._judge_emptiness()
         return self._report()
 
@@ -225,7 +223,7 @@ class _Check:
         if self._in_hole(offset, end):
             self.owners.tables.add(offset, end)
             self._note_table(
-                "hole", WARNING, start, offset, "the L2 table lies in a hole of the file and reads as empty: it may have been lost"
+                "hole", WARNING, start, offset, "the L2 table lies in a hole of the file: it reads as empty, and may have been lost"
             )
             return
         entries = image.read_l2(start, offset)
@@ -252,36 +250,46 @@ class _Check:
         return end <= self.hole[1]
 
     def _own_clusters(self, start: int, entries: array, times: int) -> None:
+        """Enter the clusters of one table. The only loop that sees every cluster of a scattered image; what it spares is worth sparing."""
         cluster = self.image.cluster_size
-        data_starts, data_ends = self.owners.data.starts, self.owners.data.ends
-        clusters = guest = extents = 0
+        bits, mask = self.image.header.cluster_bits, cluster - 1
+        first_pass = self.first_pass
+        owners = self.owners
+        marks, many = owners.marks, len(owners.marks)
+        clusters = guest = extents = unaligned = 0
         for extent in self.image.table_extents(start, entries):
             _start, length, kind, _layer, offset, stored, _skip = extent
             if kind == COMPRESSED:
-                self.owners.streams.add(offset, offset + stored)
-                if self.first_pass:
+                owners.streams.add(offset, offset + stored)
+                if first_pass:
                     self._judge_stream(extent, times)
             elif kind != ZERO:
-                data_starts.append(offset)
-                data_ends.append(offset + stored)
+                place = offset >> bits
+                if length == cluster and place < many and not offset & mask:
+                    if first_pass and marks[place] < 2:
+                        marks[place] += 1
+                    clusters += 1
+                else:
+                    owners.data.add(offset, offset + stored)
+                    whole = -(-length // cluster)
+                    clusters += whole
+                    if length & mask:
+                        owners.slack.add(offset + stored, min(offset + whole * cluster, self.image.file_size))
+                    if offset & mask:
+                        unaligned += whole
                 extents += 1
                 guest += length
-                if length % cluster:
-                    self.owners.slack.add(offset + stored, min(offset - (-length // cluster) * cluster, self.image.file_size))
-                    clusters += 1
-                clusters += length // cluster
-                if offset % cluster:
-                    self.unaligned_clusters += self.first_pass and -(-length // cluster)
-        if self.first_pass:
+                if len(self.samples) < _SAMPLES and extents == 1:
+                    self.samples.append(offset)
+        if first_pass:
             self.allocated += clusters * times
             self.allocated_bytes += guest * times
+            self.unaligned_clusters += unaligned * times
             self.extents += extents * times
-            if extents and len(self.samples) < _SAMPLES:
-                self.samples.append(data_starts[-extents])
 
     def _judge_stream(self, extent: Extent, times: int) -> None:
         self.compressed += times
-        self.compressed_bytes += extent.stored
+        self.compressed_bytes += extent.stored * times
         if self.image.header.crypt_method == CRYPT_AES:
             text = "a compressed cluster in an encrypted image is not encrypted; no writer makes such an image on purpose"
             self.findings.add("compressed-in-encrypted", WARNING, extent.start, extent.length, extent.offset, text)
@@ -324,9 +332,7 @@ class _Check:
             return
         for start, end in ledger.pairs(overlaps.ranges()):
             names = [name for first, last, name in self.fixed if first < end and last > start]
-            text = "two owners of the same bytes, at least one of them a table or the header" + (
-                " (" + ", ".join(names) + ")" if names else ""
-            )
+            text = "the same bytes belong to the header or a table, and to something else: " + (", ".join(names) or "an L2 table")
             self.findings.add("metadata-overlap", ERROR, None, end - start, start, text)
         for start, offset, _times in self._tables():
             for extent in self.image.table_extents(start, self.image.read_l2(start, offset)):
@@ -349,56 +355,27 @@ class _Check:
 
     def _judge_amplification(self) -> None:
         """A disk that refers to the same bytes again and again is a bomb: kilobytes that become terabytes."""
-        if self.allocated_bytes > max(_AMPLIFIED * self.image.file_size, _AMPLIFIED_FROM):
-            text = "the disk's {0} stored bytes all lie in the same few of a file of {1} bytes".format(
-                self.allocated_bytes, self.image.file_size
-            )
+        claimed, size = self.allocated_bytes + self.compressed_bytes, self.image.file_size
+        if claimed > max(_AMPLIFIED * size, _AMPLIFIED_FROM):
+            text = "the tables refer to {0} bytes of a file of {1}: to the same ones again and again".format(claimed, size)
             self.findings.add("amplified", ERROR, 0, self.image.virtual_size, None, text)
-
-    def _judge_virtualbox(self) -> None:
-        """VirtualBox rounds an L1 table up to whole clusters when it writes it, over the first entries of a table right behind it."""
-        if self.first_table is None or not self.orphan_bytes:
-            return
-        header = self.image.header
-        offset, entries = self.first_table
-        cluster = self.image.cluster_size
-        overwritten = header.l1_offset - (-8 * header.l1_entries // cluster) * cluster - offset
-        count = overwritten // 8
-        if not 0 < count < len(entries) or any(entries[:count]) or not any(entries[count:]):
-            return
-        behind = offset + header.l2_size
-        for finding in self.findings.listed():
-            if finding.kind == "orphan" and finding.offset == behind and finding.length >= cluster:
-                text = (
-                    "VirtualBox has probably overwritten the first {0} entries of this L2 table: they are zero, and clusters that nothing refers to lie "
-                    "right behind it, at byte {1}; the first {2} bytes of the disk read as zeros"
-                ).format(count, behind, count * cluster)
-                self.findings.add("virtualbox-damage", WARNING, 0, count * cluster, offset, text, count)
-
-    def _judge_unflagged(self) -> None:
-        """QEMU's development trees of 2008-06-05 to 2009-01-08 wrote compressed clusters without saying so in the entry."""
-        cluster = self.image.cluster_size
-        if self.image.header.crypt_method == CRYPT_AES:
-            return
-        looked = hits = 0
-        for offset in self.samples:
-            data = os.pread(self.image.fd, cluster, offset)
-            if len(data) == cluster and any(data):
-                looked += 1
-                hits += _is_stream_and_zeros(data)
-        if hits and 2 * hits >= looked:
-            text = (
-                "{0} of {1} clusters looked at are compressed although their entries do not say so (a bug of QEMU's development trees of 2008); "
-                "the guest sees the compressed bytes"
-            ).format(hits, looked)
-            self.findings.add("unflagged-compression", WARNING, None, 0, None, text, hits)
 
     def _judge_emptiness(self) -> None:
         if self.orphan_bytes >= self.image.cluster_size and not self.allocated and not self.compressed and not self.lost:
-            text = "no cluster is allocated, but the file holds {0} bytes that nothing refers to: a table may have been lost".format(
+            text = "nothing is allocated, but the file holds {0} bytes nothing refers to: a table may have been lost".format(
                 self.orphan_bytes
             )
             self.findings.add("lost-tables", WARNING, 0, self.image.virtual_size, self.image.header.l1_offset, text)
+
+    def _judge_symptoms(self) -> None:
+        """Damage that reads without complaint, but bears the mark of a known bug."""
+        found = [symptoms.unflagged_compression(self.image, self.samples)]
+        if self.first_table is not None:
+            orphans = [finding for finding in self.findings.listed() if finding.kind == "orphan"]
+            found.append(symptoms.virtualbox_overwrite(self.image.header, self.first_table[0], self.first_table[1], orphans))
+        for finding in found:
+            if finding is not None:
+                self.findings.add(*finding)
 
     def _report(self) -> Report:
         image = self.image
@@ -427,12 +404,3 @@ class _Check:
             orphan_bytes=self.orphan_bytes,
             l1_byteorder=image.l1_byteorder,
         )
-
-
-def _is_stream_and_zeros(data: bytes) -> bool:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = inflater.decompress(data, len(data) + 1)
-    except zlib.error:
-        return False
-    return inflater.eof and len(inflated) == len(data) and not any(inflater.unused_data)

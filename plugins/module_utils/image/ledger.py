@@ -9,10 +9,11 @@ know how many owners any byte has; so a range costs 16 bytes, whatever it belong
 """
 
 import heapq
+import re
 from array import array
 from itertools import islice
 from operator import lt
-from typing import Iterable, Iterator, Optional, Tuple
+from typing import Any, Iterable, Iterator, Optional, Tuple
 
 MOST_RANGES = 1000000
 """Ranges in memory at a time: 16 MB, and twice as much while they are sorted."""
@@ -20,6 +21,11 @@ MOST_RANGES = 1000000
 MOST_CLASHES = 1024
 """Ranges with two owners that are remembered; the others are only counted."""
 
+MOST_MARKS = 4 << 20
+"""Clusters of the file whose owners are counted one by one: 4 MiB, and eight times as much where every other one has none."""
+
+_ANY = re.compile(b"[^\\0]+")
+_TWICE = re.compile(b"\\x02+")
 _SORTED_AT_ONCE = 600000
 _END = 1 << 64
 
@@ -71,7 +77,9 @@ class Lane:
         earlier, self._shared = self._shared, None
         owned, shared = self._settle()
         if earlier is not None:
-            shared = together([shared, (earlier.starts, earlier.ends)])
+            earlier.starts.extend(shared[0])
+            earlier.ends.extend(shared[1])
+            shared = earlier._settle()[0]
         return owned, shared
 
     def _settle(self) -> Tuple[Ranges, Ranges]:
@@ -150,22 +158,14 @@ def common(one: Ranges, other: Ranges) -> Ranges:
     return starts, ends
 
 
-def together(parts: Iterable[Ranges]) -> Ranges:
-    """The bytes that any of ``parts`` has."""
-    lane = Lane()
-    for starts, ends in parts:
-        lane.starts.extend(starts)
-        lane.ends.extend(ends)
-    return lane.settle()[0]
-
-
-def gaps(ranges: Ranges, low: int, high: int) -> Iterator[Tuple[int, int]]:
-    """``(start, end)`` of the bytes in [low, high) that nobody has."""
+def gaps(parts: Iterable[Ranges], low: int, high: int) -> Iterator[Tuple[int, int]]:
+    """``(start, end)`` of the bytes in [low, high) that none of ``parts`` has."""
     position = low
-    for start, end in pairs(ranges):
+    for start, end in heapq.merge(*map(pairs, parts)):
         if start > position:
             yield position, min(start, high)
-        position = max(position, end)
+        if end > position:
+            position = end
         if position >= high:
             return
     if position < high:
@@ -198,18 +198,21 @@ class Ledger:
     """Who owns which bytes of a file, in as many passes as memory asks for; each pass must enter everything again.
 
     Lanes: ``tables`` (and header, name), ``data`` (clusters), ``streams`` (compressed ones), ``slack`` (room that belongs to one of
-    these, and may belong to another one too).
+    these, and may belong to another one too). Single clusters at their natural place need not go through a lane: ``marks`` counts the
+    owners of each cluster of the file, up to two, one byte for each. To be marked in the first pass only.
     """
 
-    def __init__(self, file_size: int) -> None:
+    def __init__(self, file_size: int, cluster_bits: int) -> None:
         self.tables, self.data, self.streams, self.slack = self._lanes = [Lane() for _ in range(4)]
+        self.marks = bytearray(min(file_size >> cluster_bits, MOST_MARKS))
         self.overlaps = Clashes()  # a table or the header, and something else
         self.links = Clashes()  # two clusters
+        self._bits = cluster_bits
         self._file_size = file_size
         self._low = 0
         self._high = _END
         self._page = [0] * 4
-        self._gap: Optional[Tuple[int, int]] = None
+        self._gap = None  # type: Optional[Tuple[int, int]]
 
     @property
     def complete(self) -> bool:
@@ -236,13 +239,16 @@ class Ledger:
         self.turn_page()
         (tables, twice_tables), (data, twice_data), (streams, twice_streams), (slack, _any) = [lane.settle() for lane in self._lanes]
         self._page = [0] * 4
-        for clash in (twice_tables, common(tables, data), common(tables, streams)):
+        marked = self._marked(_ANY)
+        for clash in (twice_tables, common(tables, data), common(tables, streams), common(tables, marked)):
             self.overlaps.add(clash)
-        for clash in (twice_data, twice_streams, common(data, streams)):
+        for clash in (twice_data, twice_streams, common(data, streams), common(data, marked), common(streams, marked)):
             self.links.add(clash)
+        if not self._low:
+            self.links.add(self._marked(_TWICE))
         low, high = self._low, min(self._high, self._file_size)
         self._low, self._high = self._high, _END
-        for start, end in gaps(together([tables, data, streams, slack]), low, high):
+        for start, end in gaps([tables, data, streams, slack, marked], low, high):
             if self._gap is not None and self._gap[1] != start:
                 yield self._gap
             elif self._gap is not None:
@@ -250,3 +256,11 @@ class Ledger:
             self._gap = start, end
         if self.complete and self._gap is not None:
             yield self._gap
+
+    def _marked(self, pattern: Any) -> Ranges:
+        """The ranges of the file in which ``pattern`` finds runs of marks."""
+        starts, ends = array("Q"), array("Q")
+        for run in pattern.finditer(self.marks):
+            starts.append(run.start() << self._bits)
+            ends.append(run.end() << self._bits)
+        return starts, ends

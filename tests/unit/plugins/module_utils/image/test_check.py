@@ -40,7 +40,8 @@ NOISE = random.Random(4).randbytes(CLUSTER)
 TEXT = b"all work and no play makes a dull disk; " * 103
 # One whose stream holds nothing but the end-of-block code in its last byte.
 ENDLESS = next(
-    text for text in (bytes([number]) + NOISE[: 100 + number] * 40 for number in range(99))
+    text
+    for text in (bytes([number]) + NOISE[: 100 + number] * 40 for number in range(99))
     if len(zlib.decompressobj(-15).decompress(deflate(text[:CLUSTER])[:-1])) == CLUSTER
 )
 FULL = {number: Plain(NOISE) for number in range(16)}
@@ -175,16 +176,27 @@ CASES = {
     "22 shared cluster": (spec({**FULL, 20: Shared(3)}), STRUCTURE, SUSPECT, "cross-linked", "warning", 2),
     "22 overlapping clusters": (spec(l2_patch={15: DATA_AT + 512}), STRUCTURE, SUSPECT, "cross-linked", "warning", 2),
     "22 shared L2": (spec(share_l2={1: 0}), STRUCTURE, SUSPECT, "cross-linked", "warning", 2),
-    "22 overlapping streams": (
-        spec({0: Packed(TEXT), 1: Packed(TEXT, at=DATA_AT + 8)}), STRUCTURE, SUSPECT, "cross-linked", "warning", 2),
+    "22 overlapping streams": (spec({0: Packed(TEXT), 1: Packed(TEXT, at=DATA_AT + 8)}), STRUCTURE, SUSPECT, "cross-linked", "warning", 2),
     "22 stream in a cluster": (
-        spec({**FULL, 20: Entry(compressed_entry(12, DATA_AT + 77, 30))}), STRUCTURE, SUSPECT, "cross-linked", "warning", 2),
+        spec({**FULL, 20: Entry(compressed_entry(12, DATA_AT + 77, 30))}),
+        STRUCTURE,
+        SUSPECT,
+        "cross-linked",
+        "warning",
+        2,
+    ),
     "23 cluster on the L1": (spec(l1_at=512, l2_patch={15: 512}), STRUCTURE, DAMAGED, "metadata-overlap", "error", None),
     "23 cluster on its table": (spec(l2_patch={15: TABLE_AT}), STRUCTURE, DAMAGED, "metadata-overlap", "error", 2),
     "23 table on the header": (spec(l1_patch={0: 48}, size=TABLE), STRUCTURE, DAMAGED, "metadata-overlap", "error", None),
     "23 table on a table": (spec(l1_patch={1: TABLE_AT + 8}), STRUCTURE, DAMAGED, "metadata-overlap", "error", None),
     "23 stream on a table": (
-        spec({0: Plain(NOISE), 1: Entry(compressed_entry(12, TABLE_AT + 9, 70))}), STRUCTURE, DAMAGED, "metadata-overlap", "error", 2),
+        spec({0: Plain(NOISE), 1: Entry(compressed_entry(12, TABLE_AT + 9, 70))}),
+        STRUCTURE,
+        DAMAGED,
+        "metadata-overlap",
+        "error",
+        2,
+    ),
     "23 name on the L1": (spec(fields={"backing_offset": 60, "backing_length": 20}), STRUCTURE, DAMAGED, "metadata-overlap", "error", None),
     "25 stream past the end": (spec({0: Entry(compressed_entry(12, 1 << 40, 80))}), STRUCTURE, DAMAGED, "outside-file", "error", 1),
     "28 size 0": (spec({0: Packed(TEXT, declared=0)}), STRUCTURE, DAMAGED, "bad-stream", "error", 1),
@@ -192,18 +204,36 @@ CASES = {
     "28 short output": (spec({0: Packed(stream=deflate(b"short"))}), CONTENT, DAMAGED, "bad-stream", "error", 1),
     "28 zlib header": (spec({0: Packed(TEXT, wbits=12)}), CONTENT, DAMAGED, "bad-stream", "error", 1),
     "28 in one of many": (
-        spec({n: Packed(TEXT, short=30 if n in (4, 5) else 0) for n in range(9)}), CONTENT, DAMAGED, "bad-stream", "error", 2),
+        spec({n: Packed(TEXT, short=30 if n in (4, 5) else 0) for n in range(9)}),
+        CONTENT,
+        DAMAGED,
+        "bad-stream",
+        "error",
+        2,
+    ),
     "27 stream lacks its end": (spec({0: Packed(ENDLESS, short=1)}), CONTENT, SOUND, "stream-oddity", "note", 1),
     "29 stream too long": (spec({0: Packed(stream=deflate(TEXT * 3))}), CONTENT, SOUND, "stream-oddity", "note", 1),
     "33 compressed and encrypted": (
-        spec({0: Plain(NOISE), 1: Packed(TEXT)}, password=b"x"), STRUCTURE, SUSPECT, "compressed-in-encrypted", "warning", 1),
+        spec({0: Plain(NOISE), 1: Packed(TEXT)}, password=b"x"),
+        STRUCTURE,
+        SUSPECT,
+        "compressed-in-encrypted",
+        "warning",
+        1,
+    ),
     "40 name past the end": (spec(fields={"backing_offset": 1 << 40, "backing_length": 9}), STRUCTURE, DAMAGED, "backing-name", "error", 1),
     "leak at the end": (spec(append=NOISE * 3), STRUCTURE, SOUND, "orphan", "note", 3),
     "leak inside": (spec(l2_patch={4: 0, 5: 0}), STRUCTURE, SOUND, "orphan", "note", 2),
     "empty table": (spec({0: Entry(0)}), STRUCTURE, SOUND, "empty-table", "note", 1),
     "L1 lost": (spec(l1_patch={0: 0}), STRUCTURE, SUSPECT, "lost-tables", "warning", 1),
     "unflagged compression of 2008": (
-        spec({n: Plain(deflate(TEXT[:CLUSTER])) for n in range(4)}), STRUCTURE, SUSPECT, "unflagged-compression", "warning", None),
+        spec({n: Plain(deflate(TEXT[:CLUSTER])) for n in range(4)}),
+        STRUCTURE,
+        SUSPECT,
+        "unflagged-compression",
+        "warning",
+        None,
+    ),
 }
 
 
@@ -298,13 +328,20 @@ def test_plain_deflate_data_of_a_guest_is_not_the_bug_of_2008(checked):
     assert checked(spec({n: c for n, c in clusters.items() if n})).verdict == SOUND
 
 
-def test_windows_of_the_ledger_find_the_same(checked, monkeypatch):
+@pytest.mark.parametrize("marks", [0, 9, 1 << 20])
+@pytest.mark.parametrize("ranges", [40, 1 << 20])
+def test_windows_of_the_ledger_find_the_same(checked, monkeypatch, ranges, marks):
     damaged = spec(
         {**{n: Plain(NOISE) for n in range(0, 600, 2)}, 700: Shared(4), 701: Shared(590), **{n: Packed(TEXT) for n in range(1, 40, 2)}},
-        order="shuffled", layout="qemu-0.9", append=NOISE * 2, l2_patch={30: 0, 31: 0, 500: 0})
+        order="shuffled",
+        layout="qemu-0.9",
+        append=NOISE * 2,
+        l2_patch={30: 0, 31: 0, 500: 0},
+    )
     whole = checked(damaged, CONTENT)
     assert whole.orphan_bytes > 4 * CLUSTER
-    monkeypatch.setattr(ledger, "MOST_RANGES", 40)
+    monkeypatch.setattr(ledger, "MOST_RANGES", ranges)
+    monkeypatch.setattr(ledger, "MOST_MARKS", marks)
     parts = checked(damaged, CONTENT)
     assert parts == whole
 
@@ -335,7 +372,12 @@ def huge_sparse_l1(path):
 def huge_l1_few_tables(path):
     end = 4096 + (8 << 28)
     at = struct.pack(">Q", end)
-    write_l1(path, 1 << 28, [(7, at), ((1 << 28) - 1, struct.pack(">Q", end + 8192))], struct.pack(">Q", end + 4096).ljust(8192, b"\0") + bytes(4096))
+    write_l1(
+        path,
+        1 << 28,
+        [(7, at), ((1 << 28) - 1, struct.pack(">Q", end + 8192))],
+        struct.pack(">Q", end + 4096).ljust(8192, b"\0") + bytes(4096),
+    )
 
 
 def one_table_for_all(path):
@@ -346,6 +388,12 @@ def one_table_for_all(path):
 def one_table_for_many(path):
     end = 4096 + 8 * 4032
     write_l1(path, 4032, [(0, struct.pack(">Q", end) * 4032)], table_of(end + 4096) + bytes(512 * 4096))
+
+
+def one_table_of_streams(path):
+    end = 4096 + 8 * 4032
+    entries = struct.pack(">512Q", *[compressed_entry(12, end + 4096, 60)] * 512)
+    write_l1(path, 4032, [(0, struct.pack(">Q", end) * 4032)], entries + deflate(bytes(4096)).ljust(4096, b"\0"))
 
 
 def one_empty_table_for_all(path):
@@ -380,6 +428,7 @@ BOUNDED = {
     huge_l1_few_tables: (SOUND, "empty-table"),
     one_table_for_all: (DAMAGED, "amplified"),
     one_table_for_many: (DAMAGED, "amplified"),
+    one_table_of_streams: (DAMAGED, "amplified"),
     one_empty_table_for_all: (DAMAGED, "amplified"),
     one_cluster_for_all: (DAMAGED, "amplified"),
     tables_at_every_byte: (DAMAGED, "metadata-overlap"),
@@ -402,7 +451,9 @@ PROBE = textwrap.dedent(
 
 def probe(path):
     """Verdict, kinds, CPU seconds and KiB of memory of a check in a fresh interpreter."""
-    done = subprocess.run([sys.executable, "-c", PROBE, path], check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": sys.path[0]})
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, path], check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": sys.path[0]}
+    )
     return json.loads(done.stdout)
 
 
