@@ -10,7 +10,7 @@ the guest reads zeros.
 """
 
 import os
-from typing import Iterator, List, NamedTuple, Optional
+from typing import Iterable, Iterator, List, NamedTuple, Optional
 
 DATA = "data"
 """The guest bytes lie in the layer's file as they are."""
@@ -172,6 +172,18 @@ def _inside(runs: Iterator[Extent], whole: Iterator[Extent]) -> Iterator[Extent]
             below = next(whole, None)
         if position < stop:
             yield run._replace(start=position, length=stop - position)
+
+
+def filled(extents: Iterable[Extent], layer: Layer, size: int) -> Iterator[Extent]:
+    """The same with :data:`ZERO` extents of ``layer`` where there were none, up to ``size`` bytes."""
+    position = 0
+    for extent in extents:
+        if extent.start > position:
+            yield Extent(position, extent.start - position, ZERO, layer, 0, 0, 0)
+        yield extent
+        position = extent.start + extent.length
+    if position < size:
+        yield Extent(position, size - position, ZERO, layer, 0, 0, 0)
 
 
 def chain_extents(layers: List[Layer]) -> Iterator[Extent]:

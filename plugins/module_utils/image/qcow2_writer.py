@@ -31,16 +31,12 @@ INCOMPATIBLE_EXTENDED_L2 = 1 << 4
 COMPATIBLE_LAZY_REFCOUNTS = 1 << 0
 
 _HEADER_LENGTH = 112
+_V2_HEADER_LENGTH = 72
 _COPIED = 1 << 63
 _COMPRESSED = 1 << 62
 _EXTENSION_BACKING_FORMAT = 0xE2792ACA
 _EXTENSION_FEATURE_NAMES = 0x6803F857
-_FEATURE_NAMES = (
-    (0, 0, b"dirty bit"),
-    (0, 1, b"corrupt bit"),
-    (0, 4, b"extended L2 entries"),
-    (1, 0, b"lazy refcounts"),
-)
+_FEATURE_NAMES = ((0, 0, b"dirty bit"), (0, 1, b"corrupt bit"), (0, 4, b"extended L2 entries"), (1, 0, b"lazy refcounts"))
 _SUBCLUSTERS = 32
 _ALL_SUBCLUSTERS = (1 << _SUBCLUSTERS) - 1
 _ZERO_FLAG = 1
@@ -56,6 +52,8 @@ class Qcow2Options:
     :param compressed: clusters are stored as DEFLATE streams where that is shorter.
     :param backing_name: name of the backing file as it is to be stored.
     :param backing_format: QEMU's driver name of the backing file; always stored with the name.
+    :param preallocated: every cluster gets its place, whatever it holds.
+    :param version: 3 (compat 1.1) or 2 (compat 0.10).
     """
 
     def __init__(
@@ -66,7 +64,9 @@ class Qcow2Options:
         extended_l2: bool = False,
         compressed: bool = False,
         backing_name: Optional[bytes] = None,
-        backing_format: Optional[str] = None
+        backing_format: Optional[str] = None,
+        preallocated: bool = False,
+        version: int = 3,
     ) -> None:
         if cluster_size & (cluster_size - 1) or not MIN_CLUSTER_SIZE <= cluster_size <= MAX_CLUSTER_SIZE:
             raise UnsupportedImage("cluster size {0} is not a power of two from 512 bytes to 2 MiB".format(cluster_size))
@@ -74,20 +74,26 @@ class Qcow2Options:
             raise UnsupportedImage("extended L2 entries need clusters of at least 16 KiB, not {0} bytes".format(cluster_size))
         if backing_name is not None and not backing_format:
             raise UnsupportedImage("a backing file name is never stored without its format")
+        if version == 2 and (lazy_refcounts or extended_l2 or backing_name is not None):
+            raise UnsupportedImage("compat 0.10 knows no lazy refcounts, no extended L2 entries, and no zeros over a backing file")
+        if preallocated and (compressed or backing_name is not None):
+            raise UnsupportedImage("neither a compressed image nor an overlay can be preallocated")
         self.cluster_size = cluster_size
         self.lazy_refcounts = lazy_refcounts
         self.extended_l2 = extended_l2
         self.compressed = compressed
         self.backing_name = backing_name
         self.backing_format = backing_format
+        self.preallocated = preallocated
+        self.version = version
 
 
 class Qcow2Writer:
     """Writes one image into an empty file.
 
     Guest ranges are placed in ascending order; :meth:`finish` writes what the image needs to be one. Until then the file has no header.
-    What is never placed shows the backing file where there is one (``backed``), else zeros. ``unit`` is the number of bytes that can be
-    placed by themselves.
+    What is never placed shows the backing file where there is one, else zeros; ``backed`` says that zeros have to be placed too.
+    ``unit`` is the number of bytes that can be placed by themselves.
 
     :param fd: descriptor open for writing, at least; stays the caller's.
     :param virtual_size: bytes, a multiple of 512.
@@ -102,7 +108,7 @@ class Qcow2Writer:
         self.options = options or Qcow2Options()
         self.cluster_size = self.options.cluster_size
         self.compressed = self.options.compressed
-        self.backed = self.options.backing_name is not None
+        self.backed = self.options.backing_name is not None or self.options.preallocated
         # Over a backing file every subcluster is placed by itself, so that nothing has to be copied up from below.
         self._by_subcluster = self.options.extended_l2 and self.backed and not self.compressed
         self.unit = self.cluster_size // _SUBCLUSTERS if self._by_subcluster else self.cluster_size
@@ -112,7 +118,9 @@ class Qcow2Writer:
         l1_entries = -(-virtual_size // self._l2_coverage)
         if 8 * l1_entries > MAX_L1_SIZE:
             raise UnsupportedImage(
-                "a disk of {0} bytes needs a larger L1 table than qcow2 allows with clusters of {1} bytes".format(virtual_size, self.cluster_size),
+                "a disk of {0} bytes needs a larger L1 table than qcow2 allows with clusters of {1} bytes".format(
+                    virtual_size, self.cluster_size
+                ),
                 hint="Choose larger clusters.",
             )
         self._header = _header_cluster(self.options)
@@ -152,7 +160,14 @@ class Qcow2Writer:
         return (self._l2[slot] & ~_COPIED) + start % self.cluster_size
 
     def place_zeros(self, start: int, length: int) -> None:
-        """Let guest bytes [start, start + length), whole units, read as zeros whatever the backing file holds. Takes no data clusters."""
+        """Let guest bytes [start, start + length), whole units, read as zeros whatever the backing file holds.
+
+        Takes data clusters only where the image is preallocated.
+        """
+        if self.options.preallocated:
+            for _piece in self.place(start, length):
+                pass
+            return
         for position in range(start, start + length, self.unit):
             index = position // self._l2_coverage
             self._open_l2(index)
@@ -331,16 +346,15 @@ def _header_cluster(options: Qcow2Options) -> bytearray:
     extensions = b""
     if options.backing_name is not None:
         extensions += _extension(_EXTENSION_BACKING_FORMAT, str(options.backing_format).encode("ascii"))
-    names = _extension(
-        _EXTENSION_FEATURE_NAMES, b"".join(struct.pack(">BB46s", kind, bit, name) for kind, bit, name in _FEATURE_NAMES)
-    )
+    names = _extension(_EXTENSION_FEATURE_NAMES, b"".join(struct.pack(">BB46s", kind, bit, name) for kind, bit, name in _FEATURE_NAMES))
     name = options.backing_name or b""
     if len(name) > MAX_BACKING_NAME:
         raise UnsupportedImage("the backing file name is {0} bytes long, at most 1023 are allowed".format(len(name)))
     end = struct.pack(">II", 0, 0)
-    if _HEADER_LENGTH + len(extensions) + len(names) + len(end) + len(name) <= options.cluster_size:
+    length = _HEADER_LENGTH if options.version == 3 else _V2_HEADER_LENGTH
+    if options.version == 3 and length + len(extensions) + len(names) + len(end) + len(name) <= options.cluster_size:
         extensions += names
-    name_offset = _HEADER_LENGTH + len(extensions) + len(end)
+    name_offset = length + len(extensions) + len(end)
     if name_offset + len(name) > options.cluster_size:
         raise UnsupportedImage(
             "a backing file name of {0} bytes does not fit into the first cluster of {1} bytes".format(len(name), options.cluster_size),
@@ -348,20 +362,21 @@ def _header_cluster(options: Qcow2Options) -> bytearray:
         )
     header = bytearray(options.cluster_size)
     struct.pack_into(
-        ">4sIQII", header, 0, QCOW_MAGIC, 3, name_offset if name else 0, len(name), options.cluster_size.bit_length() - 1
+        ">4sIQII", header, 0, QCOW_MAGIC, options.version, name_offset if name else 0, len(name), options.cluster_size.bit_length() - 1
     )
-    struct.pack_into(
-        ">QQQII",
-        header,
-        72,
-        INCOMPATIBLE_EXTENDED_L2 if options.extended_l2 else 0,
-        COMPATIBLE_LAZY_REFCOUNTS if options.lazy_refcounts else 0,
-        0,
-        4,  # refcount_order: 1 << 4 bits
-        _HEADER_LENGTH,
-    )
+    if options.version == 3:
+        struct.pack_into(
+            ">QQQII",
+            header,
+            72,
+            INCOMPATIBLE_EXTENDED_L2 if options.extended_l2 else 0,
+            COMPATIBLE_LAZY_REFCOUNTS if options.lazy_refcounts else 0,
+            0,
+            4,  # refcount_order: 1 << 4 bits
+            length,
+        )
     body = extensions + end + name
-    header[_HEADER_LENGTH : _HEADER_LENGTH + len(body)] = body
+    header[length : length + len(body)] = body
     return header
 
 

@@ -6,15 +6,16 @@
 
 import os
 import time
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import run_forked
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import Outcome, execute
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, NOOP, REFUSE, RETIRE, Plan, make_plan
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.chains import plan_chains, refuse_together
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import Outcome, execute, execute_family
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, NOOP, REFUSE, RETIRE, Plan, lost_ranges
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import Reserve, preflight, reason_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Records
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Records, named
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
@@ -75,40 +76,58 @@ def _absolute(request: Request) -> Request:
 
 def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[str, Any]]) -> List[Plan]:
     records = Records(settings.state_dir)
-    plans = [make_plan(request, records) for request in requests]
+    plans = plan_chains(requests, records)
     stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
     for number, plan in enumerate(plans):
         message = stuck.get(show(plan.request.src))
         if message is not None:
             plans[number] = plan._replace(action=REFUSE, code="unfinished", reasons=["an interrupted run cannot be finished: " + message])
-    return preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent))
+    return refuse_together(preflight(refuse_together(plans), settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
 
 
 def _work(work: List[Tuple[int, Plan]], settings: Settings) -> Iterator[Tuple[int, Dict[str, Any]]]:
-    if settings.workers <= 1 or len(work) <= 1:
-        for number, plan in work:
-            yield number, _execute(plan)
+    units: Dict[Tuple[str, int], List[Tuple[int, Plan]]] = {}
+    for number, plan in work:
+        # A family is one worker's: its images are converted on top of one another.
+        units.setdefault(("image", number) if plan.family is None else ("family", plan.family), []).append((number, plan))
+    jobs = list(units.values())
+    if settings.workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield from zip([number for number, _plan in job], _execute([plan for _number, plan in job]))
         return
     # Processes, not threads: tables are walked in Python.
-    for index, ended in run_forked(_execute, [plan for _number, plan in work], settings.workers):
-        number, plan = work[index]
-        if ended.died is None:
-            yield number, ended.result
-        else:  # the next run cleans up after it
-            yield number, _failed(plan, "worker", "{0}: the process that converted it {1}".format(show(plan.request.src), ended.died), {})
+    for index, ended in run_forked(_execute, [[plan for _number, plan in job] for job in jobs], settings.workers):
+        for place, (number, plan) in enumerate(jobs[index]):
+            if ended.died is None:
+                yield number, ended.result[place]
+            else:  # the next run cleans up after it
+                message = "{0}: the process that converted it {1}".format(show(plan.request.src), ended.died)
+                yield number, _failed(plan, "worker", message, {})
 
 
-def _execute(plan: Plan) -> Dict[str, Any]:
+def _execute(plans: List[Plan]) -> List[Dict[str, Any]]:
+    """The results of an image that stands alone, or of a whole family."""
     started = time.monotonic()
+    ended: List[Union[Outcome, Exception]] = []
     try:
-        outcome = execute(plan, Records(plan.request.state_dir))
-    except QcowError as error:
-        return _failed(plan, error.reason, str(error), error.details)
-    except OSError as error:
-        return _failed(plan, reason_of(error), "{0}: {1}".format(show(plan.request.src), error.strerror or error), {})
+        records = Records(plans[0].request.state_dir)
+        if len(plans) == 1:
+            ended = [execute(plans[0], records)]
+        else:
+            ended = execute_family(plans, records)
     except Exception as error:  # a bug of ours must not keep the other images from being converted
-        return _failed(plan, "error", "{0}: {1!r}".format(show(plan.request.src), error), {})
-    return _done(plan, outcome, time.monotonic() - started)
+        ended = [error] * len(plans)
+    return [_ended(plan, outcome, time.monotonic() - started) for plan, outcome in zip(plans, ended)]
+
+
+def _ended(plan: Plan, outcome: Union[Outcome, Exception], seconds: float) -> Dict[str, Any]:
+    if isinstance(outcome, QcowError):
+        return _failed(plan, outcome.reason, str(outcome), outcome.details)
+    if isinstance(outcome, OSError):
+        return _failed(plan, reason_of(outcome), "{0}: {1}".format(show(plan.request.src), outcome.strerror or outcome), {})
+    if isinstance(outcome, Exception):
+        return _failed(plan, "error", "{0}: {1!r}".format(show(plan.request.src), outcome), {})
+    return _done(plan, outcome, seconds)
 
 
 def _base(plan: Plan) -> Dict[str, Any]:
@@ -130,6 +149,10 @@ def _base(plan: Plan) -> Dict[str, Any]:
         "before": plan.before,
         "after": {},
         "warnings": [],
+        "chain": [dict(named(member.path), format=member.format) for member in plan.below],
+        "backing": None if plan.backing is None else dict(named(plan.backing.name), format=plan.backing.format),
+        "repointed": [show(item.path) for item in plan.dependants],
+        "lost": lost_ranges(plan),
         "seconds": 0.0,
         "reason": None,
         "msg": "; ".join(plan.reasons),

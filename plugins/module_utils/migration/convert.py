@@ -6,24 +6,22 @@
 
 import os
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from contextlib import ExitStack
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, QcowError, ToolMissing, VerificationFailed
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, QcowError, StateError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.attributes import carry_over, prepare
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import create_temporary, identity, sync_directory
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import Guard
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import Node, QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import copy_extents
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, Qcow2Writer
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish import abandon, finish, published, temporary_path
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, RETIRE, Plan
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import repoint
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish import abandon, finish, published, temporary_path, withdraw
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.output import read_back, second_opinion, write
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, RETIRE, Plan, lost_ranges, ranges_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Guards, Source
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
 OnProgress = Callable[[str, int], None]
 """Told of a stage (``copy`` or ``verify``) and of the guest bytes it has dealt with since the last call."""
@@ -59,22 +57,157 @@ def execute(plan: Plan, records: Records, progress: Optional[OnProgress] = None)
     """
     if plan.action not in (CONVERT, RETIRE):
         return Outcome(False, plan.dest)
-    with Source(plan.request.src, plan.identity) as source:
-        with Guard(source.fd, source.path) as guard:
-            source.open_qcow1()
-            record = _begin(plan, source, records)
+    with Migration(plan, records, progress) as migration:
+        migration.publish()
+        return migration.complete()
+
+
+class Migration:
+    """One image on its way, with everything that it rests on (context manager). Nobody can write any of it until the end.
+
+    :meth:`publish` gives a proven result its name; :meth:`complete` re-points what refers to the original and retires it. Between the two, other
+    images of the same chain can be converted on top of the result.
+    """
+
+    def __init__(self, plan: Plan, records: Records, progress: Optional[OnProgress] = None) -> None:
+        self.plan = plan
+        self._records = records
+        self._progress = progress
+        self._stack = ExitStack()
+        self._outcome = Outcome(True, plan.dest)
+        self.record: Optional[Record] = None
+
+    def __enter__(self) -> "Migration":
+        """:raises QcowError: where the images are not what was planned for, or cannot be read, or are in use by a writer."""
+        plan = self.plan
+        with ExitStack() as stack:
+            self.source = stack.enter_context(Source(plan.request.src, plan.identity, plan.below))
+            self.guard = stack.enter_context(Guards(self.source))
+            if plan.action == CONVERT:
+                self.source.open_layers({} if plan.lost else None)
+                self.source.unlock(dict(plan.request.passphrase_files), force=plan.request.force_passphrase)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def publish(self) -> None:
+        """Record, copy, prove, and give the result its name; or take up what an interrupted run has left.
+
+        :raises QcowError: after which the old state is there again. :raises OSError: likewise.
+        """
+        plan = self.plan
+        self.record = record = self._unfinished() or _begin(plan, self.source, self._records)
+        try:
+            if record.state == states.PLANNED and plan.action == RETIRE:
+                self._outcome = _adopt(plan, record)
+            elif record.state == states.PLANNED:
+                self._outcome = _produce(plan, self.source, self.guard, record, self._progress)
+            finish(record, self.source.fd, self.guard, hold=True)
+        except BaseException as error:
+            self._undo(error)
+            raise
+        self._outcome = self._outcome._replace(record=record.id)
+
+    def complete(self) -> Outcome:
+        """The rest: after this the record is done.
+
+        :raises QcowError: the result stays, and the next run goes on.
+        """
+        if self.record is None:
+            raise StateError("nothing has been published", self.plan.request.src)
+        try:
+            finish(self.record, self.source.fd, self.guard)
+        except BaseException as error:
+            self._undo(error)
+            raise
+        return self._outcome._replace(retired=self.plan.retired)
+
+    def withdraw(self, reason: str) -> None:
+        """Take a published result back, because what rests on it could not be converted. One that has replaced its original stays."""
+        record = self.record
+        if record is not None and record.state == states.PUBLISHED and not self.plan.in_place and not record.facts.get("adopted"):
+            withdraw(record, reason)
+
+    def _unfinished(self) -> Optional[Record]:
+        if self.plan.unfinished is None:
+            return None
+        return next((record for record in self._records.of_source(self.plan.request.src) if record.id == self.plan.unfinished), None)
+
+    def _undo(self, error: BaseException) -> None:
+        record = self.record
+        if record is not None and record.state in (states.PLANNED, states.COPYING, states.VERIFIED) and not published(record):
+            _give_up(record, error)
+
+
+def execute_family(plans: List[Plan], records: Records, progress: Optional[OnProgress] = None) -> List[Union[Outcome, Exception]]:
+    """Carry out the plans of images that hang together, bases first: all results are in place before any original loses its name.
+
+    :param plans: none of them a refusal; in any order.
+    :return: for each plan its outcome, or why it was not carried out.
+    """
+    results: List[Union[Outcome, Exception]] = [Outcome(False, plan.dest) for plan in plans]
+    order = sorted((number for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)), key=lambda n: len(plans[n].below))
+    started: List[Tuple[int, Migration]] = []
+    with ExitStack() as stack:
+        for position, number in enumerate(order):
             try:
-                outcome = _adopt(plan, record) if plan.action == RETIRE else _produce(plan, source, guard, record, progress)
-                finish(record, source.fd, guard)
-            except BaseException as error:
-                if record.state in (states.PLANNED, states.COPYING, states.VERIFIED) and not published(record):
-                    _give_up(record, error)
-                raise
-    return outcome._replace(retired=plan.retired)
+                migration = stack.enter_context(Migration(_where_originals_are(plans[number], plans), records, progress))
+                migration.publish()
+                started.append((number, migration))
+            except (QcowError, OSError) as error:
+                results[number] = error
+                _take_back(started, results, plans[number])
+                for other in order[position + 1 :]:
+                    results[other] = _not_tried(plans[other], plans[number])
+                return results
+        for number, migration in reversed(started):
+            try:
+                results[number] = migration.complete()
+            except (QcowError, OSError) as error:
+                results[number] = error
+    return results
+
+
+def _where_originals_are(plan: Plan, family: List[Plan]) -> Plan:
+    """The plan, its backing files by the names they have after bases were replaced under their own names."""
+    moved = {other.request.src: other.retired for other in family if other.in_place and other.action == CONVERT}
+    below = tuple(member._replace(real=moved[member.real] or member.real) if member.real in moved else member for member in plan.below)
+    return plan._replace(below=below)
+
+
+def _not_tried(plan: Plan, failed: Plan) -> QcowError:
+    return QcowError(
+        "not converted, because {0} of the same chain could not be".format(show(failed.request.src)),
+        plan.request.src,
+        reason="chain",
+        hint="It was left as it is.",
+    )
+
+
+def _take_back(started: List[Tuple[int, Migration]], results: List[Union[Outcome, Exception]], failed: Plan) -> None:
+    for number, migration in reversed(started):
+        results[number] = _not_tried(migration.plan, failed)
+        try:
+            migration.withdraw("{0} of the same chain could not be converted".format(show(failed.request.src)))
+        except (QcowError, OSError) as error:
+            results[number] = error
 
 
 def _begin(plan: Plan, source: Source, records: Records) -> Record:
     """The record, with everything that a later run needs to finish or clean up without asking anybody."""
+    facts: Dict[str, Any] = {}
+    if plan.below:
+        facts["chain"] = [named(member.path, format=member.format) for member in plan.below]
+    if plan.backing is not None:
+        facts["backing"] = named(plan.backing.name, format=plan.backing.format)
+    if plan.lost:
+        facts["lost"] = lost_ranges(plan)
+    if plan.dependants:
+        facts[repoint.WANTED] = repoint.as_facts(list(plan.dependants))
+    if plan.needed_by:
+        facts[repoint.NEEDED_BY] = [named(path) for path in plan.needed_by]
     return records.begin(
         named(source.path, **source.identity._asdict()),
         named(plan.dest),
@@ -82,6 +215,7 @@ def _begin(plan: Plan, source: Source, records: Records) -> Record:
         engine=plan.engine,
         before=plan.before,
         retire_to=None if plan.retired is None else named(plan.retired),
+        **facts,
     )
 
 
@@ -100,7 +234,7 @@ def _adopt(plan: Plan, record: Record) -> Outcome:
     return Outcome(True, plan.dest, record=record.id)
 
 
-def _produce(plan: Plan, source: Source, guard: Guard, record: Record, progress: Optional[OnProgress]) -> Outcome:
+def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress: Optional[OnProgress]) -> Outcome:
     """Write the result under its temporary name, prove it and make it durable."""
     temporary = temporary_path(record)
     fd = create_temporary(os.path.dirname(temporary), os.path.basename(temporary))
@@ -109,18 +243,14 @@ def _produce(plan: Plan, source: Source, guard: Guard, record: Record, progress:
         record.note(states.COPYING, temporary=named(temporary, ino=inode))
         warnings = guard.warnings + prepare(fd, source.fd)
         started = time.monotonic()
-        if plan.engine == "qemu-img":
-            _convert_with_qemu_img(plan, source, temporary)
-        else:
-            copy_extents(source.extents(), _writer(fd, plan), _stage(progress, "copy", guard))
+        write(plan, source, fd, temporary, _stage(progress, "copy", guard))
         copied = time.monotonic()
         if _Tampering.between is not None:
             _Tampering.between(temporary)
         proof = None
         if plan.request.verify:
-            result = [open_plain(plan.request.format, fd, plan.dest)]
-            proof = verify(source.plain(), result, plan.dest, _stage(progress, "verify", guard))
-            _second_opinion(plan, temporary)
+            proof = _prove(plan, source, fd, temporary, _stage(progress, "verify", guard))
+            second_opinion(plan, temporary)
         guard.check()
         _require_still_named(source)
         warnings += carry_over(source.fd, fd, timestamps=plan.request.timestamps)
@@ -132,7 +262,7 @@ def _produce(plan: Plan, source: Source, guard: Guard, record: Record, progress:
             "virtual_size": plan.virtual_size,
             "file_size": identity(fd).size,
             "allocated_size": os.fstat(fd).st_blocks * SECTOR,
-            "cluster_size": None if plan.request.format == "raw" else plan.request.cluster_size or DEFAULT_CLUSTER_SIZE,
+            "cluster_size": plan.cluster_size or None,
         }
         record.note(states.VERIFIED, fingerprint=proof, verified=plan.request.verify, after=after, result=identity(fd)._asdict())
         seconds = (copied - started, time.monotonic() - copied)
@@ -153,7 +283,7 @@ def _require_still_named(source: Source) -> None:
         )
 
 
-def _stage(progress: Optional[OnProgress], stage: str, guard: Guard) -> Callable[[int], None]:
+def _stage(progress: Optional[OnProgress], stage: str, guard: Guards) -> Callable[[int], None]:
     """The callback of one stage: counts bytes on, and looks after the guard every 64 MiB."""
     unseen = [0]
 
@@ -168,60 +298,10 @@ def _stage(progress: Optional[OnProgress], stage: str, guard: Guard) -> Callable
     return advance
 
 
-def _writer(fd: int, plan: Plan) -> Any:
-    request = plan.request
-    if request.format == "raw":
-        return RawWriter(fd, plan.virtual_size)
-    options = Qcow2Options(
-        request.cluster_size or DEFAULT_CLUSTER_SIZE,
-        lazy_refcounts=request.lazy_refcounts,
-        extended_l2=request.extended_l2,
-        compressed=request.compression == "zlib",
-    )
-    return Qcow2Writer(fd, plan.virtual_size, options)
-
-
-def _convert_with_qemu_img(plan: Plan, source: Source, temporary: bytes) -> None:
-    """The other engine, for a v1 driver that was proven to work."""
-    tool = QemuImg.find()
-    if tool is None:
-        raise ToolMissing("qemu-img is not installed", hint="Nothing was changed. Install it, or use engine=native.")
-    if not tool.reads_v1():
-        raise ToolMissing(
-            "this host's qemu-img was built without the QCOW v1 driver",
-            hint="Nothing was changed. Use engine=native, which needs no qemu-img.",
-        )
-    request = plan.request
-    tool.convert(
-        Node(source.path, "qcow"), temporary, request.format, options=qemu_img_options(request), compress=request.compression != "none"
-    )
-
-
-def qemu_img_options(request: Request) -> Dict[str, str]:
-    """The ``-o`` options that ask qemu-img for the same result."""
-    if request.format == "raw":
-        return {}
-    options = {"compat": "1.1", "cluster_size": str(request.cluster_size or DEFAULT_CLUSTER_SIZE)}
-    if request.lazy_refcounts:
-        options["lazy_refcounts"] = "on"
-    if request.extended_l2:
-        options["extended_l2"] = "on"
-    if request.compression == "zstd":
-        options["compression_type"] = "zstd"
-    return options
-
-
-def _second_opinion(plan: Plan, temporary: bytes) -> None:
-    """Where the host has a qemu-img, it must find our qcow2 clean too."""
-    if plan.request.format != "qcow2":
-        return
-    tool = QemuImg.find()
-    if tool is None:
-        return
-    answer = tool.check(temporary, "qcow2")
-    if not answer.ok:
-        raise VerificationFailed(
-            "qemu-img check does not find the result clean: {0}".format(answer),
-            plan.dest,
-            hint="Nothing was published. Please report this.",
-        )
+def _prove(plan: Plan, source: Source, fd: int, temporary: bytes, progress: Callable[[int], None]) -> str:
+    result, opened = read_back(plan, source, fd, temporary)
+    try:
+        return verify(source.plain(ranges_of(plan.lost)), result, plan.dest, progress)
+    finally:
+        for other in opened:
+            os.close(other)

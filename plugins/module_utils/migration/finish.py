@@ -15,7 +15,7 @@ from typing import Any, Dict, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, ImageInUse, QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import publish_new, remove_durably, replace_keeping, retire
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import Guard, find_users
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import find_users
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import references
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, named, now
@@ -23,15 +23,18 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request imp
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
 
-def finish(record: Record, source_fd: int, guard: Guard) -> None:
+def finish(record: Record, source_fd: int, guard: Any, *, hold: bool = False) -> None:
     """Publish, re-point, retire, done: whatever of that is left.
 
     :param record: in the state ``verified`` or later.
     :param source_fd: the original, open for reading; ``guard`` is on it.
+    :param hold: only publish; what rests on the original has still to follow.
     :raises QcowError: the message's hint says what is in place then.
     """
     if record.state == states.VERIFIED:
         _publish(record, source_fd, guard)
+    if hold:
+        return
     try:
         if record.state == states.PUBLISHED:
             references.repoint(record)
@@ -109,7 +112,7 @@ def _remove_result(record: Record) -> None:
         remove_durably(temporary, inode=inode)
 
 
-def _publish(record: Record, source_fd: int, guard: Guard) -> None:
+def _publish(record: Record, source_fd: int, guard: Any) -> None:
     temporary, dest, aside = temporary_path(record), record.path_of("dest"), record.file("retire_to")
     inode = record.facts["result"]["ino"]
     try:
@@ -132,7 +135,7 @@ def _publish(record: Record, source_fd: int, guard: Guard) -> None:
     record.note(states.PUBLISHED, temporary=None)
 
 
-def _retire(record: Record, source_fd: int, guard: Guard) -> None:
+def _retire(record: Record, source_fd: int, guard: Any) -> None:
     src, aside = record.path_of("src"), record.path_of("retire_to")
     inode = record.facts["src"]["ino"]
     if not in_place(record):

@@ -5,19 +5,28 @@
 """The plan for one image: a value that check mode prints, diff mode shows and normal mode executes. There is no other path."""
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional
+import stat
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, QcowError, UnsupportedImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import FileIdentity, check_name
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import (
+    DamagedImage,
+    QcowError,
+    UnsafeImage,
+    UnsupportedImage,
+    VerificationFailed,
+)
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import FileIdentity, check_name, open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import WRITER, find_users
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Key, Member, Rules, follow, reference_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.measure import measure
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.measure import Need, measure
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import DEFAULT_CLUSTER_SIZE
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import rounded, verify
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import IN_PLACE, Record, Records
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.repoint import Dependant
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, result_path, retired_path
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
@@ -27,8 +36,21 @@ CONVERT = "convert"
 RETIRE = "retire"
 REFUSE = "refuse"
 
+NATIVE = "native"
+STAGED = "staged"
+QEMU_IMG = "qemu-img"
+
 MAX_RANGES = 100
 """Damaged ranges named one by one in a message or result; the rest is counted."""
+
+
+class Backing(NamedTuple):
+    """What a thin overlay rests on."""
+
+    name: bytes  # as it will be stored in the header
+    format: str  # QEMU's driver name, stored too
+    files: Tuple[Tuple[bytes, str], ...]  # results below it, nearest first, with their formats
+    rest: Optional[int]  # place in the original's chain from which on files stay as they are; None: nothing of it stays
 
 
 class Plan(NamedTuple):
@@ -40,13 +62,21 @@ class Plan(NamedTuple):
     reasons: List[str]  # in words
     code: str  # of a refusal, see QcowError.reason
     retired: Optional[bytes] = None  # the name the original will get
-    engine: str = "native"
+    engine: str = NATIVE
     identity: Optional[FileIdentity] = None  # of the source
     before: Dict[str, Any] = {}
     virtual_size: int = 0  # of the result, bytes
     guest_bytes: int = 0  # that will be copied
     need: int = 0  # bytes the result will occupy at most
     details: Dict[str, Any] = {}  # of a refusal
+    below: Tuple[Member, ...] = ()  # the other files of its chain, nearest first
+    backing: Optional[Backing] = None  # what a thin overlay rests on; None: the result stands alone
+    cluster_size: int = 0  # of a qcow2 result
+    lost: Dict[int, List[Damage]] = {}  # by place in the chain, what salvage gives up
+    family: Optional[int] = None  # images that are migrated together or not at all have the same number
+    dependants: Tuple[Dependant, ...] = ()  # foreign overlays to be re-pointed
+    needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same family
+    unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
 
     @property
     def in_place(self) -> bool:
@@ -54,21 +84,37 @@ class Plan(NamedTuple):
         return self.dest == self.request.src
 
 
-def make_plan(request: Request, records: Records) -> Plan:
+class Bases:
+    """What is already known while a batch is planned, bases before their overlays: the plans by what their originals are."""
+
+    def __init__(self) -> None:
+        self.plans: Dict[Key, Plan] = {}
+        self.sound: Set[Key] = set()
+
+
+def make_plan(request: Request, records: Records, bases: Optional[Bases] = None) -> Plan:
     """Look at an image and decide. Changes nothing and never raises for what it finds: that is a refusal.
 
     :param records: of earlier migrations on this host.
+    :param bases: what the batch has planned before; gets this plan too.
     """
+    bases = Bases() if bases is None else bases
     dest = result_path(request)
     try:
-        return _decide(request, dest, records)
+        plan = _decide(request, dest, records, bases)
     except QcowError as error:
-        return Plan(REFUSE, request, dest, [str(error)], error.reason, details=error.details)
+        plan = Plan(REFUSE, request, dest, [str(error)], error.reason, details=error.details)
     except OSError as error:
-        return Plan(REFUSE, request, dest, ["{0}: {1}".format(show(request.src), error.strerror)], "error")
+        plan = Plan(REFUSE, request, dest, ["{0}: {1}".format(show(request.src), error.strerror)], "error")
+    try:
+        status = os.lstat(request.src)
+        bases.plans[status.st_dev, status.st_ino] = plan
+    except OSError:
+        pass  # nothing can rest on it
+    return plan
 
 
-def _decide(request: Request, dest: bytes, records: Records) -> Plan:
+def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Plan:
     done = _last_done(records.of_source(request.src))
     if not os.path.lexists(request.src):
         if done is not None and os.path.lexists(done.file("dest") or b""):
@@ -87,8 +133,23 @@ def _decide(request: Request, dest: bytes, records: Records) -> Plan:
             )
         if done is not None and done.file("dest") == dest and _unchanged(done, source.identity) and os.path.lexists(dest):
             action, retired = (RETIRE, retired_path(request.src)) if request.retire else (NOOP, None)
-            return Plan(action, request, dest, ["converted before (record {0})".format(done.id)], "", retired, identity=source.identity)
-        return _plan_conversion(request, dest, source)
+            return Plan(
+                action,
+                request,
+                dest,
+                ["converted before (record {0})".format(done.id)],
+                "",
+                retired,
+                identity=source.identity,
+                unfinished=done.id if done.unfinished else None,
+            )
+        return _plan_conversion(request, dest, source, bases)
+
+
+def rules_of(request: Request) -> Rules:
+    """What may be followed for this request."""
+    formats = {os.path.realpath(path): format_name for path, format_name in request.backing_formats}
+    return Rules(request.backing_dirs, formats, request.raw_bases)
 
 
 def _last_done(records: List[Record]) -> Optional[Record]:
@@ -104,8 +165,13 @@ def _unchanged(record: Record, identity: FileIdentity) -> bool:
     return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (identity.ino, identity.size, identity.mtime_ns)
 
 
-def _plan_conversion(request: Request, dest: bytes, source: Source) -> Plan:
-    image = _sound(source)
+def _plan_conversion(request: Request, dest: bytes, source: Source, bases: Bases) -> Plan:
+    members = tuple(follow(request.src, open_source, rules_of(request)))
+    source.attach(members[1:])
+    lost = _sound(source, request, bases)
+    image = source.layers[0]
+    source.unlock(dict(request.passphrase_files), force=request.force_passphrase)
+    bases.sound.update(member.key for member in members)
     retired = retired_path(request.src) if request.retire else None
     before = {
         "path": show(request.src),
@@ -115,38 +181,202 @@ def _plan_conversion(request: Request, dest: bytes, source: Source) -> Plan:
         "allocated_size": os.fstat(source.fd).st_blocks * SECTOR,
         "cluster_size": image.cluster_size,
     }
-    common: Dict[str, Any] = {"retired": retired, "identity": source.identity, "before": before, "virtual_size": rounded(image.virtual_size)}
+    common: Dict[str, Any] = {
+        "retired": retired,
+        "identity": source.identity,
+        "before": before,
+        "virtual_size": rounded(image.virtual_size),
+        "below": members[1:],
+        "lost": lost,
+    }
     _require_names(request, dest, retired)
-    if dest != request.src and os.path.lexists(dest):
+    if dest != request.src and os.path.lexists(dest) and not _is_device(dest):
         return _adopt(request, dest, source, common)
     _require_free(source, replaced=retired is not None)
-    need = measure(
-        source.extents(),
-        cluster_size=RawWriter.cluster_size if request.format == "raw" else request.cluster_size or DEFAULT_CLUSTER_SIZE,
-        virtual_size=rounded(image.virtual_size),
-        tables=request.format == "qcow2",
-        entry_size=16 if request.extended_l2 else 8,
-    )
+    engine = choose_engine(request)
+    backing = None
+    if source.members and request.chains == "preserve" and request.format == "qcow2":
+        backing = _backing_of(request, dest, source.members, bases)
+        _require_thin_possible(request, engine)
+    cluster_size, need = _needed(request, source, backing, rounded(image.virtual_size))
     reasons = ["QCOW v1 image of {0} bytes".format(image.virtual_size)]
+    if backing is not None:
+        reasons.append("overlay, stays thin over {0} ({1}), clusters of {2} bytes".format(show(backing.name), backing.format, cluster_size))
+    elif source.members:
+        reasons.append("overlay of {0} files, flattened".format(len(members)))
     if image.virtual_size % SECTOR:
         reasons.append("virtual size rounded up to {0} bytes, no guest byte is lost".format(rounded(image.virtual_size)))
-    engine = "qemu-img" if request.engine == "qemu-img" or request.compression == "zstd" else "native"
-    return Plan(CONVERT, request, dest, reasons, "", engine=engine, guest_bytes=need.guest, need=need.file, **common)
+    if any(isinstance(layer, Qcow1) and layer.header.crypt_method for layer in source.layers):
+        reasons.append("legacy encryption; found: " + (", ".join(sorted(set(source.recognised))) or "no known signature"))
+    if lost:
+        ranges = sum(len(found) for found in lost.values())
+        reasons.append("{0} damaged ranges will read as zeros (salvage)".format(ranges))
+    return Plan(
+        CONVERT,
+        request,
+        dest,
+        reasons,
+        "",
+        engine=engine,
+        guest_bytes=need.guest,
+        need=need.file,
+        backing=backing,
+        cluster_size=cluster_size,
+        **common,
+    )
 
 
-def _sound(source: Source) -> Qcow1:
-    """The image, when nothing in its tables contradicts the file.
+def choose_engine(request: Request) -> str:
+    """The engine for a request: ours, unless it is asked for another or for something that only qemu-img writes."""
+    if request.engine == QEMU_IMG:
+        if request.salvage:
+            raise UnsupportedImage("qemu-img reads damage as zeros without a word", request.src, hint="Salvage with engine=auto.")
+        return QEMU_IMG
+    if request.format == "qcow2" and (request.compression == "zstd" or request.encryption == "luks"):
+        if request.engine == NATIVE:
+            what = "zstd compression" if request.compression == "zstd" else "LUKS encryption"
+            raise UnsupportedImage(
+                "{0} is written by qemu-img only".format(what), request.src, hint="Say engine=auto. Nothing was changed."
+            )
+        return STAGED
+    return NATIVE
 
-    :raises DamagedImage: naming every damaged range (up to ``MAX_RANGES``).
+
+def _require_thin_possible(request: Request, engine: str) -> None:
+    if engine != NATIVE:
+        raise UnsupportedImage(
+            "an overlay cannot be kept thin through qemu-img",
+            request.src,
+            hint="Say chains=flatten, or leave out what only qemu-img writes (zstd, LUKS). Nothing was changed.",
+        )
+    if request.preallocation != "off":
+        raise UnsupportedImage("an overlay cannot be preallocated", request.src, hint="Say chains=flatten or preallocation=off.")
+    if request.compat == "0.10":
+        raise UnsupportedImage(
+            "an overlay needs zero clusters, which compat 0.10 has not", request.src, hint="Say chains=flatten or compat=1.1."
+        )
+
+
+def _backing_of(request: Request, dest: bytes, below: Sequence[Member], bases: Bases) -> Backing:
+    """What the new overlay will rest on.
+
+    :raises QcowError: where the base is QCOW v1 itself and will not be migrated.
     """
-    found = []  # type: List[Damage]
-    image = source.open_qcow1(found.append)
-    for _extent in image.extents():
-        if len(found) > MAX_RANGES:
-            break
-    if found:
-        raise damaged(source.path, found)
-    return image
+    base = below[0]
+    old_name = _stored_name(request.src)
+    plan = bases.plans.get(base.key)
+    if base.format == "qcow" and plan is not None and plan.action in (CONVERT, RETIRE, NOOP):
+        name = new_name(request.src, dest, old_name, base.path, plan.dest)
+        if plan.action != CONVERT:
+            chain = follow(plan.dest, open_source, rules_of(request))
+            return Backing(name, plan.request.format, tuple((member.real, member.format) for member in chain), None)
+        files = ((plan.dest, plan.request.format),) + (plan.backing.files if plan.backing is not None else ())
+        rest = None if plan.backing is None or plan.backing.rest is None else plan.backing.rest + 1
+        return Backing(name, plan.request.format, files, rest)
+    if base.format == "qcow":
+        if plan is not None and plan.action == REFUSE:
+            raise QcowError(
+                "its base {0} cannot be migrated: {1}".format(show(base.path), "; ".join(plan.reasons)), request.src, reason="chain"
+            )
+        raise QcowError(
+            "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
+            request.src,
+            reason="chain",
+            hint="Nothing was changed. Migrate both together, or say chains=flatten.",
+        )
+    return Backing(new_name(request.src, dest, old_name, base.path, base.path), base.format, (), 1)
+
+
+def _stored_name(path: bytes) -> bytes:
+    fd = open_source(path)
+    try:
+        reference = reference_of(fd, "qcow", path)
+    finally:
+        os.close(fd)
+    return b"" if reference is None else reference.name
+
+
+def new_name(src: bytes, dest: bytes, old_name: bytes, old_base: bytes, new_base: bytes) -> bytes:
+    """The backing name to store: as the old one was written where directories stay as they are, else beside, else absolute.
+
+    :param old_base: the name the base was reached under. :param new_base: the name it has from now on.
+    """
+    here = os.path.realpath(os.path.dirname(dest))
+    if os.path.realpath(os.path.dirname(new_base)) == here and not os.path.isabs(old_name):
+        name = os.path.basename(new_base)
+        if os.path.realpath(os.path.dirname(src)) == here and b"/" in old_name and old_base == new_base:
+            name = old_name
+    elif old_base == new_base or os.path.realpath(os.path.dirname(old_base)) == os.path.realpath(os.path.dirname(new_base)):
+        # The base stays in its directory.
+        if os.path.isabs(old_name) or os.path.realpath(os.path.dirname(src)) == here:
+            name = os.path.join(os.path.dirname(old_name), os.path.basename(new_base))
+        else:
+            name = os.path.abspath(new_base)
+    else:
+        name = os.path.abspath(new_base)
+    # A colon before the first slash would make it a protocol to QEMU.
+    return b"./" + name if b":" in name.split(b"/")[0] else name
+
+
+def _needed(request: Request, source: Source, backing: Optional[Backing], size: int) -> Tuple[int, Need]:
+    """Cluster size of the result and what it will need."""
+    if request.format == "raw":
+        return 0, measure(source.extents(), cluster_size=RawWriter.cluster_size, virtual_size=size, tables=False)
+    entry_size = 16 if request.extended_l2 else 8
+    if backing is None:
+        cluster_size = request.cluster_size or DEFAULT_CLUSTER_SIZE
+        need = measure(source.extents(), cluster_size=cluster_size, virtual_size=size, tables=True, entry_size=entry_size)
+        if request.preallocation != "off":
+            need = need._replace(file=max(need.file, size + size // 1000 + (2 << 20)) if request.preallocation != "metadata" else need.file)
+        return cluster_size, need
+    measured = {}
+    for cluster_size in [request.cluster_size] if request.cluster_size else OVERLAY_CLUSTER_SIZES[request.extended_l2]:
+        unit = cluster_size // 32 if request.extended_l2 and request.compression == "none" else cluster_size
+        extents = source.thin_extents(unit)
+        measured[cluster_size] = measure(
+            extents, cluster_size=cluster_size, virtual_size=size, tables=True, entry_size=entry_size, backed=True
+        )
+    smallest = min(need.file for need in measured.values())
+    best = max(cluster_size for cluster_size, need in measured.items() if need.file <= smallest * 5 // 4)
+    return best, measured[best]
+
+
+OVERLAY_CLUSTER_SIZES = {False: (4096, 16384, 65536), True: (16384, 65536)}
+"""Bytes, tried for thin overlays where none is asked for: the largest that takes at most a quarter more than the best of them."""
+
+
+def _sound(source: Source, request: Request, bases: Bases) -> Dict[int, List[Damage]]:
+    """Open the layers of a chain, and make sure that nothing in their tables contradicts their files.
+
+    :return: with ``salvage`` what is given up, by place in the chain; else nothing.
+    :raises DamagedImage: naming every damaged range (up to ``MAX_RANGES``) of the first damaged file.
+    """
+    found: Dict[int, List[Damage]] = {}
+    source.open_layers(found)
+    for place, layer in enumerate(source.layers):
+        key = source.members[place - 1].key if place else source.identity[:2]
+        if key in bases.sound and not request.salvage:
+            continue
+        for extent in layer.extents():
+            if not request.salvage and len(found.get(place, ())) > MAX_RANGES:
+                break
+            if request.salvage and extent.kind == COMPRESSED:
+                layer.inflate(extent)
+        if found.get(place) and not request.salvage:
+            raise damaged(layer.path, found[place])
+    return {place: merged_damage(damage) for place, damage in found.items() if damage}
+
+
+def merged_damage(found: List[Damage]) -> List[Damage]:
+    """Each damaged range once, neighbours of the same kind as one."""
+    merged: List[Damage] = []
+    for damage in sorted(set(found)):
+        last = merged[-1] if merged else None
+        if last is not None and damage.start <= last.start + last.length and damage.kind == last.kind and damage.what == last.what:
+            merged[-1] = last._replace(length=max(last.length, damage.start + damage.length - last.start))
+        else:
+            merged.append(damage)
+    return merged
 
 
 def damaged(path: bytes, found: List[Damage]) -> QcowError:
@@ -156,7 +386,7 @@ def damaged(path: bytes, found: List[Damage]) -> QcowError:
     return DamagedImage(
         "damaged in {0}{1} places: {2}".format(len(listed), " or more" if len(found) > MAX_RANGES else "", "; ".join(words)),
         path,
-        hint="The image was not changed. Restore it from a backup.",
+        hint="The image was not changed. Restore it from a backup, or say salvage to keep what can be read.",
         ranges=[{"start": d.start, "length": d.length, "offset": d.offset, "what": d.what} for d in listed],
     )
 
@@ -194,21 +424,46 @@ def _require_free(source: Source, *, replaced: bool) -> None:
         )
 
 
+def _is_device(path: bytes) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
 def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]) -> Plan:
     """The result's name is taken: by what we would write (its record is lost), or by something else."""
-    with Source(dest) as there:
-        kind = there.identify().format
-        if request.format in (kind, "raw" if kind == UNKNOWN else kind):
-            try:
-                verify(source.plain(), [open_plain(request.format, there.fd, dest)], dest)
+    lost = ranges_of(common["lost"])
+    try:
+        below = tuple(follow(dest, open_source, rules_of(request)))[1:]
+        with Source(dest, below=below) as there:
+            kind = there.identify().format
+            if request.format in (kind, "raw" if kind == UNKNOWN else kind):
+                result = [open_plain(request.format, there.fd, dest)]
+                result += [open_plain(member.format, fd, member.path) for member, fd in there.pairs()]
+                verify(source.plain(lost), result, dest)
                 action = RETIRE if request.retire else NOOP
                 return Plan(action, request, dest, ["an identical result exists already"], "", **common)
-            except QcowError as error:
-                if error.reason != "verification-failed":
-                    raise
+    except (VerificationFailed, UnsafeImage, UnsupportedImage, DamagedImage, KeyError):
+        pass
     raise QcowError(
         "the name {0} that the result would get is taken by something else".format(show(dest)),
         request.src,
         reason="exists",
         hint="Nothing was changed. Move that file away, or give another dest, and run again.",
     )
+
+
+def ranges_of(lost: Dict[int, List[Damage]]) -> Dict[int, List[Tuple[int, int]]]:
+    """What was given up as the second reading path takes it."""
+    return {place: [(damage.start, damage.length) for damage in found] for place, found in lost.items()}
+
+
+def lost_ranges(plan: Plan) -> List[Dict[str, Any]]:
+    """What salvage gives up, as results, reports and records list it: every range, with the file it is missing from."""
+    paths = [plan.request.src] + [member.path for member in plan.below]
+    return [
+        {"path": show(paths[place]), "start": d.start, "length": d.length, "offset": d.offset, "what": d.what}
+        for place, found in sorted(plan.lost.items())
+        for d in found
+    ]

@@ -60,7 +60,8 @@ def recover(records: Records) -> List[Dict[str, Any]]:
         try:
             answer.update(failed=False, msg=_recover(record))
         except QcowError as error:
-            answer.update(failed=True, msg=str(error))
+            # A base waits for its overlays: those are dealt with in this run, and it after them.
+            answer.update(failed=error.reason != "needed", msg=str(error))
         except OSError as error:
             answer.update(failed=True, msg="{0}: {1}".format(answer["src"], error.strerror or error))
         answer["state"] = record.state

@@ -5,7 +5,7 @@
 """What a migration is asked to do, and the names it gives to things."""
 
 import os
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 RETIRED_SUFFIX = b".qcow1.orig"
 """What a retired original's name ends with, so that nothing goes on writing to it unnoticed."""
@@ -32,6 +32,17 @@ class Request(NamedTuple):
     bandwidth: Optional[int] = None  # bytes a second
     timestamps: bool = True
     state_dir: bytes = DEFAULT_STATE_DIR
+    chains: str = "preserve"  # overlays thin over the migrated base; or flatten: each result stands alone
+    backing_dirs: Tuple[bytes, ...] = ()  # where backing files may lie, besides the directory of the image itself
+    backing_formats: Tuple[Tuple[bytes, str], ...] = ()  # what the operator, a domain or a pool has declared files to be
+    raw_bases: bool = True  # take a base without any magic for raw
+    passphrase_files: Tuple[Tuple[bytes, bytes], ...] = ()  # (image, file with its passphrase); image b"" means every one without its own
+    force_passphrase: bool = False  # take passphrases that look wrong
+    encryption: str = "none"  # of the result: none or luks
+    luks_passphrase_file: Optional[bytes] = None
+    salvage: bool = False  # zeros for what cannot be read
+    preallocation: str = "off"  # off, metadata, falloc or full
+    compat: str = "1.1"  # of a qcow2 result: 1.1 or 0.10
 
 
 def result_path(request: Request) -> bytes:

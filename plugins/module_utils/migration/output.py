@@ -1,0 +1,195 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How a result gets its bytes, by the engine of its plan, and how it is read back to be proven.
+
+* ``native``: read and written here.
+* ``staged``: read here into a temporary qcow2 without a name, from which qemu-img writes what only it can write (zstd, LUKS). So every source
+  comes out right on every host, whatever its qemu-img can read.
+* ``qemu-img``: read and written by qemu-img, where the operator wants it so.
+"""
+
+import os
+from typing import Callable, Dict, List, Optional, Tuple
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ToolMissing, VerificationFailed
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import create_temporary, open_source
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import Node, QemuImg
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import copy_extents
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import filled
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainImage
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.preallocate import preallocate
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, Qcow2Writer
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import NATIVE, STAGED, Plan
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
+
+OnProgress = Callable[[int], None]
+
+_LUKS_SECRET = "result"
+
+
+def write(plan: Plan, source: Source, fd: int, temporary: bytes, progress: OnProgress) -> None:
+    """Write the result into its empty temporary file. Nothing is synced.
+
+    :param fd: the temporary file, open for writing; ``temporary`` is its name.
+    :raises QcowError: what reading, writing or qemu-img raise.
+    """
+    source.materialise(os.path.dirname(temporary), temporary_beside(temporary, b"base"))
+    if plan.engine == NATIVE:
+        _write_natively(plan, source, fd, progress)
+    elif plan.engine == STAGED:
+        _write_staged(plan, source, temporary, progress)
+    else:
+        _convert(plan, source_node(plan, source), temporary)
+
+
+def _write_natively(plan: Plan, source: Source, fd: int, progress: OnProgress) -> None:
+    request = plan.request
+    writer = RawWriter(fd, plan.virtual_size) if request.format == "raw" else Qcow2Writer(fd, plan.virtual_size, options_of(plan))
+    extents = source.extents() if plan.backing is None else source.thin_extents(writer.unit)
+    if request.preallocation != "off" and request.format == "qcow2":
+        extents = filled(extents, source.layers[0], plan.virtual_size)
+    copy_extents(extents, writer, progress)
+    if request.preallocation in ("falloc", "full"):
+        preallocate(fd, full=request.preallocation == "full")
+
+
+def options_of(plan: Plan) -> Qcow2Options:
+    """What our own writer is asked for."""
+    request = plan.request
+    return Qcow2Options(
+        plan.cluster_size or DEFAULT_CLUSTER_SIZE,
+        lazy_refcounts=request.lazy_refcounts,
+        extended_l2=request.extended_l2,
+        compressed=request.compression == "zlib",
+        backing_name=None if plan.backing is None else plan.backing.name,
+        backing_format=None if plan.backing is None else plan.backing.format,
+        preallocated=request.preallocation != "off",
+        version=2 if request.compat == "0.10" else 3,
+    )
+
+
+def _write_staged(plan: Plan, source: Source, temporary: bytes, progress: OnProgress) -> None:
+    directory, name = os.path.dirname(temporary), temporary_beside(temporary, b"staged")
+    path = os.path.join(directory, name)
+    fd = create_temporary(directory, name)
+    try:
+        copy_extents(source.extents(), Qcow2Writer(fd, plan.virtual_size), progress)
+        _convert(plan, Node(path, "qcow2"), temporary)
+    finally:
+        os.unlink(path)
+        os.close(fd)
+
+
+def temporary_beside(temporary: bytes, purpose: bytes) -> bytes:
+    """The name of another temporary file of the same migration, without its directory."""
+    name = os.path.basename(temporary)
+    return name[: -len(b".tmp")] + b"." + purpose + b".tmp"
+
+
+def source_node(plan: Plan, source: Source) -> Node:
+    """The original and all below it as qemu-img is told them: every driver named."""
+    secrets = dict(plan.request.passphrase_files)
+    node: Optional[Node] = None
+    chain = [(source.path, "qcow")] + [(member.real, member.format) for member in source.members]
+    for (path, driver), layer in reversed(list(zip(chain, source.layers))):
+        encrypted = driver == "qcow" and layer.header.crypt_method
+        secret = secrets.get(os.path.realpath(layer.path), secrets.get(b"")) if encrypted else None
+        node = Node(path, driver, node, secret)
+    if node is None:
+        raise ValueError("a chain has at least one file")
+    return node
+
+
+def _convert(plan: Plan, node: Node, temporary: bytes) -> None:
+    tool = _tool()
+    if node.driver == "qcow" and not tool.reads_v1():
+        raise ToolMissing(
+            "this host's qemu-img was built without the QCOW v1 driver",
+            hint="Nothing was changed. Use engine=native, which needs no qemu-img.",
+        )
+    request = plan.request
+    secrets = {}
+    if request.encryption == "luks" and request.luks_passphrase_file is not None:
+        secrets[_LUKS_SECRET] = request.luks_passphrase_file
+    tool.convert(
+        node,
+        temporary,
+        request.format,
+        options=qemu_img_options(request),
+        secrets=secrets,
+        compress=request.compression != "none",
+        bandwidth=request.bandwidth,
+    )
+
+
+def _tool() -> QemuImg:
+    tool = QemuImg.find()
+    if tool is None:
+        raise ToolMissing("qemu-img is not installed", hint="Nothing was changed. Install it, or leave out what only qemu-img writes.")
+    return tool
+
+
+def qemu_img_options(request: Request) -> Dict[str, str]:
+    """The ``-o`` options that ask qemu-img for the same result."""
+    if request.format == "raw":
+        return {} if request.preallocation == "off" else {"preallocation": request.preallocation}
+    options = {"compat": request.compat, "cluster_size": str(request.cluster_size or DEFAULT_CLUSTER_SIZE)}
+    if request.lazy_refcounts:
+        options["lazy_refcounts"] = "on"
+    if request.extended_l2:
+        options["extended_l2"] = "on"
+    if request.compression == "zstd":
+        options["compression_type"] = "zstd"
+    if request.preallocation != "off":
+        options["preallocation"] = request.preallocation
+    if request.encryption == "luks":
+        options["encrypt.format"] = "luks"
+        options["encrypt.key-secret"] = _LUKS_SECRET
+    return options
+
+
+def read_back(plan: Plan, source: Source, fd: int, temporary: bytes) -> Tuple[List[PlainImage], List[int]]:
+    """The result as the second reading path sees it, with the files below it, and the descriptors to be closed after that."""
+    if plan.engine != NATIVE and (plan.request.compression == "zstd" or plan.request.encryption == "luks"):
+        path = os.path.join(os.path.dirname(temporary), temporary_beside(temporary, b"proof"))
+        proof = create_temporary(os.path.dirname(path), os.path.basename(path))
+        try:
+            _tool().convert(Node(temporary, "qcow2", secret_file=plan.request.luks_passphrase_file), path, "raw")
+            return [open_plain("raw", proof, plan.dest)], [proof]
+        except BaseException:
+            os.close(proof)
+            raise
+        finally:
+            os.unlink(path)
+    images = [open_plain(plan.request.format, fd, plan.dest)]
+    opened: List[int] = []
+    if plan.backing is not None:
+        for path, format_name in plan.backing.files:
+            opened.append(open_source(path))
+            images.append(open_plain(format_name, opened[-1], path))
+        if plan.backing.rest is not None:
+            images.extend(source.plain_below(first=plan.backing.rest))
+    return images, opened
+
+
+def second_opinion(plan: Plan, temporary: bytes) -> None:
+    """Where the host has a qemu-img, it must find our qcow2 clean too.
+
+    :raises VerificationFailed: where it does not.
+    """
+    if plan.request.format != "qcow2" or plan.request.encryption == "luks":
+        return
+    tool = QemuImg.find()
+    if tool is None:
+        return
+    answer = tool.check(temporary, "qcow2")
+    if not answer.ok:
+        raise VerificationFailed(
+            "qemu-img check does not find the result clean: {0}".format(answer),
+            plan.dest,
+            hint="Nothing was published. Please report this.",
+        )
