@@ -5,15 +5,14 @@
 """The second way to read an image, for verification only.
 
 It shares no decoding with the extents: header and entries are looked up one cluster at a time, the way the formats describe them. That is the one
-deliberate exception to "everything speaks extents": a mistake in the one reader must not hide in the other. Plain, not fast; but ranges
-without an L2 table cost nothing.
+deliberate exception to "everything speaks extents": a mistake in the one reader must not hide in the other. Neighbours are read at once only
+inside a block, ranges without an L2 table cost nothing.
 """
 
-import heapq
 import os
 import struct
 import zlib
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import data_ranges
@@ -21,11 +20,15 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import data
 BLOCK = 1 << 16
 """Bytes of the pieces in which two images are compared and fingerprinted; independent of any cluster size."""
 
+_ALL = (1 << 64) - 1
+_L1_CHUNK = 4096  # entries
+_ZEROS = bytes(8 * _L1_CHUNK)
+
 Decrypt = Callable[[int, bytes], bytes]
 
 
 class PlainImage:
-    """One file of a chain, read plainly. ``size`` is the virtual size in bytes."""
+    """One file of a chain, read plainly. ``size`` is the virtual size in bytes. Copies may be used by different threads."""
 
     size = 0
 
@@ -33,9 +36,17 @@ class PlainImage:
         """Indexes of the blocks in which this file may hold something, ascending, perhaps repeated."""
         raise NotImplementedError
 
-    def fill(self, block: int, buffer: bytearray) -> None:
-        """Lay what this file holds of a block over ``buffer`` (one block long)."""
+    def fill(self, block: int, view: memoryview) -> None:
+        """Lay what this file holds of a block over ``view`` (one block long)."""
         raise NotImplementedError
+
+    def covers(self, block: int) -> bool:
+        """Whether :meth:`fill` is certain to set every byte of a block."""
+        return False
+
+    def laborious(self) -> bool:
+        """Whether its blocks take much more than reading them."""
+        return False
 
 
 class _Tabled(PlainImage):
@@ -51,6 +62,10 @@ class _Tabled(PlainImage):
         self.per_table = 0
         self.l1_offset = 0
         self.l1_size = 0
+        self.compressed_flag = 0
+        # A word with none of these bits stands for a cluster stored as it is, at the byte that the others give.
+        self.special_flags = _ALL
+        self.address_bits = _ALL
 
     def table_at(self, entry: int) -> int:
         """Where the L2 table lies that an L1 entry names; 0 for none."""
@@ -63,19 +78,25 @@ class _Tabled(PlainImage):
     def _l1(self, index: int) -> int:
         return int.from_bytes(os.pread(self.fd, 8, self.l1_offset + 8 * index), "big")
 
-    def blocks(self) -> Iterator[int]:
-        reach = self.per_table * self.cluster
+    def _tables(self) -> Iterator[int]:
+        """Indexes of the L1 entries that are not zero; holes of the file and runs of zeros are passed over whole."""
         for start, length in data_ranges(self.fd, self.l1_offset + 8 * self.l1_size):
             first = max(0, (start - self.l1_offset) // 8)
             last = -(-(start + length - self.l1_offset) // 8)
             while first < last:
-                chunk = os.pread(self.fd, 8 * min(4096, last - first), self.l1_offset + 8 * first)
-                if any(chunk):
-                    for number in range(len(chunk) // 8):
-                        if any(chunk[8 * number : 8 * number + 8]):
-                            begin = (first + number) * reach
-                            yield from self._occupied(first + number, begin // BLOCK, -(-min(begin + reach, self.size) // BLOCK))
-                first += 4096
+                chunk = os.pread(self.fd, 8 * min(_L1_CHUNK, last - first), self.l1_offset + 8 * first)
+                if not _ZEROS.startswith(chunk):
+                    words = struct.unpack(">%dQ" % (len(chunk) // 8), chunk[: len(chunk) // 8 * 8])
+                    for number, word in enumerate(words, first):
+                        if word:
+                            yield number
+                first += _L1_CHUNK
+
+    def blocks(self) -> Iterator[int]:
+        reach = self.per_table * self.cluster
+        for index in self._tables():
+            begin = index * reach
+            yield from self._occupied(index, begin // BLOCK, -(-min(begin + reach, self.size) // BLOCK))
 
     def _occupied(self, index: int, first: int, last: int) -> Iterator[int]:
         """Those blocks of one table in which an entry is not zero."""
@@ -84,9 +105,17 @@ class _Tabled(PlainImage):
         if width < self.entry_size or len(table) <= width:
             yield from range(first, last)
             return
+        zeros = bytes(width)
         for number in range(last - first):
-            if any(table[number * width : (number + 1) * width]):
+            if table[number * width : (number + 1) * width] != zeros:
                 yield first + number
+
+    def laborious(self) -> bool:
+        for index in self._tables():
+            table = self._load(index)
+            words = struct.unpack(">%dQ" % (len(table) // 8), table[: len(table) // 8 * 8])
+            return any(word & self.compressed_flag for word in words)
+        return False
 
     def _load(self, index: int) -> bytes:
         if index != self._table_index:
@@ -95,26 +124,69 @@ class _Tabled(PlainImage):
             self._table_index = index
         return self._table
 
-    def fill(self, block: int, buffer: bytearray) -> None:
+    def covers(self, block: int) -> bool:
+        index, slot = divmod(block * BLOCK // self.cluster, self.per_table)
+        count = BLOCK // self.cluster
+        if self.special_flags == _ALL or not count or slot + count > self.per_table or (block + 1) * BLOCK > self.size:
+            return False
+        entries = self._load(index)[8 * slot : 8 * (slot + count)]
+        return len(entries) == 8 * count and all(word & self.address_bits for word in struct.unpack(">%dQ" % count, entries))
+
+    def fill(self, block: int, view: memoryview) -> None:
         start = block * BLOCK
         stop = min(start + BLOCK, self.size)
-        view = memoryview(buffer)
         guest = start
         while guest < stop:
-            number = guest // self.cluster
-            step = min((number + 1) * self.cluster, stop) - guest
-            index, slot = divmod(number, self.per_table)
+            index, slot = divmod(guest // self.cluster, self.per_table)
             table = self._load(index)
-            entry = table[slot * self.entry_size : (slot + 1) * self.entry_size]
-            if any(entry):
-                self.overlay(guest, entry, view[guest - start : guest - start + step])
+            count = min(self.per_table - slot, -(-(stop - guest) // self.cluster))
+            step = min((guest // self.cluster + count) * self.cluster, stop) - guest
+            entries = table[slot * self.entry_size : (slot + count) * self.entry_size]
+            part = view[guest - start : guest - start + step]
+            if self.special_flags == _ALL or guest % self.cluster or len(entries) < 8 * count:
+                self._one_by_one(guest, entries, part)
+            else:
+                self._in_runs(guest, entries, part)
             guest += step
 
+    def _one_by_one(self, guest: int, entries: bytes, view: memoryview) -> None:
+        done = 0
+        for position in range(0, len(entries), self.entry_size):
+            step = min(self.cluster - (guest + done) % self.cluster, len(view) - done)
+            entry = entries[position : position + self.entry_size]
+            if any(entry):
+                self.overlay(guest + done, entry, view[done : done + step])
+            done += step
+
+    def _in_runs(self, guest: int, entries: bytes, view: memoryview) -> None:
+        """The same for tables of simple words: clusters of a block that follow each other in the file are read at once."""
+        cluster, special, usual = self.cluster, self.special_flags, self.address_bits
+        expected = -1
+        begin = at = address = 0
+        for word in struct.unpack(">%dQ" % (len(entries) // 8), entries):
+            if word != expected:
+                if expected >= 0:
+                    self._stored(address, view[begin:at])
+                if word & usual and not word & special:
+                    begin, address = at, word & usual
+                    expected = word + cluster
+                else:
+                    expected = -1
+                    if word:
+                        self.overlay(guest + at, word.to_bytes(8, "big"), view[at : at + cluster])
+            else:
+                expected += cluster
+            at += cluster
+        if expected >= 0:
+            self._stored(address, view[begin:at])
+
     def _stored(self, offset: int, view: memoryview) -> None:
-        data = os.pread(self.fd, len(view), offset)
-        view[: len(data)] = data
-        if len(data) < len(view):
-            view[len(data) :] = bytes(len(view) - len(data))
+        done = _read_into(self.fd, view, offset)
+        if done < len(view):  # the end of the file, but for a signal
+            data = os.pread(self.fd, len(view) - done, offset + done)
+            view[done : done + len(data)] = data
+            done += len(data)
+            view[done:] = bytes(len(view) - done)
 
     def _inflated(self, offset: int, length: int, skip: int, view: memoryview) -> None:
         inflater = zlib.decompressobj(-15)
@@ -123,8 +195,23 @@ class _Tabled(PlainImage):
         except zlib.error as error:
             raise DamagedImage("the compressed cluster at byte {0} cannot be inflated ({1})".format(offset, error), self.path) from error
         if len(data) != self.cluster:
-            raise DamagedImage("the compressed cluster at byte {0} yields {1} of {2} bytes".format(offset, len(data), self.cluster), self.path)
+            raise DamagedImage(
+                "the compressed cluster at byte {0} yields {1} of {2} bytes".format(offset, len(data), self.cluster), self.path
+            )
         view[:] = data[skip : skip + len(view)]
+
+
+if hasattr(os, "preadv"):
+
+    def _read_into(fd: int, view: memoryview, offset: int) -> int:
+        return os.preadv(fd, (view,), offset)
+
+else:  # Python 3.6
+
+    def _read_into(fd: int, view: memoryview, offset: int) -> int:
+        data = os.pread(fd, len(view), offset)
+        view[: len(data)] = data
+        return len(data)
 
 
 class PlainQcow1(_Tabled):
@@ -146,6 +233,12 @@ class PlainQcow1(_Tabled):
         self.decrypt = decrypt
         self.l1_byteorder = l1_byteorder or ("little" if head[48:52] == b"XEN\xfb" and self._first_entry_is_little() else "big")
         self.lost = sorted(lost)
+        self.compressed_flag = 1 << 63
+        if not self.encrypted and not self.lost:
+            self.special_flags = self.compressed_flag
+
+    def laborious(self) -> bool:
+        return self.encrypted or super().laborious()
 
     def _first_entry_is_little(self) -> bool:
         """Whether the first L1 entry that is not zero names a byte of the file only when it is read backwards."""
@@ -218,12 +311,12 @@ class PlainLost(PlainImage):
         for start, length in self.lost:
             yield from range(start // BLOCK, -(-(start + length) // BLOCK))
 
-    def fill(self, block: int, buffer: bytearray) -> None:
+    def fill(self, block: int, view: memoryview) -> None:
         for start, length in self.lost:
             first = max(start - block * BLOCK, 0)
             last = min(start + length - block * BLOCK, BLOCK)
             if first < last:
-                buffer[first:last] = bytes(last - first)
+                view[first:last] = bytes(last - first)
 
 
 class PlainQcow2(_Tabled):
@@ -238,6 +331,10 @@ class PlainQcow2(_Tabled):
         self.extended = bool(self.version == 3 and head[79] & 16)
         self.entry_size = 16 if self.extended else 8
         self.per_table = self.cluster // self.entry_size
+        self.compressed_flag = 1 << 62
+        self.address_bits = 0x00FFFFFFFFFFFE00
+        if not self.extended:
+            self.special_flags = self.compressed_flag | (1 if self.version == 3 else 0)
 
     def table_at(self, entry: int) -> int:
         return entry & 0x00FFFFFFFFFFFE00
@@ -282,30 +379,11 @@ class PlainRaw(PlainImage):
         for start, length in data_ranges(self.fd, self.size):
             yield from range(start // BLOCK, -(-(start + length) // BLOCK))
 
-    def fill(self, block: int, buffer: bytearray) -> None:
-        data = os.pread(self.fd, BLOCK, block * BLOCK)
-        buffer[: len(data)] = data
-
-
-def guest_blocks(chain: List[PlainImage]) -> Iterator[Tuple[int, bytearray]]:
-    """``(index, bytes)`` of the guest's blocks in which any file of a chain may hold something; ``chain[0]`` is the image itself.
-
-    The bytearray is one block long, zero behind the end of the disk, and reused: take what you need before the next one.
-    """
-    size = chain[0].size
-    previous = -1
-    buffer = bytearray(BLOCK)
-    for block in heapq.merge(*(image.blocks() for image in chain)):
-        if block == previous:
-            continue
-        previous = block
-        if block * BLOCK >= size:
-            break
-        buffer[:] = bytes(BLOCK)
-        for image in reversed(chain):
-            image.fill(block, buffer)
-            # Behind its end a base shows zeros to its overlay, whatever lies below it.
-            end = max(0, image.size - block * BLOCK)
-            if end < BLOCK:
-                buffer[end:] = bytes(BLOCK - end)
-        yield block, buffer
+    def fill(self, block: int, view: memoryview) -> None:
+        done = _read_into(self.fd, view, block * BLOCK)
+        while 0 < done < BLOCK:
+            data = os.pread(self.fd, BLOCK - done, block * BLOCK + done)
+            if not data:
+                return
+            view[done : done + len(data)] = data
+            done += len(data)

@@ -12,15 +12,18 @@ The fingerprint does not depend on format, cluster size or allocation, and costs
 """
 
 import hashlib
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, List, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import VerificationFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainImage, guest_blocks
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainImage
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import BLOCKS, Reading, Region
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport import forget
 
 _SCHEME = "sha256-64k:"
 _PREAMBLE = b"vmimage.qcow fingerprint 1\0"
 _ZEROS = bytes(BLOCK)
+_FORGET = 64 << 20  # bytes after which the page cache is emptied of them
 
 OnProgress = Callable[[int], None]
 
@@ -34,7 +37,7 @@ class Fingerprint:
     def __init__(self, size: int) -> None:
         self._digest = hashlib.sha256(_PREAMBLE + rounded(size).to_bytes(8, "big"))
 
-    def add(self, index: int, block: bytes) -> None:
+    def add(self, index: int, block: Any) -> None:
         """Take the block at ``index`` in; must not be all zeros."""
         self._digest.update(index.to_bytes(8, "big"))
         self._digest.update(block)
@@ -52,33 +55,86 @@ def rounded(size: int) -> int:
 def fingerprint(chain: List[PlainImage], progress: Optional[OnProgress] = None) -> str:
     """The fingerprint of what a guest sees through a backing chain, ``chain[0]`` being the image itself."""
     result = Fingerprint(chain[0].size)
-    for index, block in _written(chain, progress):
-        result.add(index, block)
+    with Reading(chain) as regions:
+        for region in regions:
+            for block in region.blocks:
+                _take(result, region, block)
+            if progress is not None:
+                progress(BLOCK * len(region.blocks))
     return result.text()
 
 
-def verify(source: List[PlainImage], result: List[PlainImage], path: bytes, progress: Optional[OnProgress] = None) -> str:
+def verify(
+    source: List[PlainImage], result: List[PlainImage], path: bytes, progress: Optional[OnProgress] = None, *, uncached: bool = False
+) -> str:
     """Prove that two chains show a guest the same bytes.
 
     :param path: the result's name, for messages.
+    :param uncached: leave neither source nor result in the page cache.
     :return: the fingerprint of both.
     :raises VerificationFailed: at the first block that differs, or where the virtual sizes do.
     """
     if rounded(source[0].size) != result[0].size:
         raise VerificationFailed(
-            "the result's virtual size is {0} bytes, the source's {1}".format(result[0].size, source[0].size), path, hint="Nothing was published."
+            "the result's virtual size is {0} bytes, the source's {1}".format(result[0].size, source[0].size),
+            path,
+            hint="Nothing was published.",
         )
     proof = Fingerprint(source[0].size)
-    written = _written(result, None)
-    there = next(written, None)
-    for index, block in _written(source, progress):
-        if there is None or there[0] != index or there[1] != block:
-            _differ(index if there is None else min(index, there[0]), path)
-        proof.add(index, block)
-        there = next(written, None)
-    if there is not None:
-        _differ(there[0], path)
+    files = [image.fd for image in source + result if hasattr(image, "fd")] if uncached else []
+    passed = 0
+    with Reading(source) as ours, Reading(result) as theirs:
+        here, there = next(ours, None), next(theirs, None)
+        while here is not None or there is not None:
+            number = min(region.number for region in (here, there) if region is not None)
+            left = here if here is not None and here.number == number else None
+            right = there if there is not None and there.number == number else None
+            _compare(left, right, proof, path)
+            done = BLOCK * len(left.blocks) if left is not None else 0
+            if progress is not None:
+                progress(done)
+            passed += done
+            if passed >= _FORGET:
+                passed = 0
+                _forget_all(files)
+            here = here if left is None else next(ours, None)
+            there = there if right is None else next(theirs, None)
+    _forget_all(files)
     return proof.text()
+
+
+def _forget_all(files: List[int]) -> None:
+    for fd in files:
+        forget(fd)
+
+
+def _compare(left: Optional[Region], right: Optional[Region], proof: Fingerprint, path: bytes) -> None:
+    """One region of the source and of the result; what one of them does not mention must be zeros in the other."""
+    if left is not None and right is not None and left.blocks == right.blocks and len(left.blocks) == BLOCKS:
+        if left.buffer == right.buffer:
+            for block in left.blocks:
+                _take(proof, left, block)
+            return
+    blocks = set(left.blocks if left is not None else ()) | set(right.blocks if right is not None else ())
+    for block in sorted(blocks):
+        if _block(left, block) != _block(right, block):
+            _differ(block, path)
+        if left is not None and block in left.blocks:
+            _take(proof, left, block)
+
+
+def _block(region: Optional[Region], block: int) -> Any:
+    if region is None or block not in region.blocks:
+        return _ZEROS
+    start = region.position(block)
+    return region.buffer[start : start + BLOCK]
+
+
+def _take(proof: Fingerprint, region: Region, block: int) -> None:
+    start = region.position(block)
+    if not region.buffer.startswith(_ZEROS, start):
+        with memoryview(region.buffer) as view:
+            proof.add(block, view[start : start + BLOCK])
 
 
 def _differ(index: int, path: bytes) -> None:
@@ -89,12 +145,3 @@ def _differ(index: int, path: bytes) -> None:
         start=index * BLOCK,
         length=BLOCK,
     )
-
-
-def _written(chain: List[PlainImage], progress: Optional[OnProgress]) -> Iterator[Tuple[int, bytearray]]:
-    """The guest's blocks that are not all zeros."""
-    for index, block in guest_blocks(chain):
-        if progress is not None:
-            progress(BLOCK)
-        if block != _ZEROS:
-            yield index, block

@@ -9,8 +9,9 @@ import subprocess
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import copy, raw, xen
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainRaw, guest_blocks
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainRaw
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import guest_blocks
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, BuiltImage, ImageSpec, Plain, Xen, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
