@@ -203,7 +203,7 @@ class Ledger:
     """
 
     def __init__(self, file_size: int, cluster_bits: int) -> None:
-        self.tables, self.data, self.streams, self.slack = self._lanes = [Lane() for _ in range(4)]
+        self.tables, self.data, self.streams, self.slack = self._lanes = [Lane() for _lane in range(4)]
         self.marks = bytearray(min(file_size >> cluster_bits, MOST_MARKS))
         self.overlaps = Clashes()  # a table or the header, and something else
         self.links = Clashes()  # two clusters
