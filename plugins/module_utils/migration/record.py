@@ -123,7 +123,9 @@ class Records:
 
         :raises StateError: where the state directory cannot be written.
         """
-        identifier = "{0}-{1}".format(time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), os.urandom(6).hex())
+        seconds, fraction = divmod(time.time(), 1)
+        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
+        identifier = "{0}.{1:06d}Z-{2}".format(moment, int(fraction * 1000000), os.urandom(4).hex())  # sorts by time
         line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=PLANNED, time=now())
         path = os.path.join(self.directory, identifier.encode("ascii") + _SUFFIX)
         try:

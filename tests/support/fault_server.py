@@ -1,0 +1,125 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Runs jobs in fresh processes, under strace where asked: ``python -m ...fault_server``, one JSON question a line, one answer a line.
+
+Everything is imported before the first job, and a job's process is forked from here and waits until strace is attached: the N-th call of
+a kind is then the same call in every run. Started in a PID namespace of its own (see faults.py), also what a job sees in /proc is.
+
+A question: ``{"job": name, "args": {...}, "strace": [arguments] or null}``. The answer: ``{"status": wait status, "result": ...}``;
+``result`` is what the job returned or ``{"raised": class, "reason": ..., "msg": ...}``, null where its process was killed.
+"""
+
+import gc
+import json
+import mmap
+import os
+import subprocess
+import sys
+import traceback
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import QemuImg
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, clean_all, roll_back_all
+
+ANSWER_SIZE = 1 << 20
+
+
+def _use_qemu_img(wanted):
+    if not wanted:
+        QemuImg.find = classmethod(lambda cls: None)  # as on a host without it: saves its start at hundreds of points
+
+
+def migrate(state, images, workers=1, qemu_img=False, reserve=0, wait=0, **options):
+    _use_qemu_img(qemu_img)
+    state_dir = os.fsencode(state)
+    requests = []
+    for image in images:
+        dest = image.get("dest")
+        requests.append(Request(os.fsencode(image["src"]), dest and os.fsencode(dest), state_dir=state_dir, **options))
+    recovered = []
+    results = batch.run(requests, batch.Settings(state_dir, workers=workers, reserve=reserve, wait=wait), recovered)
+    return {"results": results, "recovered": recovered}
+
+
+def roll_back(state, paths, discard=False, qemu_img=False):
+    _use_qemu_img(qemu_img)
+    recovered = []
+    choice = Choice(os.fsencode(state), paths=tuple(os.fsencode(path) for path in paths))
+    return {"results": roll_back_all(choice, discard_changes=discard, recovered=recovered), "recovered": recovered}
+
+
+def clean(state, min_age=0, qemu_img=False):
+    _use_qemu_img(qemu_img)
+    recovered = []
+    return {"results": clean_all(Choice(os.fsencode(state)), min_age=min_age, recovered=recovered), "recovered": recovered}
+
+
+def states(state):
+    return [record.state for record in Records(os.fsencode(state)).all()]
+
+
+JOBS = {function.__name__: function for function in (migrate, roll_back, clean, states)}
+
+
+def perform(question):
+    try:
+        return JOBS[question["job"]](**question["args"])
+    except (QcowError, OSError) as error:
+        return {"raised": type(error).__name__, "reason": getattr(error, "reason", None), "msg": str(error)}
+
+
+def child(question, gate, answer):
+    """Waits for the gate to open, does the job, and leaves the answer in memory that is shared: that takes no system call."""
+    os.read(gate, 1)
+    try:
+        text = json.dumps(perform(question)).encode()
+    except BaseException:
+        text = json.dumps({"raised": "bug", "reason": None, "msg": traceback.format_exc()}).encode()
+    answer[8 : 8 + len(text)] = text
+    answer[:8] = len(text).to_bytes(8, "big")
+    os._exit(0)
+
+
+def serve(question):
+    answer = mmap.mmap(-1, ANSWER_SIZE)
+    gate, opener = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(opener)
+        child(question, gate, answer)
+    os.close(gate)
+    tracer = None
+    if question.get("strace") is not None:
+        tracer = subprocess.Popen(["strace", "-p", str(pid), *question["strace"]], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        line = tracer.stderr.readline()
+        if b"attached" not in line:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            return {"status": None, "result": None, "error": line.decode(errors="replace") + tracer.stderr.read().decode(errors="replace")}
+    os.write(opener, b"x")
+    os.close(opener)
+    status = os.waitpid(pid, 0)[1]
+    if tracer is not None:
+        tracer.stderr.read()
+        tracer.wait()
+        tracer.stderr.close()
+    length = int.from_bytes(answer[:8], "big")
+    result = json.loads(answer[8 : 8 + length]) if length else None
+    answer.close()
+    return {"status": status, "result": result}
+
+
+def main():
+    gc.freeze()
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(serve(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
