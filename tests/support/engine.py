@@ -14,9 +14,6 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request imp
 
 Path = Union[str, bytes, os.PathLike]
 
-FAMILIES = frozenset(["plain", "compressed", "packed", "odd-size", "odd-size-compressed", "unaligned", "shuffled", "shared", "xen"])
-"""The families of random images (see strategies.py) that the engine is there for."""
-
 
 class Refused(Exception):
     """The engine refused an image or failed on it; ``result`` is what a module would return for it."""
@@ -28,7 +25,7 @@ class Refused(Exception):
 
 @functools.lru_cache(maxsize=None)
 def scratch_directory() -> Optional[str]:
-    """A memory-backed directory for many small images, where there is one; None for the usual place."""
+    """A memory-backed directory for many small files, where there is one; None for the usual place."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
