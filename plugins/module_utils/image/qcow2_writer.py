@@ -32,8 +32,8 @@ COMPATIBLE_LAZY_REFCOUNTS = 1 << 0
 
 _HEADER_LENGTH = 112
 _V2_HEADER_LENGTH = 72
-_COPIED = 1 << 63
-_COMPRESSED = 1 << 62
+COPIED = 1 << 63
+COMPRESSED_FLAG = 1 << 62
 _EXTENSION_BACKING_FORMAT = 0xE2792ACA
 _EXTENSION_FEATURE_NAMES = 0x6803F857
 _FEATURE_NAMES = ((0, 0, b"dirty bit"), (0, 1, b"corrupt bit"), (0, 4, b"extended L2 entries"), (1, 0, b"lazy refcounts"))
@@ -123,7 +123,7 @@ class Qcow2Writer:
                 ),
                 hint="Choose larger clusters.",
             )
-        self._header = _header_cluster(self.options)
+        self._header = header_cluster(self.options)
         self._l1 = array("Q", bytes(8 * l1_entries))
         self._l2 = array("Q")
         self._l2_index = -1
@@ -155,9 +155,9 @@ class Qcow2Writer:
         slot = 2 * ((start - index * self._l2_coverage) // self.cluster_size)
         first = start % self.cluster_size // self.unit
         if not self._l2[slot]:
-            self._l2[slot] = self._allocate(1) | _COPIED
+            self._l2[slot] = self._allocate(1) | COPIED
         self._l2[slot + 1] |= ((1 << count) - 1) << first
-        return (self._l2[slot] & ~_COPIED) + start % self.cluster_size
+        return (self._l2[slot] & ~COPIED) + start % self.cluster_size
 
     def place_zeros(self, start: int, length: int) -> None:
         """Let guest bytes [start, start + length), whole units, read as zeros whatever the backing file holds.
@@ -185,7 +185,7 @@ class Qcow2Writer:
         self._open_l2(index)
         first = (start - index * self._l2_coverage) // cluster
         offset = self._allocate(count)
-        entries = array("Q", range(offset | _COPIED, (offset + count * cluster) | _COPIED, cluster))
+        entries = array("Q", range(offset | COPIED, (offset + count * cluster) | COPIED, cluster))
         if self._entry_words == 1:
             self._l2[first : first + count] = entries
         else:
@@ -205,7 +205,9 @@ class Qcow2Writer:
         self._refcounts.add(offset // self.cluster_size, last // self.cluster_size)
         self._end = offset + length
         shift = 62 - (cluster_bits - 8)
-        self._l2[self._entry_words * ((start - index * self._l2_coverage) // self.cluster_size)] = _COMPRESSED | sectors << shift | offset
+        self._l2[self._entry_words * ((start - index * self._l2_coverage) // self.cluster_size)] = (
+            COMPRESSED_FLAG | sectors << shift | offset
+        )
         self._flush_refcounts()
         return offset
 
@@ -215,11 +217,9 @@ class Qcow2Writer:
         l1_offset = self._allocate(max(1, -(-8 * len(self._l1) // self.cluster_size)))
         self._write(l1_offset, self._l1)
         table_offset, table_clusters = self._finish_refcounts()
-        header = self._header
-        struct.pack_into(">QII", header, 24, self.virtual_size, 0, len(self._l1))
-        struct.pack_into(">QQI", header, 40, l1_offset, table_offset, table_clusters)
+        complete_header(self._header, self.virtual_size, l1_offset, len(self._l1), table_offset, table_clusters)
         os.ftruncate(self.fd, self._end)
-        os.pwrite(self.fd, header, 0)
+        os.pwrite(self.fd, self._header, 0)
 
     def _finish_refcounts(self) -> Tuple[int, int]:
         """Place and write the last refcount blocks and the table; their own clusters may need a further block each."""
@@ -279,7 +279,7 @@ class Qcow2Writer:
             return
         offset = self._allocate(1)
         self._write(offset, self._l2)
-        self._l1[self._l2_index] = offset | _COPIED
+        self._l1[self._l2_index] = offset | COPIED
         self._l2_index = -1
 
     def _write(self, offset: int, table: array) -> None:
@@ -338,7 +338,7 @@ class _Refcounts:
         return [(self.table[number], self._blocks[number]) for number in self._kept]
 
 
-def _header_cluster(options: Qcow2Options) -> bytearray:
+def header_cluster(options: Qcow2Options) -> bytearray:
     """The first cluster, complete but for size, L1 and refcount table.
 
     :raises UnsupportedImage: where the backing file name does not fit into one cluster.
@@ -378,6 +378,12 @@ def _header_cluster(options: Qcow2Options) -> bytearray:
     body = extensions + end + name
     header[length : length + len(body)] = body
     return header
+
+
+def complete_header(header: bytearray, size: int, l1_offset: int, l1_entries: int, table_offset: int, table_clusters: int) -> None:
+    """Put in what is known last: virtual size in bytes, and where L1 table and refcount table (in clusters) lie."""
+    struct.pack_into(">QII", header, 24, size, 0, l1_entries)
+    struct.pack_into(">QQI", header, 40, l1_offset, table_offset, table_clusters)
 
 
 def _extension(kind: int, data: bytes) -> bytes:
