@@ -14,6 +14,8 @@
 #   vmhosts.sh inventory                    Ansible inventory (YAML) of the hosts that are up
 #   vmhosts.sh vars                         the SSH settings as shell assignments: LAB_KEY, LAB_CTL, LAB_PROXY
 #
+# While hosts are up, LAB_DIR/state holds id (the SSH key) and proxy (the SSH ProxyCommand that reaches them).
+#
 # LAB_DIR    everything the lab writes (default: build/lab below the project); LAB_DIR/cache survives, LAB_DIR/state does not
 # LAB_SIZE   size of a host's image folder (default 2G);  LAB_MIRROR  Debian mirror (default: the one apt uses here)
 #
@@ -93,6 +95,7 @@ build() {
 
 net() {
     [ -f "$STATE/id" ] || ssh-keygen -q -t ed25519 -N '' -C lab -f "$STATE/id"
+    proxy >"$STATE/proxy"
     ip netns list | grep -qw "$CTL" && return
     ip netns add "$CTL"
     ip -n "$CTL" link set lo up
@@ -156,6 +159,8 @@ down() {
     ip netns del "$ns" 2>/dev/null || true
     if mountpoint -q "$dir/root"; then echo "lab: $dir/root is still mounted" >&2; exit 1; fi
     rm -rf "$dir"
+    # The last one puts out the light.
+    compgen -G "$STATE/*/" >/dev/null || { ip netns del "$CTL" 2>/dev/null || true; rm -rf "${STATE:?}"; }
 }
 
 down_all() {
@@ -179,7 +184,7 @@ inventory() {
     local d n
     printf 'all:\n  vars:\n    ansible_user: root\n    ansible_ssh_private_key_file: %s\n' "$STATE/id"
     printf '    ansible_python_interpreter: /usr/bin/python3\n'
-    printf '    ansible_ssh_common_args: >-\n      -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null\n'
+    printf '    ansible_ssh_common_args: >-\n      -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ControlMaster=no -o ControlPath=none\n'
     printf '      -o ProxyCommand="%s"\n' "$(proxy)"
     printf '  children:\n    vm_hosts:\n      hosts:\n'
     for d in "$STATE"/*/; do
