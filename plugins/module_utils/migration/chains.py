@@ -14,7 +14,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Gr
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import QCOW_MAGIC
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_header import Backing
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import repoint
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, REFUSE, RETIRE, Bases, Plan, make_plan, new_name
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay import new_name
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, REFUSE, RETIRE, Bases, Plan, make_plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, is_retired
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show

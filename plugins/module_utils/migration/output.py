@@ -20,6 +20,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import cop
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import filled
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.preallocate import preallocate
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, Qcow2Writer
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import NATIVE, STAGED, Plan
@@ -96,8 +97,9 @@ def source_node(plan: Plan, source: Source) -> Node:
     node: Optional[Node] = None
     chain = [(source.path, "qcow")] + [(member.real, member.format) for member in source.members]
     for (path, driver), layer in reversed(list(zip(chain, source.layers))):
-        encrypted = driver == "qcow" and layer.header.crypt_method
-        secret = secrets.get(os.path.realpath(layer.path), secrets.get(b"")) if encrypted else None
+        secret = None
+        if isinstance(layer, Qcow1) and layer.header.crypt_method:
+            secret = secrets.get(os.path.realpath(layer.path), secrets.get(b""))
         node = Node(path, driver, node, secret)
     if node is None:
         raise ValueError("a chain has at least one file")

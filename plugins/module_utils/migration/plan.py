@@ -6,7 +6,7 @@
 
 import os
 import stat
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import (
     DamagedImage,
@@ -17,17 +17,22 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import (
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import FileIdentity, check_name, open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import WRITER, find_users
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Key, Member, Rules, follow, reference_of
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Key, Member, follow
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.measure import Need, measure
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import DEFAULT_CLUSTER_SIZE
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import rounded, verify
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay import (
+    Backing,
+    Became,
+    needed,
+    require_thin_possible,
+    rest_on,
+    rules_of,
+)
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import IN_PLACE, Record, Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.repoint import Dependant
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, result_path, retired_path
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, require_expected, result_path, retired_path
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
@@ -42,15 +47,6 @@ QEMU_IMG = "qemu-img"
 
 MAX_RANGES = 100
 """Damaged ranges named one by one in a message or result; the rest is counted."""
-
-
-class Backing(NamedTuple):
-    """What a thin overlay rests on."""
-
-    name: bytes  # as it will be stored in the header
-    format: str  # QEMU's driver name, stored too
-    files: Tuple[Tuple[bytes, str], ...]  # results below it, nearest first, with their formats
-    rest: Optional[int]  # place in the original's chain from which on files stay as they are; None: nothing of it stays
 
 
 class Plan(NamedTuple):
@@ -143,13 +139,8 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
                 identity=source.identity,
                 unfinished=done.id if done.unfinished else None,
             )
-        return _plan_conversion(request, dest, source, bases)
-
-
-def rules_of(request: Request) -> Rules:
-    """What may be followed for this request."""
-    formats = {os.path.realpath(path): format_name for path, format_name in request.backing_formats}
-    return Rules(request.backing_dirs, formats, request.raw_bases)
+        require_expected(request, source.identity)
+        return _plan_conversion(request, dest, source, records, bases)
 
 
 def _last_done(records: List[Record]) -> Optional[Record]:
@@ -165,7 +156,7 @@ def _unchanged(record: Record, identity: FileIdentity) -> bool:
     return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (identity.ino, identity.size, identity.mtime_ns)
 
 
-def _plan_conversion(request: Request, dest: bytes, source: Source, bases: Bases) -> Plan:
+def _plan_conversion(request: Request, dest: bytes, source: Source, records: Records, bases: Bases) -> Plan:
     members = tuple(follow(request.src, open_source, rules_of(request)))
     source.attach(members[1:])
     lost = _sound(source, request, bases)
@@ -196,9 +187,9 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, bases: Bases
     engine = choose_engine(request)
     backing = None
     if source.members and request.chains == "preserve" and request.format == "qcow2":
-        backing = _backing_of(request, dest, source.members, bases)
-        _require_thin_possible(request, engine)
-    cluster_size, need = _needed(request, source, backing, rounded(image.virtual_size))
+        require_thin_possible(request, native=engine == NATIVE)
+        backing = rest_on(request, dest, source.members, _became(source.members[0], request.src, records, bases))
+    cluster_size, need = needed(request, source, backing, rounded(image.virtual_size))
     reasons = ["QCOW v1 image of {0} bytes".format(image.virtual_size)]
     if backing is not None:
         reasons.append("overlay, stays thin over {0} ({1}), clusters of {2} bytes".format(show(backing.name), backing.format, cluster_size))
@@ -242,107 +233,32 @@ def choose_engine(request: Request) -> str:
     return NATIVE
 
 
-def _require_thin_possible(request: Request, engine: str) -> None:
-    if engine != NATIVE:
-        raise UnsupportedImage(
-            "an overlay cannot be kept thin through qemu-img",
-            request.src,
-            hint="Say chains=flatten, or leave out what only qemu-img writes (zstd, LUKS). Nothing was changed.",
-        )
-    if request.preallocation != "off":
-        raise UnsupportedImage("an overlay cannot be preallocated", request.src, hint="Say chains=flatten or preallocation=off.")
-    if request.compat == "0.10":
-        raise UnsupportedImage(
-            "an overlay needs zero clusters, which compat 0.10 has not", request.src, hint="Say chains=flatten or compat=1.1."
-        )
+def _became(base: Member, src: bytes, records: Records, bases: Bases) -> Optional[Became]:
+    """What a base is replaced by: in this run, or already.
 
-
-def _backing_of(request: Request, dest: bytes, below: Sequence[Member], bases: Bases) -> Backing:
-    """What the new overlay will rest on.
-
-    :raises QcowError: where the base is QCOW v1 itself and will not be migrated.
+    :raises QcowError: where the base is QCOW v1 and will not be migrated.
     """
-    base = below[0]
-    old_name = _stored_name(request.src)
     plan = bases.plans.get(base.key)
-    if base.format == "qcow" and plan is not None and plan.action in (CONVERT, RETIRE, NOOP):
-        name = new_name(request.src, dest, old_name, base.path, plan.dest)
-        if plan.action != CONVERT:
-            chain = follow(plan.dest, open_source, rules_of(request))
-            return Backing(name, plan.request.format, tuple((member.real, member.format) for member in chain), None)
-        files = ((plan.dest, plan.request.format),) + (plan.backing.files if plan.backing is not None else ())
-        rest = None if plan.backing is None or plan.backing.rest is None else plan.backing.rest + 1
-        return Backing(name, plan.request.format, files, rest)
-    if base.format == "qcow":
-        if plan is not None and plan.action == REFUSE:
-            raise QcowError(
-                "its base {0} cannot be migrated: {1}".format(show(base.path), "; ".join(plan.reasons)), request.src, reason="chain"
-            )
-        raise QcowError(
-            "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
-            request.src,
-            reason="chain",
-            hint="Nothing was changed. Migrate both together, or say chains=flatten.",
-        )
-    return Backing(new_name(request.src, dest, old_name, base.path, base.path), base.format, (), 1)
+    if base.format != "qcow":
+        return None
+    if plan is not None and plan.action in (CONVERT, RETIRE, NOOP):
+        return Became(plan.dest, plan.request.format, plan.backing, plan.action != CONVERT)
+    if plan is not None:
+        raise QcowError("its base {0} cannot be migrated: {1}".format(show(base.path), "; ".join(plan.reasons)), src, reason="chain")
+    done = _last_done(records.of_source(base.real))
+    if done is not None and _is_source_of(base, done) and os.path.lexists(done.path_of("dest")):
+        return Became(done.path_of("dest"), done.facts["format"], None, True)
+    raise QcowError(
+        "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
+        src,
+        reason="chain",
+        hint="Nothing was changed. Migrate both together, or say chains=flatten.",
+    )
 
 
-def _stored_name(path: bytes) -> bytes:
-    fd = open_source(path)
-    try:
-        reference = reference_of(fd, "qcow", path)
-    finally:
-        os.close(fd)
-    return b"" if reference is None else reference.name
-
-
-def new_name(src: bytes, dest: bytes, old_name: bytes, old_base: bytes, new_base: bytes) -> bytes:
-    """The backing name to store: as the old one was written where directories stay as they are, else beside, else absolute.
-
-    :param old_base: the name the base was reached under. :param new_base: the name it has from now on.
-    """
-    here = os.path.realpath(os.path.dirname(dest))
-    if os.path.realpath(os.path.dirname(new_base)) == here and not os.path.isabs(old_name):
-        name = os.path.basename(new_base)
-        if os.path.realpath(os.path.dirname(src)) == here and b"/" in old_name and old_base == new_base:
-            name = old_name
-    elif old_base == new_base or os.path.realpath(os.path.dirname(old_base)) == os.path.realpath(os.path.dirname(new_base)):
-        # The base stays in its directory.
-        if os.path.isabs(old_name) or os.path.realpath(os.path.dirname(src)) == here:
-            name = os.path.join(os.path.dirname(old_name), os.path.basename(new_base))
-        else:
-            name = os.path.abspath(new_base)
-    else:
-        name = os.path.abspath(new_base)
-    # A colon before the first slash would make it a protocol to QEMU.
-    return b"./" + name if b":" in name.split(b"/")[0] else name
-
-
-def _needed(request: Request, source: Source, backing: Optional[Backing], size: int) -> Tuple[int, Need]:
-    """Cluster size of the result and what it will need."""
-    if request.format == "raw":
-        return 0, measure(source.extents(), cluster_size=RawWriter.cluster_size, virtual_size=size, tables=False)
-    entry_size = 16 if request.extended_l2 else 8
-    if backing is None:
-        cluster_size = request.cluster_size or DEFAULT_CLUSTER_SIZE
-        need = measure(source.extents(), cluster_size=cluster_size, virtual_size=size, tables=True, entry_size=entry_size)
-        if request.preallocation != "off":
-            need = need._replace(file=max(need.file, size + size // 1000 + (2 << 20)) if request.preallocation != "metadata" else need.file)
-        return cluster_size, need
-    measured = {}
-    for cluster_size in [request.cluster_size] if request.cluster_size else OVERLAY_CLUSTER_SIZES[request.extended_l2]:
-        unit = cluster_size // 32 if request.extended_l2 and request.compression == "none" else cluster_size
-        extents = source.thin_extents(unit)
-        measured[cluster_size] = measure(
-            extents, cluster_size=cluster_size, virtual_size=size, tables=True, entry_size=entry_size, backed=True
-        )
-    smallest = min(need.file for need in measured.values())
-    best = max(cluster_size for cluster_size, need in measured.items() if need.file <= smallest * 5 // 4)
-    return best, measured[best]
-
-
-OVERLAY_CLUSTER_SIZES = {False: (4096, 16384, 65536), True: (16384, 65536)}
-"""Bytes, tried for thin overlays where none is asked for: the largest that takes at most a quarter more than the best of them."""
+def _is_source_of(base: Member, record: Record) -> bool:
+    src = record.facts["src"]
+    return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (base.key[1], base.size, base.mtime_ns)
 
 
 def _sound(source: Source, request: Request, bases: Bases) -> Dict[int, List[Damage]]:
