@@ -122,16 +122,13 @@ class _Check:
 
     def _fixed_areas(self) -> List[Tuple[int, int, str]]:
         """``(start, end, name)`` of what lies in the file apart from L2 tables and clusters."""
-        image = self.image
-        header = image.header
+        image, header = self.image, self.image.header
         areas = [(0, HEADER_SIZE + (image.xen.size if image.xen else 0), "the header")]
         if header.has_backing:
             end = min(header.backing_offset + header.backing_length, image.file_size)
             areas.append((header.backing_offset, end, "the backing file's name"))
         areas.append((header.l1_offset, header.l1_offset + 8 * header.l1_entries, "the L1 table"))
         return areas
-
-    # ---- the walk --------------------------------------------------------------------------------------------------------------
 
     def run(self) -> Report:
         self._look_at_front()
@@ -148,8 +145,7 @@ class _Check:
         return self._report()
 
     def _look_at_front(self) -> None:
-        image = self.image
-        header = image.header
+        image, header = self.image, self.image.header
         if image.xen is not None and image.l1_order is not None:
             self.findings.add("xen", NOTE, None, 0, xen.OFFSET, "written by Xen's blktap: " + image.l1_order.text)
             if xen.checksum_matches(image.fd, image.xen, header.l1_offset, header.l1_entries) is False:
@@ -308,8 +304,6 @@ class _Check:
             self.lost += clusters
             self.findings.add(damage.kind, ERROR, damage.start, damage.length, damage.offset, damage.what, clusters)
 
-    # ---- judgements ------------------------------------------------------------------------------------------------------------
-
     def _judge_gap(self, start: int, end: int) -> None:
         """Bytes of the file that nobody owns are a leak, unless they are what a writer left to begin at a round place."""
         cluster = self.image.cluster_size
@@ -378,8 +372,7 @@ class _Check:
                 self.findings.add(*finding)
 
     def _report(self) -> Report:
-        image = self.image
-        found = self.findings
+        image, found = self.image, self.findings
         clusters = -(-image.virtual_size // image.cluster_size)
         verdict = DAMAGED if found.has(ERROR) else SUSPECT if found.has(WARNING) else SOUND
         return Report(

@@ -66,6 +66,16 @@ class Lane:
             self._shared = Lane()
             self._shared.starts, self._shared.ends = shared
 
+    @property
+    def weight(self) -> int:
+        """Ranges it holds in memory."""
+        return len(self.starts) + (len(self._shared) if self._shared is not None else 0)
+
+    def middle(self) -> int:
+        """A byte before which about half of its ranges begin, once it is compact."""
+        starts = self.starts if self._shared is None or len(self) > len(self._shared) else self._shared.starts
+        return starts[len(starts) // 2]
+
     def narrow(self, high: int) -> None:
         """Forget everything at and after ``high``."""
         self.trim(0, 0, high)
@@ -194,6 +204,10 @@ class Clashes:
         return self._ranges
 
 
+def _weight(lane: Lane) -> int:
+    return lane.weight
+
+
 class Ledger:
     """Who owns which bytes of a file, in as many passes as memory asks for; each pass must enter everything again.
 
@@ -224,12 +238,11 @@ class Ledger:
         if self._low or self._high < _END:
             for lane, first in zip(self._lanes, self._page):
                 lane.trim(first, self._low, self._high)
-        if sum(map(len, self._lanes)) > MOST_RANGES:
+        if sum(lane.weight for lane in self._lanes) > MOST_RANGES:
             for lane in self._lanes:
                 lane.compact()
-            if sum(map(len, self._lanes)) > MOST_RANGES // 2:
-                largest = max(self._lanes, key=len)
-                self._high = largest.starts[len(largest) // 2]
+            if sum(lane.weight for lane in self._lanes) > MOST_RANGES // 2:
+                self._high = max(max(self._lanes, key=_weight).middle(), self._low + 1)
                 for lane in self._lanes:
                     lane.narrow(self._high)
         self._page = [len(lane) for lane in self._lanes]
