@@ -34,14 +34,18 @@ FAILING = [name for name in CHANGING if name not in ("fchmod", "fchown", "fsetxa
 
 
 class Point(NamedTuple):
-    """The ``number``-th call of a kind; ``text`` is the call as strace shows it."""
+    """The ``number``-th call of a kind; ``text`` is the call as strace shows it.
+
+    ``helper``: in a thread that the job starts, whichever comes there first; otherwise in the job's first thread.
+    """
 
     call: str
     number: int
     text: str
+    helper: bool = False
 
     def __str__(self) -> str:
-        return "%s #%d: %s" % (self.call, self.number, self.text[:160])
+        return "%s #%d%s: %s" % (self.call, self.number, " of a helper" if self.helper else "", self.text[:160])
 
 
 class Server:
@@ -84,7 +88,7 @@ class Server:
 
     def trace(self, log: str, calls: list[str], job: str, **args: Any) -> list[str]:
         """Do a job and return its calls, in order, with paths of descriptors and long strings."""
-        answer = self.ask(job, strace=["-o", log, "-y", "-s", "400", "-e", "trace=" + ",".join("?" + name for name in calls)], **args)
+        answer = self.ask(job, strace=["-f", "-o", log, "-y", "-s", "400", "-e", "trace=" + ",".join("?" + name for name in calls)], **args)
         assert answer["status"] == 0, answer
         self.last = answer["result"]
         with open(log, errors="replace") as stream:
@@ -104,29 +108,47 @@ class Server:
 
 
 def _injection(point: Point, what: str, more: str = "") -> list[str]:
-    return ["-o", "/dev/null", "-e", "trace=" + point.call, "-e", "inject=%s:%s:when=%d%s" % (point.call, what, point.number, more)]
+    return [
+        *(["-f"] if point.helper else []),
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=" + point.call,
+        "-e",
+        "inject=%s:%s:when=%d%s" % (point.call, what, point.number, more),
+    ]
 
 
 def points(lines: list[str], calls: list[str]) -> list[Point]:
     """Every call of a trace as a point; what only reads the kernel's own files or loads code is left out, data writes are sampled."""
-    counts: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
     found, data, asking = [], [], []
+    helpers: dict[tuple[str, int], Point] = {}
+    first = lines[0].split()[0]
     for line in lines:
-        match = re.match(r"(\w+)\(", line)
-        if not match or match.group(1) not in calls:
+        match = re.match(r"(\d+) +(\w+)\(", line)
+        if not match or match.group(2) not in calls:
             continue
-        call = match.group(1)
-        counts[call] += 1
-        point = Point(call, counts[call], line)
+        thread, call = match.groups()
+        counts[thread, call] += 1
+        point = Point(call, counts[thread, call], line, thread != first)
+        if point.helper:
+            helpers[call, point.number] = point
+            continue
         if re.search(r'"/(proc|sys|usr|dev|etc)/|\.(py|pyc|so)"|/\.pyenv/', line):
             continue
         if call in ("pwrite64", "copy_file_range", "write") and ".tmp" in line.split(",")[0]:
             data.append(point)
+        elif call in ASKING:
+            asking.append(point)
         else:
             found.append(point)
-    if ALL_POINTS or len(data) < 10:
-        return found + data
-    return found + data[:3] + data[3 : -3 : max(1, (len(data) - 6) // 4)] + data[-3:]
+    data += helpers.values()
+    if ALL_POINTS:
+        return found + data + asking
+    if len(data) > 16:
+        data = data[:5] + data[5 : -5 : max(1, (len(data) - 10) // 6)] + data[-5:]
+    return found + data + asking[::4]
 
 
 SPEC = ImageSpec(
@@ -136,6 +158,10 @@ SPEC = ImageSpec(
         **{index: Packed(b"%08d" % index * 512) for index in (17, 18, 400)},
     },
 )
+
+
+DENSE = ImageSpec(size=8 << 20, clusters={index: Plain(bytes([index % 251 + 1]) * 4096) for index in range(2000) if index % 700 < 690})
+"""Long runs, which helpers copy."""
 
 
 class Scene:
