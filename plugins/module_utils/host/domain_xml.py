@@ -45,7 +45,7 @@ class Change(NamedTuple):
     """Layer ``depth`` of disk ``target`` is to be ``path`` with driver ``format``.
 
     ``pool`` and ``volume``: where the source is declared as a volume and the new file is one too. ``backing`` false: the new image
-    stands alone, so a declared chain below it ends there.
+    stands alone, so a declared chain below it ends there. ``kind``: ``file`` or ``block``, where it is no volume.
     """
 
     target: str
@@ -55,6 +55,7 @@ class Change(NamedTuple):
     pool: Optional[str] = None
     volume: Optional[str] = None
     backing: bool = True
+    kind: str = "file"
 
 
 def identity(xml: str) -> Tuple[str, str]:
@@ -176,7 +177,7 @@ def _change(edit: Edit, store: Element, change: Change) -> None:
     if change.volume is not None and change.pool is not None:
         kind, wanted = "volume", {"pool": change.pool, "volume": change.volume}
     else:
-        kind, wanted = "file", {"file": change.path}
+        kind, wanted = change.kind, {_PATH_ATTRIBUTE[change.kind]: change.path}
     if store.attributes.get("type", "file") != kind:
         edit.set(store, "type", kind)
     obsolete = {"file", "dev", "dir", "pool", "volume", "mode"} - set(wanted)
@@ -199,6 +200,20 @@ def _change(edit: Edit, store: Element, change: Change) -> None:
     below = store.child("backingStore")
     if below is not None and not change.backing and below.children:
         edit.replace(below, "<backingStore/>")
+
+
+def reverse(xml: str, changes: Iterable[Change]) -> List[Change]:
+    """The changes that lead back to what this text says of the same layers.
+
+    :raises KeyError: a change names a disk that the text does not declare.
+    """
+    disks = {disk.target: disk for disk in read_disks(xml)}
+    back = []
+    for change in changes:
+        layer = disks[change.target].layers[change.depth]
+        kind = layer.kind if layer.kind in _PATH_ATTRIBUTE else "file"
+        back.append(Change(change.target, change.depth, layer.path or "", layer.format or "raw", layer.pool, layer.volume, True, kind))
+    return back
 
 
 def disk_elements(xml: str, targets: Iterable[str]) -> Dict[str, str]:

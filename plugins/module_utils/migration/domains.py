@@ -4,7 +4,7 @@
 
 """libvirt's domains as keepers of references: who uses an image, what stands in the way, and following the result and back.
 
-A record holds the text of the disks that were changed, not of whole definitions: no password of a graphics console gets into
+A record holds the disks that were changed, not whole definitions: no password of a graphics console gets into
 it, and a rollback keeps what somebody changed elsewhere in the definition meanwhile.
 """
 
@@ -16,7 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageIn
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_repoint, domain_xml, libvirt
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_survey import DomainUse, Survey, domains_of, survey
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import Keeper
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import KEEPERS, Keeper
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
 
 # Asking libvirt about all domains again for each of thousands of images would cost more than the images. Whether a domain runs is
@@ -29,9 +29,8 @@ class Domains(Keeper):
 
     fact = "domains"
 
-    def __init__(self, uri: str = libvirt.DEFAULT_URI, *, refresh_pools: bool = True) -> None:
+    def __init__(self, uri: str = libvirt.DEFAULT_URI) -> None:
         self._uri = uri
-        self._refresh_pools = refresh_pools
         self._survey = None  # type: Optional[Survey]
         self._asked = 0.0
 
@@ -54,6 +53,19 @@ class Domains(Keeper):
             return ["{0} Domain {1} uses the image and could not be pointed to the result.".format(answer.reason, uses[0].domain)]
         return declared_raw(uses) + domain_repoint.obstacles(answer, uses)
 
+    def refresh_pools(self, paths: List[bytes]) -> List[libvirt.Refreshed]:
+        """Make the active pools that hold these files look again: once, when a whole batch is done, because a refresh reads every volume.
+
+        :raises ToolFailed: libvirt cannot list its pools.
+        """
+        if self.survey().source != "libvirt":
+            return []
+        connection = libvirt.connect(self._uri, readonly=False)
+        try:
+            return libvirt.refresh_pools(connection, paths)
+        finally:
+            libvirt.close(connection)
+
     def repoint(self, record: Record) -> None:
         """See :class:`Keeper`.
 
@@ -61,37 +73,40 @@ class Domains(Keeper):
         :raises ToolMissing: a domain uses the image, and libvirt cannot be asked to change it.
         """
         src, dest = record.path_of("src"), record.path_of("dest")
-        self._survey = None
         answer = self.survey()
         uses = answer.users_of(src) + answer.users_of(dest)
         if uses and not answer.complete:
             raise ToolMissing(
                 "domain {0} uses the image, and libvirt cannot be asked to change that: {1}".format(uses[0].domain, answer.reason), path=src
             )
-        if answer.source != "libvirt" or (not uses and answer.pool_of(dest) is None):
+        if answer.source != "libvirt" or not uses:
             return
         against = domain_repoint.obstacles(answer, answer.users_of(src))
         if against:
             raise ImageInUse(" ".join(against), src, reason="domain")
         connection = libvirt.connect(self._uri, readonly=False)
         try:
-            move = domain_repoint.Move(src, dest, record.facts["format"], bool(record.facts.get("flattened")))
+            flattened = bool(record.facts.get("chain")) and not record.facts.get("backing")
+            move = domain_repoint.Move(src, dest, record.facts["format"], flattened)
             planned = [item for item in domain_repoint.plan(connection, answer, [move]) if item.changed]
             if planned:
                 self._remember(record, planned)
-            if self._refresh_pools:
-                libvirt.refresh_pools(connection, [src, dest])
             for item in planned:
                 domain_repoint.apply(connection, item)
         finally:
             libvirt.close(connection)
-            self._survey = None
 
     def _remember(self, record: Record, planned: List[domain_repoint.Repoint]) -> None:
         """What a crash in the middle left of an earlier attempt stays: those definitions have been changed already."""
         known = {entry["uuid"]: entry for entry in record.facts.get(self.fact) or []}
         for item in planned:
-            entry = {"domain": item.domain, "uuid": item.uuid, "disks": domain_xml.disk_elements(item.before, item.targets)}
+            entry = {
+                "domain": item.domain,
+                "uuid": item.uuid,
+                "before": domain_xml.disk_elements(item.before, item.targets),
+                "after": domain_xml.disk_elements(item.after, item.targets),
+                "back": [change._asdict() for change in domain_xml.reverse(item.before, item.changes)],
+            }
             known.setdefault(item.uuid, entry)
         record.note(record.state, **{self.fact: [known[uuid] for uuid in sorted(known)]})
 
@@ -107,23 +122,18 @@ class Domains(Keeper):
                 wanted = self._wanted(connection, entry)
                 if wanted is not None:
                     domain_repoint.restore(connection, wanted)
-            if self._refresh_pools:
-                libvirt.refresh_pools(connection, [record.path_of("src"), record.path_of("dest")])
         finally:
             libvirt.close(connection)
-            self._survey = None
 
     def _wanted(self, connection: libvirt.Connection, entry: Dict[str, Any]) -> Optional[str]:
-        """The definition of now with the recorded disks; ``None`` where the domain or the disk is gone."""
+        """What the definition of now is to become; ``None`` where the domain is gone."""
         try:
             handle = connection.handle.lookupByUUIDString(entry["uuid"])
         except connection.library.libvirtError as error:
             if error.get_error_code() == connection.library.VIR_ERR_NO_DOMAIN:
                 return None
             raise
-        now = libvirt.definition(connection, handle)
-        present = {disk.target for disk in domain_xml.read_disks(now)}
-        return domain_xml.put_back(now, {target: text for target, text in entry["disks"].items() if target in present})
+        return _back(libvirt.definition(connection, handle), entry)
 
     def obstacles(self, record: Record) -> List[str]:
         """See :class:`Keeper`."""
@@ -139,6 +149,25 @@ class Domains(Keeper):
                 found.append("domain {0} has a saved memory state that continues on the migrated image".format(known.name))
         uses = answer.users_of(record.path_of("dest"))
         return found + domain_repoint.obstacles(answer, [use for use in uses if use.where.startswith(("snapshot:", "checkpoint:"))])
+
+
+def _back(now: str, entry: Dict[str, Any]) -> str:
+    """A definition with the recorded disks as they were before.
+
+    A disk that still is what we made of it gets its old text back. One that changed since (another image of its chain was migrated after this
+    one, or somebody edited it) gets back only the layers of this image, so that records may be undone in any order.
+    """
+    present = domain_xml.disk_elements(now, entry["before"])
+    whole = {target for target, text in present.items() if text == entry["after"][target]}
+    now = domain_xml.put_back(now, {target: entry["before"][target] for target in whole})
+    for facts in entry["back"]:
+        change = domain_xml.Change(**facts)
+        if change.target in present and change.target not in whole:
+            try:
+                now = domain_xml.repoint(now, [change])
+            except KeyError:
+                pass  # that layer is not declared any more
+    return now
 
 
 def described(use: DomainUse) -> Dict[str, Any]:
@@ -168,3 +197,7 @@ def active(answer: Survey, uses: List[DomainUse]) -> List[str]:
 def overlay_path(src: bytes, identifier: str) -> bytes:
     """Where a running domain writes while the image below it is converted."""
     return os.path.join(os.path.dirname(src), b".vmimage-qcow." + identifier.encode("ascii") + b".overlay")
+
+
+if not any(isinstance(keeper, Domains) for keeper in KEEPERS):
+    KEEPERS.append(Domains())

@@ -97,6 +97,11 @@ def test_a_keeper_points_there_and_back(daemon: Libvirtd, tmp_path: pathlib.Path
     keeper.repoint(record)  # as the next run does after a crash
     assert guest.xml() == after and len(record.facts["domains"]) == 1
 
+    pool = daemon.pool("images", tmp_path)
+    src.rename(tmp_path / "a.qcow.qcow1.orig")
+    assert [result.refreshed for result in keeper.refresh_pools([os.fsencode(str(src))])] == [True]
+    assert "a.qcow" not in pool.listVolumes() and "a.qcow2" in pool.listVolumes()
+
     daemon.connection.lookupByName("shop").setMaxMemory(262144)
     grown = guest.xml()
     assert keeper.obstacles(record) == []
@@ -105,6 +110,25 @@ def test_a_keeper_points_there_and_back(daemon: Libvirtd, tmp_path: pathlib.Path
     keeper.restore(record)
     guest.domain.undefine()
     keeper.restore(record)  # nothing is there to be pointed back
+
+
+def test_records_of_one_chain_are_undone_in_any_order(daemon: Libvirtd, tmp_path: pathlib.Path) -> None:
+    base = image(tmp_path)
+    top = tmp_path / "top.qcow"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow", "-b", str(base), "-F", "qcow", str(top)], check=True)
+    below = "<backingStore type='file'><format type='qcow'/><source file='%s'/><backingStore/></backingStore><target" % base
+    guest = Guest(daemon, "chained", [disk(top, "qcow").replace("<target", below)])
+    before = guest.xml()
+    for order in ([0, 1], [1, 0]):
+        records = [begun(base, base.with_name("a.qcow2")), begun(top, top.with_name("top.qcow2"))]
+        for record in records:
+            Domains(daemon.uri).repoint(record)
+        assert guest.xml() == before.replace("a.qcow'", "a.qcow2'").replace("top.qcow'", "top.qcow2'").replace(
+            "type='qcow'", "type='qcow2'"
+        )
+        for number in order:
+            Domains(daemon.uri).restore(records[number])
+        assert guest.xml() == before
 
 
 def test_a_keeper_stops_before_a_running_domain(daemon: Libvirtd, tmp_path: pathlib.Path) -> None:
