@@ -18,6 +18,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration import reco
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import repoint
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish import abandon, finish, published, temporary_path, withdraw
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.output import read_back, second_opinion, write
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.pace import Pace
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, RETIRE, Plan, lost_ranges, ranges_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Guards, Source
@@ -243,13 +244,13 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
         record.note(states.COPYING, temporary=named(temporary, ino=inode))
         warnings = guard.warnings + prepare(fd, source.fd)
         started = time.monotonic()
-        write(plan, source, fd, temporary, _stage(progress, "copy", guard))
+        write(plan, source, fd, temporary, _stage(progress, plan, "copy", guard))
         copied = time.monotonic()
         if _Tampering.between is not None:
             _Tampering.between(temporary)
         proof = None
         if plan.request.verify:
-            proof = _prove(plan, source, fd, temporary, _stage(progress, "verify", guard))
+            proof = _prove(plan, source, fd, temporary, _stage(progress, plan, "verify", guard))
             second_opinion(plan, temporary)
         guard.check()
         _require_still_named(source)
@@ -283,11 +284,13 @@ def _require_still_named(source: Source) -> None:
         )
 
 
-def _stage(progress: Optional[OnProgress], stage: str, guard: Guards) -> Callable[[int], None]:
+def _stage(progress: Optional[OnProgress], plan: Plan, stage: str, guard: Guards) -> Callable[[int], None]:
     """The callback of one stage: counts bytes on, and looks after the guard every 64 MiB."""
     unseen = [0]
+    pace = Pace(plan.request.bandwidth)
 
     def advance(count: int) -> None:
+        pace(count)
         unseen[0] += count
         if unseen[0] >= 64 << 20:
             unseen[0] = 0
@@ -301,7 +304,8 @@ def _stage(progress: Optional[OnProgress], stage: str, guard: Guards) -> Callabl
 def _prove(plan: Plan, source: Source, fd: int, temporary: bytes, progress: Callable[[int], None]) -> str:
     result, opened = read_back(plan, source, fd, temporary)
     try:
-        return verify(source.plain(ranges_of(plan.lost)), result, plan.dest, progress)
+        uncached = plan.request.page_cache == "spare"
+        return verify(source.plain(ranges_of(plan.lost)), result, plan.dest, progress, uncached=uncached)
     finally:
         for other in opened:
             os.close(other)

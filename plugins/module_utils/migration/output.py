@@ -23,6 +23,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.preallocate imp
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, Qcow2Writer
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.transcode import transcode
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.layout import KEEP
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import NATIVE, STAGED, Plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
@@ -49,11 +51,15 @@ def write(plan: Plan, source: Source, fd: int, temporary: bytes, progress: OnPro
 
 def _write_natively(plan: Plan, source: Source, fd: int, progress: OnProgress) -> None:
     request = plan.request
+    image = source.layers[0]
+    if plan.layout == KEEP and isinstance(image, Qcow1):
+        transcode(image, fd, options_of(plan), progress)
+        return
     writer = RawWriter(fd, plan.virtual_size) if request.format == "raw" else Qcow2Writer(fd, plan.virtual_size, options_of(plan))
     extents = source.extents() if plan.backing is None else source.thin_extents(writer.unit)
     if request.preallocation != "off" and request.format == "qcow2":
         extents = filled(extents, source.layers[0], plan.virtual_size)
-    copy_extents(extents, writer, progress)
+    copy_extents(extents, writer, progress, uncached=request.page_cache == "spare")
     if request.preallocation in ("falloc", "full"):
         preallocate(fd, full=request.preallocation == "full")
 

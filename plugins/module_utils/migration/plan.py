@@ -5,7 +5,6 @@
 """The plan for one image: a value that check mode prints, diff mode shows and normal mode executes. There is no other path."""
 
 import os
-import stat
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import (
@@ -22,6 +21,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import U
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import rounded, verify
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.device import is_device, require_usable
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.layout import KEEP, RECLUSTER, kept_layout
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay import (
     Backing,
     Became,
@@ -68,6 +69,7 @@ class Plan(NamedTuple):
     below: Tuple[Member, ...] = ()  # the other files of its chain, nearest first
     backing: Optional[Backing] = None  # what a thin overlay rests on; None: the result stands alone
     cluster_size: int = 0  # of a qcow2 result
+    layout: str = RECLUSTER  # of a qcow2 result
     lost: Dict[int, List[Damage]] = {}  # by place in the chain, what salvage gives up
     family: Optional[int] = None  # images that are migrated together or not at all have the same number
     dependants: Tuple[Dependant, ...] = ()  # foreign overlays to be re-pointed
@@ -181,16 +183,23 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         "lost": lost,
     }
     _require_names(request, dest, retired)
-    if dest != request.src and os.path.lexists(dest) and not _is_device(dest):
+    if dest != request.src and os.path.lexists(dest) and not is_device(dest):
         return _adopt(request, dest, source, common)
     _require_free(source, replaced=retired is not None)
     engine = choose_engine(request)
+    if is_device(dest):
+        require_usable(request, dest, rounded(image.virtual_size))
     backing = None
     if source.members and request.chains == "preserve" and request.format == "qcow2":
         require_thin_possible(request, native=engine == NATIVE)
         backing = rest_on(request, dest, source.members, _became(source.members[0], request.src, records, bases))
     cluster_size, need = needed(request, source, backing, rounded(image.virtual_size))
     reasons = ["QCOW v1 image of {0} bytes".format(image.virtual_size)]
+    layout = RECLUSTER
+    if request.layout == KEEP and request.format == "qcow2":
+        layout, cluster_size, need = kept_layout(
+            request, source, backing, cluster_size, need, reasons, native=engine == NATIVE and not lost
+        )
     if backing is not None:
         reasons.append("overlay, stays thin over {0} ({1}), clusters of {2} bytes".format(show(backing.name), backing.format, cluster_size))
     elif source.members:
@@ -210,15 +219,20 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         "",
         engine=engine,
         guest_bytes=need.guest,
-        need=need.file,
+        need=0 if is_device(dest) else need.file,
         backing=backing,
         cluster_size=cluster_size,
+        layout=layout,
         **common,
     )
 
 
 def choose_engine(request: Request) -> str:
     """The engine for a request: ours, unless it is asked for another or for something that only qemu-img writes."""
+    if request.dest is not None and is_device(request.dest):
+        if request.engine == QEMU_IMG:
+            raise UnsupportedImage("block devices are written natively only", request.src, hint="Say engine=auto. Nothing was changed.")
+        return NATIVE
     if request.engine == QEMU_IMG:
         if request.salvage:
             raise UnsupportedImage("qemu-img reads damage as zeros without a word", request.src, hint="Salvage with engine=auto.")
@@ -338,13 +352,6 @@ def _require_free(source: Source, *, replaced: bool) -> None:
             hint="Nothing was changed. Stop what uses it and run again.",
             users=[use._asdict() for use in against],
         )
-
-
-def _is_device(path: bytes) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except OSError:
-        return False
 
 
 def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]) -> Plan:

@@ -43,6 +43,8 @@ class Request(NamedTuple):
     salvage: bool = False  # zeros for what cannot be read
     preallocation: str = "off"  # off, metadata, falloc or full
     compat: str = "1.1"  # of a qcow2 result: 1.1 or 0.10
+    layout: str = "recluster"  # of a qcow2 result: recluster, or keep: clusters stay where they are, only the tables are new
+    page_cache: str = "use"  # or spare: leave neither source nor result in it
 
 
 def result_path(request: Request) -> bytes:
