@@ -1,0 +1,88 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Runs two commands in turn and tells what they took."""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from typing import Callable, List, NamedTuple, Optional, Sequence
+
+
+class Run(NamedTuple):
+    """What one process and its children took, as ``wait4`` (and so ``/usr/bin/time``) tells it."""
+
+    seconds: float
+    cpu: float  # seconds, user and system
+    memory: int  # bytes at the peak, of the largest process
+
+
+class Contest(NamedTuple):
+    """Runs of ours and of a peer, taken in turn."""
+
+    ours: List[Run]
+    theirs: List[Run]
+    written: int  # bytes our result occupies
+
+    def ratios(self) -> List[float]:
+        """The peer's time over ours, of each pair."""
+        return [their.seconds / our.seconds for our, their in zip(self.ours, self.theirs)]
+
+    def cpu_ratio(self) -> float:
+        """The peer's processor time over ours."""
+        return sum(run.cpu for run in self.theirs) / len(self.theirs) / (sum(run.cpu for run in self.ours) / len(self.ours))
+
+
+def run(command: Sequence[str], cwd: Optional[str] = None) -> Run:
+    """Run a command to its end; its output is thrown away. Exits where it fails."""
+    # Byte code is kept, as for any installed program.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")}
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd, env=environment)
+    errors = process.stderr.read()
+    _pid, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit("%s\nended with %d: %s" % (" ".join(command)[:400], process.returncode, errors.decode(errors="replace")[-2000:]))
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10)
+
+
+def contest(
+    ours: Sequence[str], theirs: Sequence[str], pairs: int, results: Sequence[str], check: Optional[Callable[[], None]] = None
+) -> Contest:
+    """Ours and the peer's in turn, ``pairs`` times. What they write (``results``) is removed before each, and nothing waits to be written.
+
+    :param check: called once, when ours has run.
+    """
+    mine, peers = [], []
+    written = 0
+    for number in range(pairs):
+        clear(results)
+        mine.append(run(ours))
+        written = max([written] + [os.stat(path).st_blocks * 512 for path in results if os.path.isfile(path)])
+        if check is not None and not number:
+            check()
+        clear(results)
+        peers.append(run(theirs))
+    clear(results)
+    return Contest(mine, peers, written)
+
+
+def clear(paths: Sequence[str]) -> None:
+    """Remove files and directories, and let the disk come to rest."""
+    for path in paths:
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+    os.sync()
+
+
+def median(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values)
