@@ -21,8 +21,9 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowErr
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import crypt, safety
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, DAMAGED, check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainQcow1, guest_blocks
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainQcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import HEADER_SIZE, Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import guest_blocks
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.writer import likely_writer
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, Shared, Xen, build
 

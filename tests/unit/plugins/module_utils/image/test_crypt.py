@@ -13,8 +13,9 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import PassphraseError, ToolMissing
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import copy, crypt, raw
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, guest_blocks
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import guest_blocks
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.signatures import looks_random, signatures
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.aes import encrypt_sectors
