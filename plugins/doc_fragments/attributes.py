@@ -46,6 +46,15 @@ attributes:
       - This module does not change anything.
 """
 
+    # For modules with an action plugin of the same name; used together with the standard fragment.
+    ACTION = r"""
+options: {}
+attributes:
+  action:
+    description: Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    support: full
+"""
+
     # Membership in the action group of meta/runtime.yml; used together with the standard fragment.
     ACTIONGROUP_QCOW = r"""
 options: {}

@@ -37,20 +37,26 @@ class _Worker:
         self.answer = b""
 
 
-def run_forked(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Tuple[int, Ended]]:
+def run_forked(
+    function: Callable[[Any], Any], jobs: Sequence[Any], workers: int, go_on: Callable[[], bool] = lambda: True
+) -> Iterator[Tuple[int, Ended]]:
     """Call ``function`` with each job, at most ``workers`` at a time; yields (index of the job, how it ended) as they end.
 
     Whatever ends the iteration early ends the workers: they get SIGTERM, which the function sees as :class:`Interrupted`, and are waited for.
 
     :param function: raises nothing but :class:`Interrupted`; what it returns can be pickled.
+    :param go_on: asked before each job is begun; once it says no, the jobs that are left are not begun, and not yielded.
     """
     waiting: List[int] = list(range(len(jobs)))
     running: Dict[int, _Worker] = {}
     try:
         while waiting or running:
             while waiting and len(running) < max(workers, 1):
+                if not go_on():
+                    waiting.clear()
+                    break
                 _start(function, jobs, waiting.pop(0), running)
-            for worker in _answered(running):
+            for worker in _answered(running) if running else []:
                 yield worker.number, _reap(worker)
     finally:
         _end(running)

@@ -10,11 +10,13 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import run_forked
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import Ended, run_forked
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.chains import plan_chains, refuse_together
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import Outcome, execute, execute_family
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.limits import DEFER, Window, defer_beyond, deferred, unit_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, NOOP, REFUSE, RETIRE, Plan, lost_ranges
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import Reserve, preflight, reason_of
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.progress import Board
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Records, named
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
@@ -22,7 +24,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_e
 
 
 class Settings(NamedTuple):
-    """How a batch is run. ``wait`` is in seconds, ``reserve`` in bytes and ``reserve_percent`` in percent of a filesystem."""
+    """How a batch is run.
+
+    ``wait`` and ``stop_after`` are in seconds, ``reserve`` and ``stop_after_bytes`` in bytes, ``reserve_percent`` in percent of a filesystem.
+    """
 
     state_dir: bytes
     workers: int = 1
@@ -30,6 +35,9 @@ class Settings(NamedTuple):
     reserve: int = 64 << 20
     reserve_percent: float = 0.0
     check_mode: bool = False
+    stop_after: Optional[float] = None  # begin no image later than this
+    stop_after_bytes: Optional[int] = None  # copy no more guest bytes than this
+    watched_as: Optional[str] = None  # the token of who reads how far it has come
 
 
 def run(requests: List[Request], settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
@@ -49,16 +57,25 @@ def run(requests: List[Request], settings: Settings, recovered: Optional[List[Di
         recovered.extend(dict(explain(record), failed=False) for record in Records(settings.state_dir).unfinished())
         return [_planned(plan) for plan in _plan_all(requests, settings, [])]
     results: Dict[int, Dict[str, Any]] = {}
+    window = Window(settings.stop_after)
+    board = Board(settings.state_dir, settings.watched_as, passes=2 if any(request.verify for request in requests) else 1)
     try:
+        board.stage("waiting")
         with Interruptible(), Exclusive(settings.state_dir, settings.wait):
+            board.sweep()
+            board.stage("recovering")
             recovered.extend(recover(Records(settings.state_dir)))
+            board.stage("planning", images=len(requests))
             plans = _plan_all(requests, settings, recovered)
             work = [(number, plan) for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)]
             for number, plan in enumerate(plans):
-                if plan.action in (NOOP, REFUSE):
+                if plan.action in (NOOP, REFUSE, DEFER):
                     results[number] = _planned(plan)
-            for number, result in _work(work, settings):
+            board.begin([(plan.request.src, plan.guest_bytes) for _number, plan in work])
+            for number, result in _work(work, settings, window, board):
                 results[number] = result
+                board.ended(plans[number].guest_bytes, failed=result["failed"])
+            board.stage("ending")
     except Interrupted as error:
         raise QcowError(
             "{0}; what was under way was undone".format(error),
@@ -66,6 +83,8 @@ def run(requests: List[Request], settings: Settings, recovered: Optional[List[Di
             hint="{0} of {1} images had been dealt with. Run again to go on.".format(len(results), len(requests)),
             images=[results[number] for number in sorted(results)],
         ) from error
+    finally:
+        board.close()
     return [results[number] for number in range(len(plans))]
 
 
@@ -82,41 +101,56 @@ def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[
         message = stuck.get(show(plan.request.src))
         if message is not None:
             plans[number] = plan._replace(action=REFUSE, code="unfinished", reasons=["an interrupted run cannot be finished: " + message])
-    return refuse_together(preflight(refuse_together(plans), settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
+    plans = defer_beyond(refuse_together(plans), settings.stop_after_bytes)
+    return refuse_together(preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
 
 
-def _work(work: List[Tuple[int, Plan]], settings: Settings) -> Iterator[Tuple[int, Dict[str, Any]]]:
+def _work(work: List[Tuple[int, Plan]], settings: Settings, window: Window, board: Board) -> Iterator[Tuple[int, Dict[str, Any]]]:
     units: Dict[Tuple[str, int], List[Tuple[int, Plan]]] = {}
     for number, plan in work:
         # A family is one worker's: its images are converted on top of one another.
-        units.setdefault(("image", number) if plan.family is None else ("family", plan.family), []).append((number, plan))
+        units.setdefault(unit_of(number, plan), []).append((number, plan))
     jobs = list(units.values())
-    if settings.workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            yield from zip([number for number, _plan in job], _execute([plan for _number, plan in job]))
-        return
-    # Processes, not threads: tables are walked in Python.
-    for index, ended in run_forked(_execute, [[plan for _number, plan in job] for job in jobs], settings.workers):
+    begun = set()
+    for index, ended in _jobs_done(jobs, settings.workers, window, board):
+        begun.add(index)
         for place, (number, plan) in enumerate(jobs[index]):
             if ended.died is None:
                 yield number, ended.result[place]
             else:  # the next run cleans up after it
                 message = "{0}: the process that converted it {1}".format(show(plan.request.src), ended.died)
                 yield number, _failed(plan, "worker", message, {})
+    for index, job in enumerate(jobs):
+        for number, plan in job if index not in begun else ():
+            yield number, _planned(deferred(plan, "{0:g} seconds".format(settings.stop_after or 0)))
 
 
-def _execute(plans: List[Plan]) -> List[Dict[str, Any]]:
+def _jobs_done(jobs: List[List[Tuple[int, Plan]]], workers: int, window: Window, board: Board) -> Iterator[Tuple[int, Ended]]:
+    tasks = [[plan for _number, plan in job] for job in jobs]
+    if workers > 1 and len(jobs) > 1:
+        # Processes, not threads: tables are walked in Python.
+        yield from run_forked(lambda plans: _execute(plans, board), tasks, workers, window.is_open)
+        return
+    for index, plans in enumerate(tasks):
+        if not window.is_open():
+            return
+        yield index, Ended(_execute(plans, board), None)
+
+
+def _execute(plans: List[Plan], board: Board) -> List[Dict[str, Any]]:
     """The results of an image that stands alone, or of a whole family."""
     started = time.monotonic()
     ended: List[Union[Outcome, Exception]] = []
+    meter = board.meter([(plan.request.src, plan.guest_bytes) for plan in plans])
     try:
         records = Records(plans[0].request.state_dir)
         if len(plans) == 1:
-            ended = [execute(plans[0], records)]
+            ended = [execute(plans[0], records, meter)]
         else:
-            ended = execute_family(plans, records)
+            ended = execute_family(plans, records, meter)
     except Exception as error:  # a bug of ours must not keep the other images from being converted
         ended = [error] * len(plans)
+    meter.close()
     return [_ended(plan, outcome, time.monotonic() - started) for plan, outcome in zip(plans, ended)]
 
 
@@ -146,6 +180,7 @@ def _base(plan: Plan) -> Dict[str, Any]:
         "fingerprint": None,
         "retired": None if plan.retired is None else show(plan.retired),
         "record": None,
+        "source": None if plan.identity is None else {key: getattr(plan.identity, key) for key in ("size", "mtime_ns", "ino")},
         "before": plan.before,
         "after": {},
         "warnings": [],
@@ -167,6 +202,8 @@ def _planned(plan: Plan) -> Dict[str, Any]:
     if plan.action == CONVERT:
         after = {"path": show(plan.dest), "format": plan.request.format, "virtual_size": plan.virtual_size, "file_size": plan.need}
         return dict(result, changed=True, engine=plan.engine, after=after)
+    if plan.action == DEFER:
+        return dict(result, reason=plan.code)
     return dict(result, changed=plan.action == RETIRE)
 
 
@@ -196,8 +233,9 @@ def summary(results: List[Dict[str, Any]]) -> Dict[str, int]:
     return {
         "images": len(results),
         "changed": sum(result["changed"] for result in results),
-        "unchanged": sum(not result["changed"] and not result["failed"] for result in results),
+        "unchanged": sum(not result["changed"] and not result["failed"] and result["action"] != DEFER for result in results),
         "failed": sum(result["failed"] for result in results),
+        "deferred": sum(result["action"] == DEFER for result in results),
         "bytes_before": sum(result["before"].get("allocated_size", 0) for result in converted),
         "bytes_after": sum(result["after"].get("allocated_size", 0) for result in converted),
     }

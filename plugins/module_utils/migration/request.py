@@ -5,7 +5,9 @@
 """What a migration is asked to do, and the names it gives to things."""
 
 import os
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged
 
 RETIRED_SUFFIX = b".qcow1.orig"
 """What a retired original's name ends with, so that nothing goes on writing to it unnoticed."""
@@ -43,8 +45,25 @@ class Request(NamedTuple):
     salvage: bool = False  # zeros for what cannot be read
     preallocation: str = "off"  # off, metadata, falloc or full
     compat: str = "1.1"  # of a qcow2 result: 1.1 or 0.10
+    overwrite_device: bool = False  # a block device may hold something that will be lost
     layout: str = "recluster"  # of a qcow2 result: recluster, or keep: clusters stay where they are, only the tables are new
     page_cache: str = "use"  # or spare: leave neither source nor result in it
+    expect: Tuple[Tuple[str, int], ...] = ()  # what a reviewed plan says of the source: size, mtime_ns and ino, those that it names
+
+
+def require_expected(request: Request, identity: Any) -> None:
+    """See that the source is what a reviewed plan was made for.
+
+    :param identity: of the file as it is now.
+    :raises ImageChanged: where it is another file, or was changed.
+    """
+    differing = [(key, value, getattr(identity, key)) for key, value in request.expect if getattr(identity, key) != value]
+    if differing:
+        raise ImageChanged(
+            "is not what the plan was made for: {0}".format("; ".join("{0} was {1}, is {2}".format(*item) for item in differing)),
+            request.src,
+            hint="It was left as it is. Scan again, and review the new plan.",
+        )
 
 
 def result_path(request: Request) -> bytes:
