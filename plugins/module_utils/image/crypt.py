@@ -31,7 +31,7 @@ _MOST_SECTORS = 2048
 _ENOUGH = 8
 _PER_EXTENT = 12
 
-_Cbc = Callable[[bytes, bytes], bytes]
+_Cbc = Callable[[bytes, bytes], bytearray]
 
 
 def key_of(passphrase: bytes) -> bytes:
@@ -91,7 +91,7 @@ class _Sectors:
 
     def _piece(self, start: int, data: bytes) -> bytearray:
         count = len(data) // SECTOR
-        plain = bytearray(self._cbc(bytes(_BLOCK), data))
+        plain = self._cbc(bytes(_BLOCK), data)
         vectors = array("Q", range(start // SECTOR, start // SECTOR + count))
         if array("H", [1]).tobytes() != b"\1\0":
             vectors.byteswap()
@@ -115,9 +115,12 @@ def _with_cryptography(key: bytes) -> Optional[_Cbc]:
     except Exception:
         return None  # absent, broken, or for another OpenSSL: all the same to us
 
-    def cbc(vector: bytes, data: bytes) -> bytes:
+    def cbc(vector: bytes, data: bytes) -> bytearray:
         context = Cipher(algorithm, modes.CBC(vector), backend).decryptor()
-        plain: bytes = context.update(data) + context.finalize()
+        plain = bytearray(len(data) + _BLOCK)
+        context.update_into(data, plain)  # into memory that is there: ten times as fast as update()
+        context.finalize()
+        del plain[len(data) :]
         return plain
 
     return cbc
@@ -142,7 +145,7 @@ def _with_openssl(key: bytes) -> Optional[_Cbc]:
     padding.argtypes, padding.restype = [pointer, number], number
     update.argtypes, update.restype = [pointer, text, ctypes.POINTER(number), text, number], number
 
-    def cbc(vector: bytes, data: bytes) -> bytes:
+    def cbc(vector: bytes, data: bytes) -> bytearray:
         plain = ctypes.create_string_buffer(len(data) + _BLOCK)
         written = number(0)
         context = new()
@@ -155,7 +158,7 @@ def _with_openssl(key: bytes) -> Optional[_Cbc]:
             free(context)
         if not good or written.value != len(data):
             raise ToolMissing("OpenSSL on this host does not decrypt AES-128-CBC", hint="Install python3-cryptography.")
-        return plain.raw[: len(data)]
+        return bytearray(memoryview(plain)[: len(data)])
 
     return cbc
 
