@@ -19,6 +19,7 @@ description:
 extends_documentation_fragment:
   - ansible.builtin.files
   - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.images
 attributes:
@@ -34,7 +35,7 @@ options:
     type: path
   dest:
     description:
-      - The result's name, or an existing directory it goes into.
+      - The result's name, or an existing directory it goes into, or a block device with O(format=raw).
       - "If not given, the result goes beside the original: C(x.qcow) becomes C(x.qcow2) or C(x.raw), any other name gets the suffix
         appended, and a name that has the suffix already is kept (which needs O(original=retire))."
     type: path
@@ -59,10 +60,53 @@ options:
         description: As the module's option.
         type: str
         choices: [qcow2, raw]
+      passphrase_file:
+        description: File on the host with this image's passphrase.
+        type: path
+      expect:
+        description:
+          - What a reviewed plan says of the image. One that differs in anything named here is refused with the reason V(changed).
+        type: dict
+        suboptions:
+          size:
+            description: Length of the file in bytes.
+            type: int
+          mtime_ns:
+            description: When it was last modified, in nanoseconds since 1970.
+            type: int
+          ino:
+            description: Its inode number.
+            type: int
   workers:
     description: How many of O(images) to convert at the same time.
     type: int
     default: 1
+  stop_after:
+    description:
+      - Begin with no further image so many seconds after the start. What is under way is completed.
+      - The images that are left have RV(images[].action=defer) and are no failures; the next run goes on.
+    type: int
+  stop_after_bytes:
+    description:
+      - Copy no more than so many bytes that guests see, in bytes or with a unit (V(500G)), in the order of O(images).
+      - The first image is always converted, however large it is. What is left is as with O(stop_after).
+    type: str
+  progress_interval:
+    description:
+      - How often to show how far the conversion has come, in seconds, at most. The first lines come sooner.
+      - V(0) shows nothing and runs the module as any other, bound to the life of the connection.
+    type: int
+    default: 15
+  reconnect_timeout:
+    description: For how many seconds to try to reach a host again whose connection was lost, before it is given up as unreachable.
+    type: int
+    default: 3600
+  time_limit:
+    description:
+      - After how many seconds the whole call is killed on the host. The next run cleans up after it.
+      - The default is a year. To end a run in good order use O(stop_after).
+    type: int
+    default: 31536000
   format:
     description: Format of the result.
     type: str
@@ -77,14 +121,16 @@ options:
     description:
       - V(native) is this collection's own reader and writer. It is right on every distribution and sees damage.
       - V(qemu-img) uses the host's C(qemu-img), after proving that it can read QCOW version 1.
-      - V(auto) is V(native) unless the result is one that only C(qemu-img) writes.
+      - V(auto) is V(native) unless the result is one that only C(qemu-img) writes; then the image is read natively and C(qemu-img) writes
+        from that.
     type: str
     choices: [auto, native, qemu-img]
     default: auto
   cluster_size:
     description:
       - Cluster size of a qcow2 result, in bytes or with a unit (V(64K)). A power of two from 512 bytes to 2 MiB.
-      - If not given, 64 KiB.
+      - If not given, 64 KiB; for overlays that stay thin the largest of 4, 16 and 64 KiB that takes at most a quarter more space than
+        the best of them.
     type: str
   compression:
     description:
@@ -100,6 +146,82 @@ options:
     description: Whether a qcow2 result has extended L2 entries (32 subclusters a cluster). Needs clusters of at least 16 KiB.
     type: bool
     default: false
+  chains:
+    description:
+      - What becomes of images with a backing file.
+      - V(preserve) keeps them overlays. Bases are converted first, each overlay is written thin over its new base with the backing format in its
+        header, and with O(original=retire) the headers of qcow2 overlays that rest on a base are pointed to the new one. All images of a chain
+        are converted, or none. A base that is QCOW version 1 itself has to be among O(images), or has been converted before.
+      - V(flatten) makes every result stand alone. Results of O(format=raw) always do.
+      - A base never loses its name while anything that is not migrated still needs it.
+    type: str
+    choices: [preserve, flatten]
+    default: preserve
+  backing_dirs:
+    description:
+      - Directories in which backing files may lie, besides the directory of each image itself. Backing files elsewhere are refused, and so
+        are protocols, devices and the kernel's own files, wherever they are named.
+      - With O(original=retire), overlays that rest on an image are looked for here too, subdirectories included.
+    type: list
+    elements: path
+    default: []
+  backing_formats:
+    description:
+      - What files are known to be, as a dictionary of paths and C(qemu-img)'s names of formats, for instance by the domains that use them.
+      - A file declared V(raw) whose content says that it is an image is refused, because its guest may have written that.
+    type: dict
+    default: {}
+  raw_bases:
+    description: Whether a backing file without any mark of a format is taken for raw. Otherwise it has to be declared in O(backing_formats).
+    type: bool
+    default: true
+  passphrase_file:
+    description:
+      - File on the host with the passphrase of encrypted images. Every byte of it counts, a newline at its end too.
+      - A passphrase by which nothing in the image makes sense is refused, see O(force_passphrase).
+    type: path
+  passphrase_files:
+    description: The same for single files of chains, as a dictionary of the images' paths and the files with their passphrases.
+    type: dict
+    default: {}
+  force_passphrase:
+    description: Whether to take a passphrase that is wrong by all appearances, for disks that hold nothing but noise.
+    type: bool
+    default: false
+  encryption:
+    description:
+      - Encryption of a qcow2 result. V(luks) is written by C(qemu-img), with the passphrase in O(luks_passphrase_file).
+      - On the way a file without a name holds the disk in clear in the result's directory, and another one does when it is verified.
+    type: str
+    choices: [none, luks]
+    default: none
+  luks_passphrase_file:
+    description: File on the host with the passphrase for O(encryption=luks). Every byte of it counts.
+    type: path
+  salvage:
+    description:
+      - Whether to convert damaged images all the same. What can be read is kept, what cannot becomes zeros, and every lost range is listed in
+        RV(lost) and in the record.
+    type: bool
+    default: false
+  overwrite_device:
+    description:
+      - Whether a block device as O(dest) may hold something that will be lost. Without this, one that begins with a partition table, a
+        filesystem, a volume or an image is refused. One that is mounted or used is refused in any case.
+    type: bool
+    default: false
+  preallocation:
+    description:
+      - Space that a result takes from the beginning. V(metadata) gives every cluster of a qcow2 its place, V(falloc) reserves the space too,
+        and V(full) writes it.
+    type: str
+    choices: ['off', metadata, falloc, full]
+    default: 'off'
+  compat:
+    description: Compatibility level of a qcow2 result. V(0.10) is for QEMU before 1.1 and knows no lazy refcounts.
+    type: str
+    choices: ['0.10', '1.1']
+    default: '1.1'
   verify:
     description:
       - V(full) compares every guest byte of the result with the original before the result gets its name.
@@ -118,9 +240,33 @@ options:
     description: Whether the result gets the original's access and modification times.
     type: bool
     default: true
-  bandwidth:
-    description: The most bytes a second to copy for each worker, in bytes or with a unit (V(100M)). Not limited if not given.
+  layout:
+    description:
+      - V(recluster) writes a qcow2 result anew, with the clusters that suit the guest best.
+      - V(keep) leaves every cluster and compressed stream where it is in the file and writes only new tables. Where the filesystem can share
+        blocks (XFS, Btrfs), that takes as long as writing the tables, and no space but theirs; elsewhere the file is copied as it is. The
+        price is that the old, small cluster size stays. An image whose layout qcow2 cannot express is re-clustered, and RV(reasons) says why.
     type: str
+    choices: [recluster, keep]
+    default: recluster
+  bandwidth:
+    description:
+      - The most bytes of the guest's disk a second to copy for each worker, in bytes or with a unit (V(100M)), and then to verify.
+      - Not limited if not given.
+    type: str
+  priority:
+    description: With V(low) the conversion comes behind everything else that wants the processors or the disks.
+    type: str
+    choices: [normal, low]
+    default: normal
+  page_cache:
+    description:
+      - V(use) leaves it to the kernel what it keeps in memory.
+      - V(spare) drops what was read and written from the host's page cache while it goes on, so that running guests keep theirs. The result is
+        verified as the disk gives it back. This is slower.
+    type: str
+    choices: [use, spare]
+    default: use
   reserve:
     description:
       - What must stay free on every filesystem when the whole call is done, in bytes or with a unit (V(10G)), or in percent of the
@@ -137,8 +283,10 @@ notes:
   - Owner, group, mode, ACLs, extended attributes and the SELinux label of the original carry over; O(owner), O(group), O(mode) and the
     others override them.
   - What an interrupted run has left behind on this host is finished or cleaned up first, see RV(recovered).
-  - SIGTERM, SIGINT and SIGHUP (a task's timeout, a cancelled job) undo what is under way and end the module; after SIGKILL or a crash the
-    next run does it.
+  - SIGTERM, SIGINT and SIGHUP undo what is under way and end the module; after SIGKILL or a crash the next run does it.
+  - While it works, lines tell how far each image has come. The module runs on the host by itself (as with C(async), which it uses unless the task
+    says C(async) on its own), so a lost connection, a cancelled job or a controller that goes away does not end it. A following run waits
+    for O(lock_timeout), shows how far the other has come meanwhile, and then finds its images migrated.
 """
 
 EXAMPLES = r"""
@@ -179,7 +327,7 @@ dest:
   returned: with O(src)
   type: str
 engine:
-  description: Which engine wrote the result.
+  description: Which engine wrote the result; V(staged) is C(qemu-img) from what was read natively.
   returned: with O(src)
   type: str
   sample: native
@@ -212,6 +360,26 @@ record:
   description: The name of the record on the host.
   returned: with O(src)
   type: str
+chain:
+  description: The backing files, from the image's own down to the last, with RV(ignore:path), RV(ignore:path_base64) and RV(ignore:format).
+  returned: with O(src)
+  type: list
+  elements: dict
+backing:
+  description: The backing file of a result that stays an overlay, as its header names it, with RV(ignore:path) and RV(ignore:format).
+  returned: with O(src)
+  type: dict
+repointed:
+  description: The qcow2 overlays whose headers were, or would be, pointed to the result.
+  returned: with O(src)
+  type: list
+  elements: str
+lost:
+  description: With O(salvage), every range that could not be read, with RV(ignore:path), the guest bytes RV(ignore:start) and RV(ignore:length), the
+    place RV(ignore:offset) in the file, and RV(ignore:what) in words.
+  returned: with O(src)
+  type: list
+  elements: dict
 reasons:
   description: Why it was decided so.
   returned: with O(src)
@@ -223,7 +391,7 @@ images:
   type: list
   elements: dict
 summary:
-  description: How many images were migrated, were done before, were refused or failed, and the bytes before and after.
+  description: How many images were migrated, were done before, were refused or failed, or deferred, and the bytes before and after.
   returned: with O(images)
   type: dict
 recovered:
@@ -235,12 +403,14 @@ recovered:
   elements: dict
 """
 
-from typing import Any, Dict, Iterator, List, Optional
+import os
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.text.formatters import human_to_bytes
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.host import priority
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings, run, summary
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, to_path
@@ -271,6 +441,16 @@ def reserve_of(module: AnsibleModule) -> Dict[str, Any]:
     return {"reserve": 0, "reserve_percent": percent}
 
 
+def passphrase_files_of(params: Dict[str, Any], image: Dict[str, Any]) -> Tuple[Tuple[bytes, bytes], ...]:
+    """Which file has the passphrase of which image; the one for all others is under the empty name."""
+    files = {os.path.realpath(to_path(path)): to_path(str(secret)) for path, secret in params["passphrase_files"].items()}
+    if image.get("passphrase_file"):
+        files[os.path.realpath(decode_exact(image["src"], image.get("src_base64")))] = to_path(image["passphrase_file"])
+    if params["passphrase_file"] is not None:
+        files[b""] = to_path(params["passphrase_file"])
+    return tuple(sorted(files.items()))
+
+
 def requests_of(module: AnsibleModule) -> Iterator[Request]:
     """What the options ask for, one request an image."""
     params = module.params
@@ -285,9 +465,22 @@ def requests_of(module: AnsibleModule) -> Iterator[Request]:
         compression=params["compression"],
         lazy_refcounts=params["lazy_refcounts"],
         extended_l2=params["extended_l2"],
+        layout=params["layout"],
         bandwidth=size_of(module, "bandwidth"),
+        page_cache=params["page_cache"],
         timestamps=params["timestamps"],
         state_dir=to_path(params["state_dir"]),
+        chains=params["chains"],
+        backing_dirs=tuple(os.path.abspath(to_path(path)) for path in params["backing_dirs"]),
+        backing_formats=tuple((to_path(path), str(name)) for path, name in sorted(params["backing_formats"].items())),
+        raw_bases=params["raw_bases"],
+        force_passphrase=params["force_passphrase"],
+        encryption=params["encryption"],
+        luks_passphrase_file=None if params["luks_passphrase_file"] is None else to_path(params["luks_passphrase_file"]),
+        salvage=params["salvage"],
+        overwrite_device=params["overwrite_device"],
+        preallocation=params["preallocation"],
+        compat=params["compat"],
     )
     for image in images:
         dest = image.get("dest") or params["dest"]
@@ -295,6 +488,8 @@ def requests_of(module: AnsibleModule) -> Iterator[Request]:
             src=decode_exact(image["src"], image.get("src_base64")),
             dest=None if dest is None else to_path(dest),
             format=image.get("format") or params["format"],
+            passphrase_files=passphrase_files_of(params, image),
+            expect=tuple((key, value) for key, value in sorted((image.get("expect") or {}).items()) if value is not None),
         )
 
 
@@ -328,9 +523,16 @@ def main() -> None:
                     "src_base64": {"type": "str"},
                     "dest": {"type": "path"},
                     "format": {"type": "str", "choices": ["qcow2", "raw"]},
+                    "passphrase_file": {"type": "path", "no_log": False},
+                    "expect": {"type": "dict", "options": {"size": {"type": "int"}, "mtime_ns": {"type": "int"}, "ino": {"type": "int"}}},
                 },
             },
             "workers": {"type": "int", "default": 1},
+            "stop_after": {"type": "int"},
+            "stop_after_bytes": {"type": "str"},
+            "progress_interval": {"type": "int", "default": 15},  # the action plugin's
+            "reconnect_timeout": {"type": "int", "default": 3600},  # the action plugin's
+            "time_limit": {"type": "int", "default": 31536000},  # the action plugin's
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
             "keep_name": {"type": "bool", "default": False},
             "engine": {"type": "str", "choices": ["auto", "native", "qemu-img"], "default": "auto"},
@@ -338,27 +540,51 @@ def main() -> None:
             "compression": {"type": "str", "choices": ["none", "zlib", "zstd"], "default": "none"},
             "lazy_refcounts": {"type": "bool", "default": False},
             "extended_l2": {"type": "bool", "default": False},
+            "chains": {"type": "str", "choices": ["preserve", "flatten"], "default": "preserve"},
+            "backing_dirs": {"type": "list", "elements": "path", "default": []},
+            "backing_formats": {"type": "dict", "default": {}},
+            "raw_bases": {"type": "bool", "default": True},
+            "passphrase_file": {"type": "path", "no_log": False},  # names of files, not passphrases
+            "passphrase_files": {"type": "dict", "default": {}, "no_log": False},
+            "force_passphrase": {"type": "bool", "default": False, "no_log": False},
+            "encryption": {"type": "str", "choices": ["none", "luks"], "default": "none"},
+            "luks_passphrase_file": {"type": "path", "no_log": False},
+            "salvage": {"type": "bool", "default": False},
+            "overwrite_device": {"type": "bool", "default": False},
+            "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
+            "compat": {"type": "str", "choices": ["0.10", "1.1"], "default": "1.1"},
             "verify": {"type": "str", "choices": ["full", "none"], "default": "full"},
             "original": {"type": "str", "choices": ["keep", "retire"], "default": "keep"},
             "timestamps": {"type": "bool", "default": True},
+            "layout": {"type": "str", "choices": ["recluster", "keep"], "default": "recluster"},
             "bandwidth": {"type": "str"},
+            "priority": {"type": "str", "choices": ["normal", "low"], "default": "normal"},
+            "page_cache": {"type": "str", "choices": ["use", "spare"], "default": "use"},
             "reserve": {"type": "str", "default": "64M"},
             "lock_timeout": {"type": "int", "default": 0},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
+            "_watched_as": {"type": "str"},  # by the action plugin
         },
         supports_check_mode=True,
         add_file_common_args=True,
         required_one_of=[("src", "images")],
         mutually_exclusive=[("src", "images")],
+        required_if=[("encryption", "luks", ("luks_passphrase_file",))],
     )
     settings = Settings(
         state_dir=to_path(module.params["state_dir"]),
         workers=module.params["workers"],
         wait=module.params["lock_timeout"],
         check_mode=module.check_mode,
+        stop_after=module.params["stop_after"],
+        stop_after_bytes=size_of(module, "stop_after_bytes"),
+        watched_as=module.params["_watched_as"],
         **reserve_of(module),
     )
     recovered: List[Dict[str, Any]] = []
+    if module.params["priority"] == "low" and not module.check_mode:
+        for problem in priority.lower():
+            module.warn(problem)
     try:
         results = run(list(requests_of(module)), settings, recovered)
     except QcowError as error:
@@ -380,7 +606,9 @@ def finish(module: AnsibleModule, results: List[Dict[str, Any]], recovered: List
     changed = bool(recovered) or any(result["changed"] for result in results)
     failed = [result for result in results if result["failed"]]
     answer = dict(results[0]) if module.params["images"] is None else {"images": results, "summary": summary(results)}
-    answer.update(changed=changed, diff=diff_of(results), recovered=recovered)
+    answer.update(changed=changed, recovered=recovered)
+    if module._diff:  # with many images this doubles the answer
+        answer["diff"] = diff_of(results)
     answer.pop("failed", None)
     if failed:
         module.fail_json(**dict(answer, msg="; ".join(result["msg"] for result in failed)))

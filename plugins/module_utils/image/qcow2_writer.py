@@ -87,6 +87,28 @@ class Qcow2Options:
         self.preallocated = preallocated
         self.version = version
 
+    @property
+    def by_subcluster(self) -> bool:
+        """Whether subclusters are placed by themselves: over a backing file, so that nothing has to be copied up from below."""
+        return self.extended_l2 and self.backing_name is not None and not self.compressed
+
+
+def require_possible(options: Qcow2Options, virtual_size: int) -> Tuple[bytearray, int]:
+    """The header cluster, and the number of L1 entries, of an image with a disk of ``virtual_size`` bytes.
+
+    :raises UnsupportedImage: where the format cannot hold the image with these options.
+    """
+    coverage = options.cluster_size // (16 if options.extended_l2 else 8) * options.cluster_size
+    l1_entries = -(-virtual_size // coverage)
+    if 8 * l1_entries > MAX_L1_SIZE:
+        raise UnsupportedImage(
+            "a disk of {0} bytes needs a larger L1 table than qcow2 allows with clusters of {1} bytes".format(
+                virtual_size, options.cluster_size
+            ),
+            hint="Choose larger clusters.",
+        )
+    return header_cluster(options), l1_entries
+
 
 class Qcow2Writer:
     """Writes one image into an empty file.
@@ -109,21 +131,12 @@ class Qcow2Writer:
         self.cluster_size = self.options.cluster_size
         self.compressed = self.options.compressed
         self.backed = self.options.backing_name is not None or self.options.preallocated
-        # Over a backing file every subcluster is placed by itself, so that nothing has to be copied up from below.
-        self._by_subcluster = self.options.extended_l2 and self.backed and not self.compressed
+        self._by_subcluster = self.options.by_subcluster
         self.unit = self.cluster_size // _SUBCLUSTERS if self._by_subcluster else self.cluster_size
         self._entry_words = 2 if self.options.extended_l2 else 1
         self._entries_per_l2 = self.cluster_size // (8 * self._entry_words)
         self._l2_coverage = self._entries_per_l2 * self.cluster_size
-        l1_entries = -(-virtual_size // self._l2_coverage)
-        if 8 * l1_entries > MAX_L1_SIZE:
-            raise UnsupportedImage(
-                "a disk of {0} bytes needs a larger L1 table than qcow2 allows with clusters of {1} bytes".format(
-                    virtual_size, self.cluster_size
-                ),
-                hint="Choose larger clusters.",
-            )
-        self._header = header_cluster(self.options)
+        self._header, l1_entries = require_possible(self.options, virtual_size)
         self._l1 = array("Q", bytes(8 * l1_entries))
         self._l2 = array("Q")
         self._l2_index = -1

@@ -12,20 +12,22 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, QcowError, StateError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.attributes import carry_over, prepare
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import create_temporary, identity, sync_directory
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import copy_extents
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR, filled
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import repoint
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.device import DeviceWriter, is_device, open_exclusively
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish import abandon, finish, published, temporary_path, withdraw
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.output import read_back, second_opinion, write
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.pace import Pace
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, RETIRE, Plan, lost_ranges, ranges_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Guards, Source
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Guards, Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
-OnProgress = Callable[[str, int], None]
-"""Told of a stage (``copy`` or ``verify``) and of the guest bytes it has dealt with since the last call."""
+OnProgress = Callable[[bytes, str, int], None]
+"""Told of an image, of a stage (``copy`` or ``verify``) and of the guest bytes it has dealt with since the last call."""
 
 
 class Outcome(NamedTuple):
@@ -103,6 +105,8 @@ class Migration:
         try:
             if record.state == states.PLANNED and plan.action == RETIRE:
                 self._outcome = _adopt(plan, record)
+            elif record.state == states.PLANNED and is_device(plan.dest):
+                self._outcome = _fill_device(plan, self.source, self.guard, record, self._progress)
             elif record.state == states.PLANNED:
                 self._outcome = _produce(plan, self.source, self.guard, record, self._progress)
             finish(record, self.source.fd, self.guard, hold=True)
@@ -235,6 +239,48 @@ def _adopt(plan: Plan, record: Record) -> Outcome:
     return Outcome(True, plan.dest, record=record.id)
 
 
+def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, progress: Optional[OnProgress]) -> Outcome:
+    """Write the result over a block device and prove it. There is no way back to what the device held, and the record says so."""
+    fd = open_exclusively(plan.dest)
+    try:
+        record.note(states.COPYING, device=named(plan.dest))
+        started = time.monotonic()
+        source.materialise(os.path.dirname(plan.request.src), b".vmimage-qcow." + record.id.encode("ascii") + b".base.tmp")
+        extents = filled(source.extents(), source.layers[0], plan.virtual_size)
+        copy_extents(extents, DeviceWriter(fd, plan.virtual_size), _stage(progress, plan, "copy", guard))
+        os.fsync(fd)
+        copied = time.monotonic()
+        proof = None
+        if plan.request.verify:
+            result = open_plain("raw", fd, plan.dest)
+            result.size = plan.virtual_size  # the rest of the device is none of ours
+            proof = verify(source.plain(ranges_of(plan.lost)), [result], plan.dest, _stage(progress, plan, "verify", guard))
+        guard.check()
+        _require_still_named(source)
+        size = os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
+    after = {
+        "path": record.facts["dest"]["path"],
+        "format": "raw",
+        "virtual_size": plan.virtual_size,
+        "file_size": size,
+        "allocated_size": size,
+        "cluster_size": None,
+    }
+    there = os.lstat(plan.dest)
+    result_facts = {
+        "dev": there.st_dev,
+        "ino": there.st_ino,
+        "size": there.st_size,
+        "mtime_ns": there.st_mtime_ns,
+        "ctime_ns": there.st_ctime_ns,
+    }
+    record.note(states.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=result_facts)
+    seconds = (copied - started, time.monotonic() - copied)
+    return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, guard.warnings, *seconds)
+
+
 def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress: Optional[OnProgress]) -> Outcome:
     """Write the result under its temporary name, prove it and make it durable."""
     temporary = temporary_path(record)
@@ -296,8 +342,9 @@ def _stage(progress: Optional[OnProgress], plan: Plan, stage: str, guard: Guards
             unseen[0] = 0
             guard.check()
         if progress is not None:
-            progress(stage, count)
+            progress(plan.request.src, stage, count)
 
+    advance(0)
     return advance
 
 

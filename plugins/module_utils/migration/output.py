@@ -25,6 +25,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer im
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.transcode import transcode
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.layout import KEEP
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay import qcow2_options
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import NATIVE, STAGED, Plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
@@ -66,17 +67,7 @@ def _write_natively(plan: Plan, source: Source, fd: int, progress: OnProgress) -
 
 def options_of(plan: Plan) -> Qcow2Options:
     """What our own writer is asked for."""
-    request = plan.request
-    return Qcow2Options(
-        plan.cluster_size or DEFAULT_CLUSTER_SIZE,
-        lazy_refcounts=request.lazy_refcounts,
-        extended_l2=request.extended_l2,
-        compressed=request.compression == "zlib",
-        backing_name=None if plan.backing is None else plan.backing.name,
-        backing_format=None if plan.backing is None else plan.backing.format,
-        preallocated=request.preallocation != "off",
-        version=2 if request.compat == "0.10" else 3,
-    )
+    return qcow2_options(plan.request, plan.backing, plan.cluster_size)
 
 
 def _write_staged(plan: Plan, source: Source, temporary: bytes, progress: OnProgress) -> None:

@@ -11,7 +11,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import Unsuppo
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Member, Rules, follow, reference_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.measure import Need, measure
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import DEFAULT_CLUSTER_SIZE
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, require_possible
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source
@@ -116,6 +116,39 @@ def needed(request: Request, source: Source, backing: Optional[Backing], size: i
 
 OVERLAY_CLUSTER_SIZES = {False: (4096, 16384, 65536), True: (16384, 65536)}
 """Bytes, tried for thin overlays where none is asked for: the largest that takes at most a quarter more than the best of them."""
+
+
+def qcow2_options(request: Request, backing: Optional[Backing], cluster_size: int) -> Qcow2Options:
+    """What our own writer is asked for.
+
+    :raises UnsupportedImage: for what cannot go together.
+    """
+    return Qcow2Options(
+        cluster_size or DEFAULT_CLUSTER_SIZE,
+        lazy_refcounts=request.lazy_refcounts,
+        extended_l2=request.extended_l2,
+        compressed=request.compression != "none",
+        backing_name=None if backing is None else backing.name,
+        backing_format=None if backing is None else backing.format,
+        preallocated=request.preallocation != "off",
+        version=2 if request.compat == "0.10" else 3,
+    )
+
+
+def require_writable(request: Request, backing: Optional[Backing], cluster_size: int, size: int) -> None:
+    """Refuse what no result of ``size`` bytes can be.
+
+    :raises UnsupportedImage: naming what.
+    """
+    if request.format == "raw":
+        if request.preallocation == "metadata":
+            raise UnsupportedImage("a raw result has no metadata to preallocate", request.src, hint="Say preallocation=falloc or full.")
+        return
+    if request.compat == "0.10" and (request.compression == "zstd" or request.encryption == "luks"):
+        raise UnsupportedImage("compat 0.10 knows neither zstd nor LUKS", request.src, hint="Say compat=1.1. Nothing was changed.")
+    if request.encryption == "luks" and request.compression != "none":
+        raise UnsupportedImage("an encrypted result cannot be compressed", request.src, hint="Leave one of them out. Nothing was changed.")
+    require_possible(qcow2_options(request, backing, cluster_size), size)
 
 
 def require_thin_possible(request: Request, *, native: bool) -> None:

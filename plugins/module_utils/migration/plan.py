@@ -28,6 +28,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay imp
     Became,
     needed,
     require_thin_possible,
+    require_writable,
     rest_on,
     rules_of,
 )
@@ -200,6 +201,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         layout, cluster_size, need = kept_layout(
             request, source, backing, cluster_size, need, reasons, native=engine == NATIVE and not lost
         )
+    require_writable(request, backing, cluster_size, rounded(image.virtual_size))
     if backing is not None:
         reasons.append("overlay, stays thin over {0} ({1}), clusters of {2} bytes".format(show(backing.name), backing.format, cluster_size))
     elif source.members:
