@@ -1,0 +1,205 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Runs the module of the same name as a job of its own on the host, and tells how far it has come until it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shlex
+import time
+import typing as t
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible.utils.vars import merge_hash
+
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import Report, Sight
+
+MODULE = "vmimage.qcow.qcow_convert"
+FIRST = 2.0
+"""Seconds until the first look; from there on each takes half as long again, up to the interval."""
+
+PATIENCE = 300.0
+"""Seconds that a job may take to give its first sign of life."""
+
+GRACE = 15.0
+"""Seconds in which the result of a process that has ended must appear."""
+
+_JOB_KEYS = ("ansible_job_id", "started", "finished", "results_file", "stdout", "stdout_lines", "stderr", "stderr_lines", "erased")
+
+display = Display()
+
+
+class ActionModule(ActionBase):
+    """Controller side of the module."""
+
+    _supports_check_mode = True
+    _supports_async = True
+
+    def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        self._host = (task_vars or {}).get("inventory_hostname", "")
+        watched = self._can_watch()
+        if watched:
+            self._notice_dead_connections()
+        result = super().run(tmp, task_vars)
+        if watched:
+            answer = self._watch(task_vars or {})
+            if answer is not None:
+                return merge_hash(result, answer)
+        wrap_async = bool(self._task.async_val) and not self._connection.has_native_async
+        result = merge_hash(result, self._execute_module(MODULE, dict(self._task.args), task_vars=task_vars, wrap_async=wrap_async))
+        if not wrap_async:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+        return result
+
+    def _number(self, option: str, default: int) -> int:
+        try:
+            return int(self._task.args.get(option, default))
+        except (TypeError, ValueError):
+            return 0  # the module will say what is wrong with it
+
+    def _can_watch(self) -> bool:
+        """Whether to run a job of our own: not in check mode, not inside the task's own ``async``, not where the connection cannot."""
+        if (
+            self._task.async_val
+            or self._task.check_mode
+            or self._number("progress_interval", 15) <= 0
+            or self._number("time_limit", 1) <= 0
+        ):
+            return False
+        return not (self._connection.has_native_async or self._connection.always_pipeline_modules)
+
+    def _notice_dead_connections(self) -> None:
+        """Have ssh end a connection that is dead, through a master of our own: one that an earlier task has opened would not."""
+        connection = self._connection
+        if connection.transport != "ssh":
+            return
+        try:
+            who = repr([connection.get_option(name) for name in ("host", "port", "remote_user", "ssh_common_args", "private_key_file")])
+            if not connection.get_option("control_path"):
+                connection.set_option("control_path", "%(directory)s/q" + hashlib.sha256(who.encode()).hexdigest()[:10])
+            extra = connection.get_option("ssh_extra_args") or ""
+            connection.set_option("ssh_extra_args", f"{extra} -o ServerAliveInterval=10 -o ServerAliveCountMax=3".strip())
+        except (KeyError, AttributeError):
+            pass
+
+    def _watch(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any] | None:
+        """Start the job, watch it and fetch its result; ``None`` where it could not even be started."""
+        token = secrets.token_hex(8)
+        args = dict(self._task.args, _watched_as=token)
+        self._task.async_val = self._number("time_limit", 31536000)
+        try:
+            job = self._execute_module(MODULE, args, task_vars=task_vars, wrap_async=True)
+        finally:
+            self._task.async_val = 0
+        if not job.get("ansible_job_id") or not job.get("results_file"):
+            display.vv(f"{MODULE} cannot run as a job of its own here: {job.get('msg', job)}", host=self._host)
+            return None
+        results_file = str(job["results_file"])
+        state_dir = self._remote_expand_user(str(self._task.args.get("state_dir", "/var/lib/vmimage-qcow")))
+        status = self._connection._shell.join_path(state_dir, "progress")
+        lost = self._until_it_ends(results_file, status, token)
+        if lost is not None:
+            return lost
+        return self._fetch(str(job["ansible_job_id"]), os.path.dirname(results_file), task_vars)
+
+    def _until_it_ends(self, results_file: str, status: str, token: str) -> dict[str, t.Any] | None:
+        """Look at the job until it has ended; a failure where it has gone without a result."""
+        interval = float(self._number("progress_interval", 15))
+        wait = min(FIRST, interval)
+        report = Report(token)
+        unreachable_since: float | None = None
+        sign_of_life = time.monotonic()
+        process: tuple[int, int] | None = None
+        time.sleep(min(0.5, wait))  # most calls with nothing to do end at once
+        pause = wait
+        while True:
+            try:
+                sight = self._look(results_file, status, token, process)
+            except AnsibleConnectionFailure as error:
+                if unreachable_since is None:
+                    unreachable_since = time.monotonic()
+                    self._say("the connection is lost, the job goes on there; trying to reach it again")
+                if time.monotonic() - unreachable_since > self._number("reconnect_timeout", 3600):
+                    raise AnsibleConnectionFailure(
+                        f"The host has not been reachable for {time.monotonic() - unreachable_since:.0f} s. The migration may go on there; "
+                        f"run again to see. {error}"
+                    ) from error
+                self._forget_connection()
+                time.sleep(min(wait * 2, interval))
+                continue
+            moment = time.monotonic()
+            if unreachable_since is not None:
+                self._say(f"the connection is back after {moment - unreachable_since:.0f} s")
+                unreachable_since, sign_of_life = None, moment
+            if sight.finished:
+                return None
+            if sight.alive:
+                sign_of_life = moment
+            elif moment - sign_of_life > (GRACE if sight.gone else PATIENCE):
+                return {
+                    "failed": True,
+                    "reason": "killed",
+                    "msg": "The migration on this host has ended without a result: it was killed, or the host was restarted. "
+                    "Nothing is lost; run again, and what it has left is finished or cleaned up first.",
+                }
+            process = sight.process
+            for line in report.lines(sight):
+                self._say(line)
+            time.sleep(wait if sight.gone else pause)
+            pause = min(pause * 1.5, interval)
+
+    def _look(self, results_file: str, status: str, token: str, process: tuple[int, int] | None) -> Sight:
+        """One look by one cheap command: no module is started for it.
+
+        :raises AnsibleConnectionFailure: where the host cannot be reached.
+        """
+        # A job that has not ended has a results file of one short line; of a long one, which may be huge, only the size is of interest.
+        command = (
+            f"f={shlex.quote(results_file)}; n=$(wc -c <$f) && echo job $n && if [ $n -lt 400 ]; then cat $f; echo; fi; "
+            f"cat {shlex.quote(status)}/*.json; cat /proc/{process[0] if process else 'none'}/stat"
+        )
+        answer = self._low_level_execute_command(f"({command}) 2>/dev/null; true")
+        if answer.get("rc") not in (0, None):
+            raise AnsibleConnectionFailure(f"cannot look at the job: {answer.get('stderr', '')}")
+        return Sight.of(str(answer.get("stdout", "")), token, process)
+
+    def _fetch(self, job_id: str, async_dir: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The module's result, and no trace of the job left on the host."""
+        result = self._patiently(lambda: self._status_of(job_id, async_dir, "status", task_vars))
+        self._patiently(lambda: self._status_of(job_id, async_dir, "cleanup", task_vars))
+        for key in _JOB_KEYS:
+            result.pop(key, None)
+        result.pop("invocation", None)
+        self._remove_tmp_path(self._connection._shell.tmpdir)
+        return result
+
+    def _patiently(self, call: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.Any]:
+        end = time.monotonic() + self._number("reconnect_timeout", 3600)
+        while True:
+            try:
+                return call()
+            except AnsibleConnectionFailure:
+                if time.monotonic() > end:
+                    raise
+                self._forget_connection()
+                time.sleep(FIRST)
+
+    def _status_of(self, job_id: str, async_dir: str, mode: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        args = {"jid": job_id, "mode": mode, "_async_dir": async_dir}
+        return self._execute_module("ansible.legacy.async_status", args, task_vars=task_vars)
+
+    def _forget_connection(self) -> None:
+        try:
+            self._connection.reset()
+        except Exception as error:  # whatever it is, the next look tells
+            display.vvv(f"resetting the connection: {error}", host=self._host)
+        self._connection._shell.tmpdir = None
+
+    def _say(self, line: str) -> None:
+        display.display(f"  [{self._host}] {line}")
