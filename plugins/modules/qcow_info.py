@@ -78,6 +78,18 @@ options:
     type: str
     choices: [unfinished, all]
     default: unfinished
+  chains:
+    description:
+      - Whether to follow backing files, and to find out which of the images rest on which. The headers of all qcow2 images are read for that.
+    type: bool
+    default: true
+  backing_dirs:
+    description:
+      - Directories in which backing files may lie, besides O(paths) and the directory of each image. Files elsewhere are not opened,
+        and protocols, devices and the kernel's own files never.
+    type: list
+    elements: path
+    default: []
 seealso:
   - module: vmimage.qcow.qcow_convert
 """
@@ -152,13 +164,19 @@ images:
       description: Guest bytes that the image holds.
       type: int
     writer:
-      description: The program that probably wrote the image.
+      description:
+        - The program that probably wrote the image, V(qemu), V(qemu-0.6-to-0.9), V(xen-blktap), V(virtualbox), V(mkimg),
+          V(mac-on-linux) or V(unknown).
       type: str
     backing:
       description: The backing file as the image names it, with RV(ignore:name), RV(ignore:name_base64) and RV(ignore:format), or V(null).
       type: dict
     chain:
-      description: The backing files, from the image's own down to the last.
+      description: The backing files, from the image's own down to the last, with RV(ignore:path), RV(ignore:path_base64) and RV(ignore:format).
+      type: list
+      elements: dict
+    dependants:
+      description: The images found that have this one as their backing file, with the same keys.
       type: list
       elements: dict
     in_use:
@@ -171,6 +189,12 @@ images:
           image like that) or V(damaged). RV(ignore:findings) lists what was found as ranges of guest and file bytes and in words, and
           the counts say what the image consists of, orphan bytes included.
       type: dict
+    safety:
+      description:
+        - What the safety checks of a QCOW version 1 image's header and backing file name found, all together. Entries of
+          RV(ignore:severity) V(error) make a migration refuse it.
+      type: list
+      elements: dict
     fingerprint:
       description: What the guest sees as one number that does not depend on format or allocation.
       type: str
@@ -198,6 +222,7 @@ summary:
     candidate_bytes: 1073741824
     retired: 0
     damaged: 0
+    overlays: 1
     in_use: 1
     errors: 0
 records:
@@ -258,6 +283,8 @@ def main() -> None:
             "check": {"type": "str", "choices": ["none", "structure", "content"], "default": "structure"},
             "fingerprint": {"type": "bool", "default": False},
             "in_use": {"type": "bool", "default": True},
+            "chains": {"type": "bool", "default": True},
+            "backing_dirs": {"type": "list", "elements": "path", "default": []},
             "records": {"type": "str", "choices": ["unfinished", "all"], "default": "unfinished"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
@@ -272,6 +299,8 @@ def main() -> None:
         check=module.params["check"],
         fingerprint=module.params["fingerprint"],
         in_use=module.params["in_use"],
+        chains=module.params["chains"],
+        backing_dirs=tuple(to_path(path) for path in module.params["backing_dirs"]),
     )
     try:
         images, summary = look(question)

@@ -9,15 +9,22 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import in_use, tree
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
+from ansible_collections.vmimage.qcow.plugins.module_utils.image import safety
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import NATIVE, Graph, Rules, follow
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import DAMAGED, SOUND, check
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN, Identity, identify
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import HEAD, UNKNOWN, Identity, identify
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2 import Qcow2
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import fingerprint
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.writer import likely_writer
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import is_retired
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
+
+WALKERS = 2
+"""Processes that walk a tree; only where the first bytes decide what is reported, which is where walking is all the work."""
 
 REPORTS = ("v1", "known", "all")
 
@@ -33,30 +40,44 @@ class Question(NamedTuple):
     check: str = "structure"  # none, structure or content
     fingerprint: bool = False
     in_use: bool = True
+    chains: bool = True  # follow backing files, and find out which of the images rest on which
+    backing_dirs: Tuple[bytes, ...] = ()  # where backing files may lie, besides ``paths`` and the directory of each image
 
 
 def look(question: Question) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
     """Every file that the question asks for, and what they amount to: ``(images, summary)``."""
     counts = tree.Counts()
     named = set(question.paths)
-    wanted = _is_v1 if question.report == "v1" else None
+    graph = Graph()
+    wanted = None if question.report != "v1" else _is_qcow if question.chains else _is_v1
     images = []
     for found in tree.walk(
         question.paths,
         wanted=wanted,
+        workers=WALKERS,
         exclude=question.exclude,
         one_filesystem=question.one_filesystem,
         recurse=question.recurse,
         counts=counts,
     ):
+        if question.chains and found.error is None and _is_qcow(found.head) and not is_retired(found.path):
+            graph.add(found.path, open_source)
+        if question.report == "v1" and found.error is None and not _is_v1(found.head) and found.path not in named:
+            continue
         image = _describe(found, question)
         if found.path in named or found.error or question.report == "all" or image["format"] != UNKNOWN:
             images.append(image)
     if question.in_use:
         _add_users(images)
+    if question.chains:
+        _add_dependants(images, graph)
     for image in images:
         del image["_key"]
     return images, _summary(images, counts)
+
+
+def _is_qcow(head: bytes) -> bool:
+    return head[:4] == b"QFI\xfb"
 
 
 def _is_v1(head: bytes) -> bool:
@@ -81,8 +102,10 @@ def _describe(found: tree.Found, question: Question) -> Dict[str, Any]:
         "writer": None,
         "backing": None,
         "chain": [],
+        "dependants": [],
         "in_use": [],
         "check": None,
+        "safety": [],
         "fingerprint": None,
         "candidate": False,
         "reasons": [],
@@ -122,8 +145,11 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
             reader = Qcow2(source.fd, path)
             image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
             image["backing"] = _backing(reader.backing_name, reader.header.backing_format)
-            if question.fingerprint and image["backing"] is None:
-                image["fingerprint"] = fingerprint([open_plain(kind.format, source.fd, path)])
+            whole = image["backing"] is None or (question.chains and _describe_chain(image, path, question))
+            if question.fingerprint and whole and all(member["format"] in NATIVE for member in image["chain"]):
+                _attach_chain(source, question)
+                below = [open_plain(member.format, fd, member.path) for member, fd in source.pairs()]
+                image["fingerprint"] = fingerprint([open_plain(kind.format, source.fd, path)] + below)
     elif kind.format == "qcow":
         image["candidate"] = not is_retired(path)
         image["reasons"] = ["QCOW v1"] if image["candidate"] else ["retired original"]
@@ -133,24 +159,62 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
         image["error"] = "the magic says QCOW, but there is no version {0}".format(kind.version)
 
 
+def _describe_chain(image: Dict[str, Any], path: bytes, question: Question) -> bool:
+    """The backing files as far as they may be followed; whether that is all the way."""
+    rules = Rules(question.paths + question.backing_dirs)
+    try:
+        for depth, member in enumerate(follow(path, open_source, rules)):
+            if depth:
+                image["chain"].append({"path": show(member.path), "path_base64": encode_exact(member.path), "format": member.format})
+    except QcowError as error:
+        image["error"] = str(error)
+        image["reasons"].append(error.reason)
+        return False
+    return True
+
+
+def _add_dependants(images: Iterable[Dict[str, Any]], graph: Graph) -> None:
+    """Which of the images that were seen rest on an image, by their headers."""
+    for image in images:
+        if image["_key"] is not None:
+            image["dependants"] = [
+                {"path": show(node.path), "path_base64": encode_exact(node.path), "format": node.format}
+                for node in graph.dependants(image["_key"])
+            ]
+
+
 def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> None:
-    reader = Qcow1(source.fd, source.path)
-    image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
-    image["backing"] = _backing(reader.backing_name, None)
+    def read_at(length: int, offset: int) -> bytes:
+        return os.pread(source.fd, length, offset)
+
+    image["safety"] = [found.as_dict() for found in safety.inspect(read_at(HEAD, 0), source.identity.size, read_at)]
+    verdict = SOUND
     if question.check != "none":
         report = check(source.fd, source.path, question.check)
+        verdict = report.verdict
         image.update(
             check=report.as_dict(),
             compressed_clusters=report.compressed_clusters,
             data_bytes=report.allocated_bytes + report.compressed_clusters * report.cluster_size,
         )
-        if report.verdict != SOUND:
-            image["reasons"].append(report.verdict)
-        if report.verdict == DAMAGED:
-            return
-    if question.fingerprint:
-        source.open_qcow1()
+        if verdict != SOUND:
+            image["reasons"].append(verdict)
+    reader = Qcow1(source.fd, source.path)
+    image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
+    image["backing"] = _backing(reader.backing_name, None)
+    if verdict == DAMAGED:
+        return
+    image["writer"] = likely_writer(reader).name
+    if image["backing"] is not None and not (question.chains and _describe_chain(image, source.path, question)):
+        return
+    if question.fingerprint and not image["encrypted"] and all(member["format"] in NATIVE for member in image["chain"]):
+        _attach_chain(source, question)
+        source.open_layers()
         image["fingerprint"] = fingerprint(source.plain())
+
+
+def _attach_chain(source: Source, question: Question) -> None:
+    source.attach(tuple(follow(source.path, open_source, Rules(question.paths + question.backing_dirs)))[1:])
 
 
 def _backing(name: Optional[bytes], format_name: Optional[str]) -> Optional[Dict[str, Any]]:
@@ -178,7 +242,8 @@ def _summary(images: List[Dict[str, Any]], counts: tree.Counts) -> Dict[str, Any
         "candidates": sum(image["candidate"] for image in images),
         "candidate_bytes": sum(image["allocated_size"] or 0 for image in images if image["candidate"]),
         "retired": sum("retired original" in image["reasons"] for image in v1),
-        "damaged": sum(bool(image["error"] or (image["check"] or {}).get("verdict") == DAMAGED) for image in v1),
+        "damaged": sum("damaged" in image["reasons"] or (image["check"] or {}).get("verdict") == DAMAGED for image in v1),
+        "overlays": sum(image["backing"] is not None for image in v1),
         "in_use": sum(bool(image["in_use"]) for image in v1),
         "errors": sum(image["error"] is not None for image in images),
     }
