@@ -93,6 +93,8 @@ class Domains(Keeper):
                 self._remember(record, planned)
             for item in planned:
                 domain_repoint.apply(connection, item)
+            if any(change.volume for item in planned for change in item.changes):
+                libvirt.refresh_pools(connection, [src, dest])  # such a domain starts only when its pool knows the volume
         finally:
             libvirt.close(connection)
 
@@ -122,6 +124,8 @@ class Domains(Keeper):
                 wanted = self._wanted(connection, entry)
                 if wanted is not None:
                     domain_repoint.restore(connection, wanted)
+            if any(change["volume"] for entry in record.facts[self.fact] for change in entry["back"]):
+                libvirt.refresh_pools(connection, [record.path_of("src"), record.path_of("dest")])
         finally:
             libvirt.close(connection)
 
