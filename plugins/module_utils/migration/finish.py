@@ -15,7 +15,7 @@ from typing import Any, Dict, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, ImageInUse, QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import publish_new, remove_durably, replace_keeping, retire
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import find_users
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import WRITER, find_users
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import references
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, named, now
@@ -95,12 +95,13 @@ def temporary_path(record: Record) -> bytes:
 def withdraw(record: Record, reason: str) -> None:
     """Take back a result that has its name while the original still has its own: the references first, then the name.
 
-    Only for a result that is still what was published.
+    Only for a result that is still what was published. One that was there before the migration stays.
 
     :raises QcowError: something could not be taken back; the record stays where it was.
     """
     references.restore(record)
-    remove_durably(record.path_of("dest"), inode=record.facts["result"]["ino"])
+    if not record.facts.get("adopted"):
+        remove_durably(record.path_of("dest"), inode=record.facts["result"]["ino"])
     record.note(states.FAILED, error=reason, temporary=None)
 
 
@@ -140,8 +141,7 @@ def _retire(record: Record, source_fd: int, guard: Any) -> None:
     inode = record.facts["src"]["ino"]
     if not in_place(record):
         if inode_at(src) == inode:
-            guard.check()
-            require_unused(record, source_fd)
+            _last_look(record, source_fd, guard)
         retire(src, aside, inode=inode)
     try:
         guard.check()
@@ -149,6 +149,30 @@ def _retire(record: Record, source_fd: int, guard: Any) -> None:
         _give_back(record, error)
         raise
     record.note(states.RETIRED, retired=record.facts["retire_to"], retired_time=now())
+
+
+def _last_look(record: Record, source_fd: int, guard: Any) -> None:
+    """Before the original loses its name. A writer makes the original the truth again, and the result out of date."""
+    try:
+        guard.check()
+        require_unused(record, source_fd)
+    except (ImageInUse, ImageChanged) as error:
+        if written(error) and result_unchanged(record):
+            withdraw(record, str(error))
+            error.hint = "The result was taken back. Stop what writes the original and run again."
+        raise
+
+
+def written(error: QcowError) -> bool:
+    """Whether an error means that somebody writes, or has written, the original; a mere reader does not make the result wrong."""
+    return isinstance(error, ImageChanged) or any(user["kind"] == WRITER for user in error.details.get("users", []))
+
+
+def result_unchanged(record: Record) -> bool:
+    """Whether the result is still what was published."""
+    was = record.facts["result"]
+    status = os.lstat(record.path_of("dest"))
+    return (status.st_ino, status.st_size, status.st_mtime_ns) == (was["ino"], was["size"], was["mtime_ns"])
 
 
 def _give_back(record: Record, error: QcowError) -> None:

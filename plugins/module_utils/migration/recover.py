@@ -11,12 +11,11 @@ The record tells which step was allowed last; the names and inode numbers on the
   what was copied and nobody writes it. Otherwise the result is withdrawn.
 """
 
-import os
 from typing import Any, Dict, List, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, ImageInUse, QcowError, StateError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import remove_durably
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import WRITER, Guard
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import Guard
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish import (
     abandon,
@@ -24,8 +23,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish impo
     in_place,
     inode_at,
     published,
+    result_unchanged,
     temporary_path,
     withdraw,
+    written,
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.rollback import resume
@@ -167,22 +168,16 @@ def _turn_back(record: Record, error: QcowError, result_in_place: bool) -> str:
     if not published(record):
         abandon(record, str(error))
         return "removed the result: {0}".format(error)
-    if in_place(record) or record.facts.get("adopted") or not _result_unchanged(record):
+    if in_place(record) or not result_unchanged(record):
         raise StateError(
             "the original and the result have both been used since this migration was interrupted: {0}".format(error),
             record.path_of("src"),
             hint="Neither was touched. Stop what uses them, compare, move away the one that you do not want, and run again.",
         )
-    if isinstance(error, ImageInUse) and not any(user["kind"] == WRITER for user in error.details.get("users", [])):
+    if not written(error):
         raise error
     withdraw(record, str(error))
     return "took the result back: {0}".format(error)
-
-
-def _result_unchanged(record: Record) -> bool:
-    was = record.facts["result"]
-    status = os.lstat(record.path_of("dest"))
-    return (status.st_ino, status.st_size, status.st_mtime_ns) == (was["ino"], was["size"], was["mtime_ns"])
 
 
 def _discard_given_back(record: Record) -> None:

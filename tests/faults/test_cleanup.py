@@ -1,0 +1,128 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Cleanup: what goes after the soak time, what must stay, and what check mode says."""
+
+import os
+import subprocess
+from typing import Any, Optional
+
+import pytest
+
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, cleanup
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, clean_all
+from ansible_collections.vmimage.qcow.tests.support.faults import Scene
+from ansible_collections.vmimage.qcow.tests.support.require import require_tool
+
+
+@pytest.fixture(params=["qcow2", "raw", "same-name"])
+def scene(request: Any, tmp_path: Any) -> Scene:
+    how = {"qcow2": {}, "raw": {"format": "raw"}, "same-name": {"keep_name": True}}[request.param]
+    made = Scene(str(tmp_path), **how)
+    migrate(made, **how)
+    return made
+
+
+def migrate(scene: Scene, **how: Any) -> None:
+    state = os.fsencode(scene.state)
+    result = batch.run([Request(os.fsencode(scene.src), retire=True, state_dir=state, **how)], batch.Settings(state, reserve=0))[0]
+    assert not result["failed"], result["msg"]
+
+
+def clean(scene: Scene, *, min_age: float = 0, check: bool = False) -> dict[str, Any]:
+    return clean_all(Choice(os.fsencode(scene.state), check_mode=check), min_age=min_age)[0]
+
+
+def kept(scene: Scene, reason: Optional[str]) -> None:
+    answer = clean(scene)
+    assert answer["failed"] and (reason is None or answer["reason"] == reason), answer
+    assert os.path.exists(scene.retired)
+
+
+def test_soak_time(scene: Scene) -> None:
+    answer = clean(scene, min_age=14 * 86400)
+    assert (answer["action"], answer["changed"], answer["failed"]) == ("noop", False, False)
+    record = next(Records(os.fsencode(scene.state)).all())
+    now = cleanup.retired_at(record) + 14 * 86400
+    assert cleanup.plan_cleanup(record, min_age=14 * 86400, now=now - 5).action == "noop"
+    assert cleanup.plan_cleanup(record, min_age=14 * 86400, now=now + 5).action == "delete"
+    scene.assert_migrated()
+
+
+def test_check_mode_then_for_real(scene: Scene) -> None:
+    size = os.stat(scene.retired).st_blocks * 512
+    shown = clean(scene, check=True)
+    assert (shown["action"], shown["changed"], shown["returns"]) == ("delete", True, size)
+    scene.assert_migrated()
+    done = clean(scene)
+    assert (done["changed"], done["returns"], done["state"]) == (True, size, "cleaned")
+    assert scene.listing() == [os.path.basename(scene.dest)]
+    assert scene.seen_by_guest(scene.dest) == scene.guest
+    assert not clean(scene)["changed"]
+
+
+def test_result_gone(scene: Scene) -> None:
+    os.unlink(scene.dest)
+    kept(scene, "missing")
+
+
+def test_result_damaged(scene: Scene) -> None:
+    if scene.dest.endswith(".raw"):
+        os.truncate(scene.dest, 4096)
+    else:
+        with open(scene.dest, "r+b") as stream:  # an L1 entry far behind the end of the file
+            stream.seek(40)
+            at = int.from_bytes(stream.read(8), "big")
+            stream.seek(at)
+            stream.write((1 << 63 | 1 << 50).to_bytes(8, "big"))
+    kept(scene, "damaged")
+
+
+def test_result_replaced_by_another_format(scene: Scene) -> None:
+    if scene.dest.endswith(".raw"):
+        pytest.skip("a raw image has no format to tell")
+    with open(scene.dest, "wb") as stream:
+        stream.write(bytes(1 << 20))
+    kept(scene, "damaged")
+
+
+def test_original_written_since(scene: Scene) -> None:
+    os.utime(scene.retired)
+    kept(scene, "changed")
+
+
+def test_original_in_use(scene: Scene) -> None:
+    with open(scene.retired, "rb"):
+        pid = os.fork()
+        if pid == 0:
+            os.execv("/bin/sleep", ["sleep", "30"])
+        with subprocess.Popen(["sleep", "30"], pass_fds=[os.open(scene.retired, os.O_RDONLY)]) as holder:
+            kept(scene, "in-use")
+            holder.kill()
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+def test_guest_runs_on_the_result(scene: Scene) -> None:
+    """The usual case after two weeks: the image is in use and is looked at without disturbing it."""
+    require_tool("qemu-io")
+    format_name = "raw" if scene.dest.endswith(".raw") else "qcow2"
+    with subprocess.Popen(["qemu-io", "-f", format_name, scene.dest], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
+        assert guest.stdin is not None and guest.stdout is not None
+        guest.stdin.write(b"write -P 3 0 64k\nlength\n")
+        guest.stdin.flush()
+        guest.stdout.readline()
+        answer = clean(scene)
+        guest.stdin.write(b"quit\n")
+        guest.stdin.close()
+        guest.wait(20)
+    assert answer["changed"], answer["msg"]
+
+
+def test_unverified_is_kept(tmp_path: Any) -> None:
+    scene = Scene(str(tmp_path))
+    migrate(scene, verify=False)
+    kept(scene, "unverified")
