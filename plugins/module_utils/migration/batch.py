@@ -181,6 +181,7 @@ def _base(plan: Plan) -> Dict[str, Any]:
         "retired": None if plan.retired is None else show(plan.retired),
         "record": None,
         "source": None if plan.identity is None else {key: getattr(plan.identity, key) for key in ("size", "mtime_ns", "ino")},
+        "copy_bytes": plan.guest_bytes,
         "before": plan.before,
         "after": {},
         "warnings": [],

@@ -1,0 +1,57 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# These plugin utils are PRIVATE to the collection: they may change at any time. Do not use them from elsewhere.
+
+"""The page that shows how a fleet stands: one file that needs no other, and no network."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import duration, size
+
+Facts = t.Dict[str, t.Any]
+
+FORMAT_NAMES = {"qcow": "QCOW v1", "unknown": "raw or unknown"}
+
+HOSTS = 1000
+"""Hosts that the page lists, those that need somebody first."""
+
+
+def render(summary: Facts, rows: list[Facts], title: str, moment: str) -> t.Iterator[str]:
+    """The page, piece by piece.
+
+    :param summary: see :meth:`fleet.Fleet.summary`.
+    :param rows: the images to list.
+    :param moment: when the report was made, in words.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(os.path.join(os.path.dirname(__file__), "templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=_size, duration=_duration, number=_number, format_name=lambda name: FORMAT_NAMES.get(name, name))
+    order = {"missing": 0, "failed": 1, "left": 2, "deferred": 3, "done": 4}
+    hosts = sorted(summary["hosts"], key=lambda host: (order[host["state"]], -(host["left_bytes"] or 0), host["host"]))
+    return environment.get_template("report.html.j2").generate(
+        title=title, moment=moment, report=summary, totals=summary["totals"], rows=rows, hosts=hosts[:HOSTS], hosts_total=len(hosts)
+    )
+
+
+def _size(value: float | None) -> str:
+    return "–" if value is None else size(value)
+
+
+def _duration(value: float | None) -> str:
+    return "–" if not value else duration(value) if value >= 10 else f"{value:.1f} s"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{int(value):,}".replace(",", "\u202f")
