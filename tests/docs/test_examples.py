@@ -1,0 +1,135 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every example in the documentation is run as it stands.
+
+Each page has a machine to itself: a mount namespace with a /srv, a /var/lib and a /run of its own, filled with sample images. The hosts
+of the examples' inventories are this machine.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from ansible_collections.vmimage.qcow.tests.docs import pages
+from ansible_collections.vmimage.qcow.tests.support import make_samples
+from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
+from ansible_collections.vmimage.qcow.tests.support.require import require
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DOCSITE = ROOT / "docs" / "docsite" / "rst"
+PAGES = [ROOT / "README.md", *sorted(DOCSITE.glob("*.rst"))]
+OWN = ("srv", "var/lib", "run")
+EVERYWHERE = """\
+ansible_connection: local
+ansible_python_interpreter: "{{ ansible_playbook_python }}"
+ansible_become: false
+"""
+
+
+class Machine(NamedTuple):
+    """What stands for the reader's controller and for the hosts."""
+
+    root: pathlib.Path
+    work: pathlib.Path
+
+    def run(self, script: str) -> subprocess.CompletedProcess:
+        """Run a script in the page's directory."""
+        binds = " && ".join("mount --bind %s/%s /%s" % (self.root, name, name) for name in OWN)
+        command = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+        command += ["bash", "-c", binds + ' && exec bash -eu -o pipefail -c "$1"', "bash", script]
+        environment = {
+            "HOME": str(self.root),
+            "PATH": "%s:%s" % (os.path.dirname(sys.executable), os.environ["PATH"]),
+            "LC_ALL": "C.UTF-8",
+            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build"),
+            "ANSIBLE_NOCOWS": "1",
+            "ANSIBLE_LOCALHOST_WARNING": "false",
+            # The repository that the README clones is this one.
+            "GIT_CONFIG_COUNT": "2",
+            "GIT_CONFIG_KEY_0": "url.%s.insteadOf" % ROOT,
+            "GIT_CONFIG_VALUE_0": "https://github.com/vmimage/vmimage.qcow",
+            "GIT_CONFIG_KEY_1": "safe.directory",
+            "GIT_CONFIG_VALUE_1": "*",
+        }
+        for name in ("PYENV_ROOT", "PIP_CONFIG_FILE", "PIP_INDEX_URL", "PIP_CERT", "SSL_CERT_FILE"):
+            if name in os.environ:
+                environment[name] = os.environ[name]
+        return subprocess.run(
+            command, cwd=self.work, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+
+
+def small(path: pathlib.Path, seed: int, password: bytes = b"") -> None:
+    """A v1 image of 4 MiB with half a megabyte in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clusters = {index * 7: Plain(b"%d %d " % (seed, index) * 300) for index in range(128)}
+    if password:
+        clusters[0] = Plain(bytes(510) + b"\x55\xaa")  # what a right passphrase is told by
+    build(ImageSpec(size=4 << 20, clusters=clusters, password=password or None)).write(path)
+
+
+@pytest.fixture(name="machine")
+def _machine(tmp_path: pathlib.Path) -> Machine:
+    probe = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+    require(subprocess.run([*probe, "true"], check=False, capture_output=True).returncode == 0, "needs the right to make a mount namespace")
+    for name in OWN:
+        (tmp_path / name).mkdir(parents=True)
+    make_samples.main(str(tmp_path / "srv/images"))
+    for seed, name in enumerate(
+        ["archive/old.qcow", "archive/broken/lost.qcow", "lab/test01.qcow", "raw-me/data.qcow", "window/first.qcow", "own/mine.img"]
+    ):
+        small(tmp_path / "srv" / name, seed)
+    small(tmp_path / "srv/encrypted/secret.qcow", 9, b"geheim")
+    small(tmp_path / "var/lib/libvirt/images/guest.qcow", 10)
+    work = tmp_path / "controller"
+    (work / "group_vars").mkdir(parents=True)
+    (work / "group_vars/all.yml").write_text(EVERYWHERE, encoding="utf-8")
+    return Machine(tmp_path, work)
+
+
+def assert_printed(said: str, printed: str) -> None:
+    """``printed`` has what ``said`` says, in its order, with anything at all where that has ``...``. All white space is alike."""
+    said, printed = (" ".join(text.split()) for text in (said, printed))
+    pieces = [piece.strip() for piece in said.split("...")]
+    position = 0
+    for number, piece in enumerate(pieces):
+        found = printed.find(piece, position) if number < len(pieces) - 1 or not piece else printed.rfind(piece, position)
+        assert found >= 0, "not printed (from there on): %r\n\n%s" % (piece, printed)
+        assert number or found == position, "printed before %r: %r" % (piece, printed[:found])
+        position = found + len(piece)
+    assert not pieces[-1] or position == len(printed), "printed after the last line: %r" % printed[position:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_examples_do_what_they_say(page: pathlib.Path, machine: Machine) -> None:
+    for example in pages.examples(page):
+        where = "%s, line %d" % (page.name, example.line)
+        if "not run" in example.marks:
+            continue
+        if example.language in pages.DATA:
+            assert "file" in example.marks, "%s: a file without a name, and not marked as not run" % where
+            (machine.work / example.marks["file"]).write_text(example.text, encoding="utf-8")
+            continue
+        for number, (command, said) in enumerate(example.commands, 1):
+            done = machine.run(command)
+            printed = done.stdout.decode("utf-8", "replace")
+            expected = int(example.marks.get("exit", 0)) if number == len(example.commands) else 0
+            assert done.returncode == expected, "%s: %s ended with %d\n%s" % (where, command, done.returncode, printed)
+            try:
+                assert_printed(said, printed)
+            except AssertionError as wrong:
+                pytest.fail("%s: %s%s\n\n%s" % (where, command, wrong, printed), pytrace=False)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """Sphinx is told to bear with links to other projects, and then bears with our own too."""
+    pages_text = {path.name: path.read_text(encoding="utf-8") for path in DOCSITE.glob("*.rst")}
+    labels = {label for text in pages_text.values() for label in re.findall(r"^\.\. _(ansible_collections\.\S+):$", text, re.MULTILINE)}
+    wanted = {(name, label) for name, text in pages_text.items() for label in re.findall(r"(ansible_collections\.vmimage\.\S+?)>`", text)}
+    assert sorted(entry for entry in wanted if ".docsite." in entry[1] and entry[1] not in labels) == []
