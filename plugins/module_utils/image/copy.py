@@ -164,7 +164,11 @@ class _Copy:
         place = self._place_streams if self.writer.compressed else self._place
         jobs = place(segments, buffer)
         self.read += done
-        if jobs:
+        if jobs and size <= WINDOW >> 2:
+            for turn in (0, 1):
+                self._wait(turn)
+            self._write(buffer, jobs, segments)  # done before a thread has woken up
+        elif jobs:
             self._pending[self._turn] = self._write_thread.submit(self._write, buffer, jobs, segments)
             self._turn = 1 - self._turn
         if self.progress is not None:

@@ -40,6 +40,10 @@ class PlainImage:
         """Lay what this file holds of a block over ``view`` (one block long)."""
         raise NotImplementedError
 
+    def held(self) -> int:
+        """Bytes of the file, but for holes."""
+        return 0
+
     def covers(self, block: int) -> bool:
         """Whether :meth:`fill` is certain to set every byte of a block."""
         return False
@@ -66,6 +70,9 @@ class _Tabled(PlainImage):
         # A word with none of these bits stands for a cluster stored as it is, at the byte that the others give.
         self.special_flags = _ALL
         self.address_bits = _ALL
+
+    def held(self) -> int:
+        return 512 * os.fstat(self.fd).st_blocks
 
     def table_at(self, entry: int) -> int:
         """Where the L2 table lies that an L1 entry names; 0 for none."""
@@ -374,6 +381,9 @@ class PlainRaw(PlainImage):
         self.fd = fd
         self.path = path
         self.size = os.lseek(fd, 0, os.SEEK_END)
+
+    def held(self) -> int:
+        return 512 * os.fstat(self.fd).st_blocks
 
     def blocks(self) -> Iterator[int]:
         for start, length in data_ranges(self.fd, self.size):

@@ -20,7 +20,7 @@ BLOCKS = 16
 REGION = BLOCKS * BLOCK
 
 _ZERO_BLOCK = bytes(BLOCK)
-_SMALL = 8 << 20  # virtual bytes of an image that is not worth a thread
+_SMALL = 8 << 20  # bytes of an image that is not worth a thread
 _MAX_READERS = 4  # for each image
 _BUFFERS = 3  # regions in memory for each reader: one read, one waiting, one in use
 
@@ -96,7 +96,7 @@ class Reading:
 
     def __init__(self, chain: List[PlainImage]) -> None:
         self._readers = []  # type: List[_Reader]
-        if chain[0].size <= _SMALL:
+        if chain[0].size <= _SMALL or all(image.held() <= _SMALL for image in chain):
             buffer = bytearray(REGION)
             self._regions = guest_regions(chain, lambda: buffer)
             return
