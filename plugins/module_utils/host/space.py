@@ -122,15 +122,15 @@ def _closed(directory: bytes, demands: List[Demand], there: Filesystem) -> List[
     place = "{0} (for {1})".format(show(directory), _for(demands))
     if there.read_only:
         return [Problem("read-only", directory, "{0}: the filesystem is mounted read-only.".format(place))]
-    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        return [Problem("not-writable", directory, "{0}: no right to create files here as user {1}.".format(place, os.geteuid()))]
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         flags = attributes.protection(fd)
     finally:
         os.close(fd)
-    if flags:
+    if flags:  # asked first: the kernel says of an immutable directory that nobody has the right
         return [Problem("protected", directory, "{0}: the directory is {1} (see lsattr).".format(place, " and ".join(flags)))]
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return [Problem("not-writable", directory, "{0}: no right to create files here as user {1}.".format(place, os.geteuid()))]
     return []
 
 
