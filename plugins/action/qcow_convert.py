@@ -116,6 +116,7 @@ class ActionModule(ActionBase):
         unreachable_since: float | None = None
         sign_of_life = time.monotonic()
         process: tuple[int, int] | None = None
+        first = True
         time.sleep(min(0.5, wait))  # most calls with nothing to do end at once
         pause = wait
         while True:
@@ -149,8 +150,9 @@ class ActionModule(ActionBase):
                     "Nothing is lost; run again, and what it has left is finished or cleaned up first.",
                 }
             process = sight.process
-            for line in report.lines(sight):
+            for line in report.lines(sight) if not first else ():  # nobody wants to read how a second went
                 self._say(line)
+            first = False
             time.sleep(wait if sight.gone else pause)
             pause = min(pause * 1.5, interval)
 
