@@ -10,6 +10,7 @@ from typing import Dict, Iterable, List, Optional, Set
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import tree
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import find_users_many
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Graph, Key, Node
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import QCOW_MAGIC
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_header import Backing
@@ -34,6 +35,8 @@ def plan_chains(requests: List[Request], records: Records) -> List[Plan]:
         if node is not None:
             own.setdefault(node.key, number)
     bases = Bases()
+    if len(own) > 1:
+        bases.users = find_users_many(own)
     plans: Dict[int, Plan] = {}
     for number in _base_first(requests, graph, own):
         plans[number] = make_plan(requests[number], records, bases)

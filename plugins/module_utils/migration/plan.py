@@ -16,6 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import (
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import FileIdentity, check_name, open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import WRITER, find_users
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.uses import Use
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Key, Member, follow
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
@@ -89,6 +90,7 @@ class Bases:
     def __init__(self) -> None:
         self.plans: Dict[Key, Plan] = {}
         self.sound: Set[Key] = set()
+        self.users: Dict[Key, List[Use]] = {}  # from one look at all processes for all images
 
 
 def make_plan(request: Request, records: Records, bases: Optional[Bases] = None) -> Plan:
@@ -186,7 +188,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     _require_names(request, dest, retired)
     if dest != request.src and os.path.lexists(dest) and not is_device(dest):
         return _adopt(request, dest, source, common)
-    _require_free(source, replaced=retired is not None)
+    _require_free(source, bases, replaced=retired is not None)
     engine = choose_engine(request)
     if is_device(dest):
         require_usable(request, dest, rounded(image.virtual_size))
@@ -343,8 +345,8 @@ def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> N
             )
 
 
-def _require_free(source: Source, *, replaced: bool) -> None:
-    users = find_users(source.fd)
+def _require_free(source: Source, bases: Bases, *, replaced: bool) -> None:
+    users = find_users(source.fd, seen=bases.users)
     against = users if replaced else [use for use in users if use.kind == WRITER]
     if against:
         raise QcowError(
