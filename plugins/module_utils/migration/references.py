@@ -4,7 +4,7 @@
 
 """What refers to an image by its name: pointed to the result between publishing and retiring, and back by a rollback.
 
-Whoever keeps such references (libvirt's domains, the headers of foreign overlays) adds a :class:`Keeper` to :data:`KEEPERS`.
+Whoever keeps such references (libvirt's domains, the headers of foreign overlays) is a :class:`Keeper`; :mod:`.keepers` installs them.
 """
 
 from typing import Any, Dict, List
@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import StateError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record
 
-FACTS = ("domains", "repointed_headers")
+FACTS = ("needed_by", "domains", "repointed_headers")
 """Where records hold what was re-pointed. A rollback that finds one of these and no keeper for it refuses."""
 
 

@@ -19,7 +19,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image import qcow2
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_header import Backing, backing_of, rebased
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import KEEPERS, Keeper
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import Keeper
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, show
 
 WANTED = "dependants"
@@ -78,14 +78,47 @@ def _first_cluster(fd: int, path: bytes) -> bytes:
     return os.pread(fd, 1 << header.cluster_bits, 0)
 
 
+class OverlayKeeper(Keeper):
+    """Keeps the rule that no base loses its name before its own overlays are migrated, and gets it back only after they have."""
+
+    fact = NEEDED_BY
+
+    def repoint(self, record: Record) -> None:
+        """See :meth:`Keeper.repoint`. Changes nothing."""
+        for overlay in self._overlays(record):
+            if not any(other.state in states.IN_PLACE for other in _records_beside(record).of_source(overlay)):
+                raise StateError(
+                    "still the backing file of {0}, which is not migrated".format(show(overlay)), record.file("src"), reason="needed"
+                )
+
+    def restore(self, record: Record) -> None:
+        """See :meth:`Keeper.restore`. There is nothing to do."""
+
+    def obstacles(self, record: Record) -> List[str]:
+        """See :meth:`Keeper.obstacles`."""
+        found = []
+        for overlay in self._overlays(record):
+            for other in _records_beside(record).of_source(overlay):
+                if other.state in states.IN_PLACE and other.facts.get("backing"):
+                    found.append("{0} rests on it (record {1}): roll that back first".format(show(other.path_of("dest")), other.id))
+        return found
+
+    @staticmethod
+    def _overlays(record: Record) -> List[bytes]:
+        return [decode_exact(wanted["path"], wanted["path_base64"]) for wanted in record.facts.get(NEEDED_BY) or ()]
+
+
+def _records_beside(record: Record) -> Records:
+    return Records(os.path.dirname(os.path.dirname(record.path)))
+
+
 class HeaderKeeper(Keeper):
-    """Keeps the headers of foreign overlays, and the rule that no base loses its name before its own overlays are migrated."""
+    """Keeps the headers of foreign overlays."""
 
     fact = DONE
 
     def repoint(self, record: Record) -> None:
         """See :meth:`Keeper.repoint`."""
-        self._require_overlays_migrated(record)
         done = list(record.facts.get(DONE) or ())
         known = {decode_exact(entry["path"], entry["path_base64"]) for entry in done}
         for wanted in record.facts.get(WANTED) or ():
@@ -94,16 +127,6 @@ class HeaderKeeper(Keeper):
                 done.append(_entry(path, wanted))
                 record.note(record.state, **{DONE: done})
             _write(next(entry for entry in done if decode_exact(entry["path"], entry["path_base64"]) == path), "after", "before")
-
-    @staticmethod
-    def _require_overlays_migrated(record: Record) -> None:
-        records = Records(os.path.dirname(os.path.dirname(record.path)))
-        for wanted in record.facts.get(NEEDED_BY) or ():
-            overlay = decode_exact(wanted["path"], wanted["path_base64"])
-            if not any(other.state in states.IN_PLACE for other in records.of_source(overlay)):
-                raise StateError(
-                    "still the backing file of {0}, which is not migrated".format(show(overlay)), record.file("src"), reason="needed"
-                )
 
     def restore(self, record: Record) -> None:
         """See :meth:`Keeper.restore`."""
@@ -206,7 +229,3 @@ def _text(data: bytes) -> str:
 
 def _bytes(text: str) -> bytes:
     return base64.b64decode(text.encode("ascii"), validate=True)
-
-
-if not any(isinstance(keeper, HeaderKeeper) for keeper in KEEPERS):
-    KEEPERS.append(HeaderKeeper())

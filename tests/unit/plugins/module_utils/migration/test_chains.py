@@ -15,7 +15,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, convert, references
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, convert, references, undo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
@@ -400,4 +400,18 @@ def test_check_mode_shows_the_chain_and_changes_nothing(host: Host) -> None:
     base, one = ok(host.migrate("base.qcow", "one.qcow", check_mode=True))
     assert base["repointed"] == [os.fspath(host.images / "three.qcow2")]
     assert one["backing"]["path"] == "base.qcow2" and "thin" in one["msg"]
+    assert host.snapshot() == before
+
+
+def test_chain_is_rolled_back_overlays_first(host: Host) -> None:
+    host.v1("base.qcow", seed=1)
+    host.v1("one.qcow", "base.qcow", seed=2)
+    host.foreign("three.qcow2", "base.qcow")
+    before = host.snapshot()
+    ok(host.migrate("base.qcow", "one.qcow"))
+    base = os.fsencode(host.images / "base.qcow")
+    (refused,) = undo.roll_back_all(undo.Choice(host.state, paths=(base,)), discard_changes=False)
+    assert refused["failed"] and "one.qcow2" in refused["msg"]
+    results = undo.roll_back_all(undo.Choice(host.state, paths=(os.fsencode(host.images),)), discard_changes=False)
+    assert not [result["msg"] for result in results if result["failed"]]
     assert host.snapshot() == before
