@@ -22,6 +22,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.images
+  - vmimage.qcow.domains
 attributes:
   check_mode:
     support: full
@@ -175,6 +176,16 @@ options:
     description: Whether a backing file without any mark of a format is taken for raw. Otherwise it has to be declared in O(backing_formats).
     type: bool
     default: true
+  domains:
+    description:
+      - What becomes of libvirt domains that use an image.
+      - V(follow) points their definitions to the result before the original is retired, path and driver type together, as C(virsh edit) would.
+        An image is refused before anything is written where a domain could not follow it, for a snapshot or a saved memory state for instance.
+      - V(refuse) refuses every image that a domain uses.
+      - V(ignore) does not ask libvirt.
+    type: str
+    choices: [follow, refuse, ignore]
+    default: follow
   passphrase_file:
     description:
       - File on the host with the passphrase of encrypted images. Every byte of it counts, a newline at its end too.
@@ -544,6 +555,8 @@ def main() -> None:
             "backing_dirs": {"type": "list", "elements": "path", "default": []},
             "backing_formats": {"type": "dict", "default": {}},
             "raw_bases": {"type": "bool", "default": True},
+            "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
+            "libvirt_uri": {"type": "str", "default": "qemu:///system"},
             "passphrase_file": {"type": "path", "no_log": False},  # names of files, not passphrases
             "passphrase_files": {"type": "dict", "default": {}, "no_log": False},
             "force_passphrase": {"type": "bool", "default": False, "no_log": False},
@@ -579,6 +592,8 @@ def main() -> None:
         stop_after=module.params["stop_after"],
         stop_after_bytes=size_of(module, "stop_after_bytes"),
         watched_as=module.params["_watched_as"],
+        domains=module.params["domains"],
+        libvirt_uri=module.params["libvirt_uri"],
         **reserve_of(module),
     )
     recovered: List[Dict[str, Any]] = []

@@ -21,6 +21,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.images
   - vmimage.qcow.records
+  - vmimage.qcow.domains
 attributes:
   check_mode:
     support: full
@@ -41,6 +42,15 @@ options:
     description: Whether guests may lose what they have written to the migrated images. These are kept aside all the same.
     type: bool
     default: false
+  domains:
+    description:
+      - What becomes of libvirt domains that have followed the migration.
+      - V(follow) points their disks back to what the record says. A migration whose domains run is refused.
+      - V(refuse) refuses every migration that domains have followed.
+      - V(ignore) leaves them pointing to the result, which is gone then; for hosts whose libvirt is gone too.
+    type: str
+    choices: [follow, refuse, ignore]
+    default: follow
 seealso:
   - module: vmimage.qcow.qcow_convert
   - module: vmimage.qcow.qcow_cleanup
@@ -125,6 +135,8 @@ def main() -> None:
             "paths": {"type": "list", "elements": "path", "default": [], "aliases": ["path"]},
             "records": {"type": "list", "elements": "str", "default": []},
             "discard_changes": {"type": "bool", "default": False},
+            "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
+            "libvirt_uri": {"type": "str", "default": "qemu:///system"},
             "lock_timeout": {"type": "int", "default": 0},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
@@ -139,6 +151,8 @@ def main() -> None:
         records=tuple(params["records"]),
         wait=params["lock_timeout"],
         check_mode=module.check_mode,
+        domains=params["domains"],
+        libvirt_uri=params["libvirt_uri"],
     )
     recovered: List[Dict[str, Any]] = []
     try:

@@ -9,8 +9,10 @@ import time
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import Ended, run_forked
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import keepers
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.chains import plan_chains, refuse_together
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import Outcome, execute, execute_family
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.limits import DEFER, Window, defer_beyond, deferred, unit_of
@@ -38,6 +40,8 @@ class Settings(NamedTuple):
     stop_after: Optional[float] = None  # begin no image later than this
     stop_after_bytes: Optional[int] = None  # copy no more guest bytes than this
     watched_as: Optional[str] = None  # the token of who reads how far it has come
+    domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that use the images
+    libvirt_uri: str = DEFAULT_URI
 
 
 def run(requests: List[Request], settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
@@ -53,6 +57,7 @@ def run(requests: List[Request], settings: Settings, recovered: Optional[List[Di
     """
     requests = [_absolute(request) for request in requests]
     recovered = [] if recovered is None else recovered
+    keepers.install(settings.domains, settings.libvirt_uri)
     if settings.check_mode:
         recovered.extend(dict(explain(record), failed=False) for record in Records(settings.state_dir).unfinished())
         return [_planned(plan) for plan in _plan_all(requests, settings, [])]

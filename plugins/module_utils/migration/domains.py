@@ -16,7 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageIn
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_repoint, domain_xml, libvirt
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_survey import DomainUse, Survey, domains_of, survey
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import KEEPERS, Keeper
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import Keeper
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
 
 # Asking libvirt about all domains again for each of thousands of images would cost more than the images. Whether a domain runs is
@@ -201,7 +201,3 @@ def active(answer: Survey, uses: List[DomainUse]) -> List[str]:
 def overlay_path(src: bytes, identifier: str) -> bytes:
     """Where a running domain writes while the image below it is converted."""
     return os.path.join(os.path.dirname(src), b".vmimage-qcow." + identifier.encode("ascii") + b".overlay")
-
-
-if not any(isinstance(keeper, Domains) for keeper in KEEPERS):
-    KEEPERS.append(Domains())

@@ -8,8 +8,9 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import cleanup, rollback
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import cleanup, keepers, rollback
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import reason_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Record, Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
@@ -25,6 +26,8 @@ class Choice(NamedTuple):
     records: Tuple[str, ...] = ()
     wait: float = 0
     check_mode: bool = False
+    domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that a rollback concerns
+    libvirt_uri: str = DEFAULT_URI
 
 
 Deal = Callable[[Record], Dict[str, Any]]
@@ -80,6 +83,7 @@ def _run(choice: Choice, deal: Deal, missing: Dict[str, Any], recovered: Optiona
     recovered = [] if recovered is None else recovered
     records = Records(choice.state_dir)
     results: List[Dict[str, Any]] = []
+    keepers.install(choice.domains, choice.libvirt_uri, undoing=True)
     if choice.check_mode:
         recovered.extend(dict(explain(record), failed=False) for record in records.unfinished())
         _deal_with(choice, records, deal, missing, results)
