@@ -7,7 +7,7 @@
 Whoever keeps such references (libvirt's domains, the headers of foreign overlays) is a :class:`Keeper`; :mod:`.keepers` installs them.
 """
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import StateError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record
@@ -43,6 +43,10 @@ class Keeper:
 
 KEEPERS: List[Keeper] = []
 """Who keeps references on this host, in the order in which they re-point."""
+
+
+GOING_BACK: Set[str] = set()
+"""Names of the records that a check mode has found will be rolled back before those that it looks at next."""
 
 
 def install(*keepers: Keeper) -> None:

@@ -19,7 +19,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image import qcow2
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_header import Backing, backing_of, rebased
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import Keeper
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import GOING_BACK, Keeper
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, show
 
 WANTED = "dependants"
@@ -99,7 +99,7 @@ class OverlayKeeper(Keeper):
         found = []
         for overlay in self._overlays(record):
             for other in _records_beside(record).of_source(overlay):
-                if other.state in states.IN_PLACE and other.facts.get("backing"):
+                if other.state in states.IN_PLACE and other.facts.get("backing") and other.id not in GOING_BACK:
                     found.append("{0} rests on it (record {1}): roll that back first".format(show(other.path_of("dest")), other.id))
         return found
 

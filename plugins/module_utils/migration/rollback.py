@@ -23,9 +23,9 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import f
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import references
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish import in_place, inode_at, temporary_path
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, named
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_layer, open_plain
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, show
 
 NOOP = "noop"
 ROLL_BACK = "roll-back"
@@ -67,6 +67,7 @@ def plan_rollback(record: Record, *, discard_changes: bool) -> Reversal:
             "the migration is unfinished ({0})".format(record.state), record.path_of("src"), hint="Run the migration again first."
         )
     _require_original(record)
+    _require_backing(record)
     found = references.obstacles(record)
     if found:
         raise StateError("what refers to the image cannot be pointed back: {0}".format("; ".join(found)), record.path_of("dest"))
@@ -92,6 +93,20 @@ def _require_original(record: Record) -> None:
                 "the original is not what it was when it was migrated", where, hint="Nothing was changed. Compare the two first."
             )
         _require_idle(source)
+
+
+def _require_backing(record: Record) -> None:
+    """What the original rests on must be there, or be able to come back."""
+    records = Records(os.path.dirname(os.path.dirname(record.path)))
+    for entry in record.facts.get("chain") or ():
+        path = decode_exact(entry["path"], entry.get("path_base64"))
+        if not os.path.lexists(path) and not any(other.state == states.DONE for other in records.of_source(path)):
+            raise QcowError(
+                "its backing file {0} is gone and has no record to bring it back".format(show(path)),
+                record.path_of("src"),
+                reason="missing",
+                hint="Nothing was changed. Restore the backing file first.",
+            )
 
 
 def _require_idle(source: Source) -> None:

@@ -14,6 +14,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration import clea
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import reason_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Record, Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import GOING_BACK
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.selection import select
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
@@ -47,7 +48,9 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
 
     def deal(record: Record) -> Dict[str, Any]:
         reversal = rollback.plan_rollback(record, discard_changes=discard_changes)
-        if reversal.action == rollback.ROLL_BACK and not choice.check_mode:
+        if reversal.action == rollback.ROLL_BACK and choice.check_mode:
+            GOING_BACK.add(record.id)
+        elif reversal.action == rollback.ROLL_BACK:
             rollback.roll_back(reversal)
         kept = record.file("rolled_back_to") or reversal.kept
         return {
@@ -58,6 +61,7 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             "kept": None if kept is None else show(kept),
         }
 
+    GOING_BACK.clear()
     return _run(choice, deal, {"discarded": False, "kept": None}, recovered)
 
 
