@@ -18,8 +18,10 @@ FORMAT ?=
 CHECK ?=
 # More arguments for ansible-playbook, or for pytest in `make unit`.
 EXTRA ?=
-# The ansible-core releases whose sanity tests run; each needs requirements/core-VERSION.txt, but for the one of dev.txt.
-CORES ?= 2.19 2.16
+# The ansible-core releases whose sanity tests run, the oldest, the newest and that of dev.txt; supported are all of ALL_CORES.
+# Each needs requirements/core-VERSION.txt.
+CORES ?= 2.21 2.19 2.16
+ALL_CORES := 2.21 2.20 2.19 2.18 2.17 2.16
 export IMAGES FORMAT CHECK
 
 ROOT := $(CURDIR)
@@ -27,6 +29,7 @@ BUILD := $(ROOT)/build
 LINK := $(BUILD)/ansible_collections/vmimage/qcow
 DEV := $(ROOT)/.venv
 RUN := $(ROOT)/.venv-run
+RELEASE := $(ROOT)/.venv-release
 PIP := -m pip install --quiet --disable-pip-version-check
 
 export ANSIBLE_COLLECTIONS_PATH := $(BUILD)
@@ -71,9 +74,16 @@ $(DEV)/ready: requirements/dev.txt requirements/oracle.txt
 		|| { echo "libqcow could not be built (a C compiler and Python's headers are needed): its tests will not run." >&2; [ "$${CI:-}" != true ]; }
 	@touch $@
 
+$(RELEASE)/ready: requirements/release.txt
+	$(call say,Building the environment for documentation and release .venv-release)
+	@python=$$(tests/support/find-python.sh) && "$$python" -m venv --clear $(RELEASE)
+	@$(RELEASE)/bin/python $(PIP) -r requirements/release.txt
+	@touch $@
+
+# A list may say which Python it needs at least.
 .venv-core-%/ready: requirements/core-%.txt
 	$(call say,Building an environment with ansible-core $*)
-	@python=$$(tests/support/find-python.sh) && "$$python" -m venv --clear .venv-core-$*
+	@python=$$(tests/support/find-python.sh $$(sed -n 's/^# Python: //p' requirements/core-$*.in)) && "$$python" -m venv --clear .venv-core-$*
 	@.venv-core-$*/bin/python $(PIP) -r requirements/core-$*.txt
 	@touch $@
 
@@ -87,7 +97,8 @@ lock: ## resolve requirements/*.in anew
 	@.venv-lock/bin/python $(PIP) uv
 	@cd requirements && for list in *.in; do \
 		{ echo '# Made by `make lock` from the .in file beside it. Do not edit.'; \
-		  ../.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+		  python=$$(sed -n 's/^# Python: //p' "$$list"); \
+		  ../.venv-lock/bin/uv pip compile --quiet --universal --python-version "$${python:-3.11}" --upgrade --no-header --no-annotate \
 			--no-emit-index-url --no-emit-find-links "$$list"; } > "$${list%.in}.new" && mv "$${list%.in}.new" "$${list%.in}.txt"; \
 	done
 
@@ -107,11 +118,11 @@ samples: $(RUN)/ready $(LINK) ## make fresh sample images under build/samples
 
 .PHONY: test
 test: setup ## every check and every test
-	@start=$$SECONDS; for step in lint sanity unit integration molecule; do $(MAKE) $$step; done; \
+	@start=$$SECONDS; for step in lint sanity unit unit-pythons integration molecule; do $(MAKE) $$step; done; \
 	printf '\n\033[1m== make test: all steps passed in %d s\033[0m\n' $$((SECONDS - start))
 
 .PHONY: lint
-lint: $(DEV)/ready $(LINK) ## ruff, mypy, import contract, yamllint, shellcheck, ansible-lint, docs and changelog
+lint: $(DEV)/ready $(LINK) licences docs importer ## ruff, mypy, import contract, yamllint, shellcheck, ansible-lint, docs, changelog, licences, Galaxy's checks
 	$(call say,ruff)
 	@$(DEV)/bin/ruff check .
 	@$(DEV)/bin/ruff format --check .
@@ -131,13 +142,28 @@ lint: $(DEV)/ready $(LINK) ## ruff, mypy, import contract, yamllint, shellcheck,
 	@if command -v shellcheck >/dev/null; then git ls-files -co --exclude-standard -- '*.sh' .ci/run | xargs -r shellcheck; \
 	else echo "shellcheck is not installed"; [ "$${CI:-}" != true ]; fi
 
+.PHONY: licences
+licences: $(RELEASE)/ready ## every file says its copyright and licence (REUSE)
+	$(call say,reuse)
+	@$(RELEASE)/bin/reuse lint --quiet || $(RELEASE)/bin/reuse lint
+
+.PHONY: docs
+docs: $(RELEASE)/ready $(LINK) ## the documentation site, in build/docs
+	$(call say,documentation site)
+	@docs/build.sh $(RELEASE) $(BUILD)/docs
+
+.PHONY: importer
+importer: $(RELEASE)/ready artifact ## what Ansible Galaxy checks when a release is uploaded
+	$(call say,galaxy-importer)
+	@tests/release/importer.sh $(RELEASE) $(BUILD)/vmimage-qcow-*.tar.gz
+
 .PHONY: format
 format: $(DEV)/ready ## let ruff lay out the Python files
 	@$(DEV)/bin/ruff check --fix .
 	@$(DEV)/bin/ruff format .
 
 .PHONY: sanity
-sanity: ## ansible-test sanity, without ignored findings, on each of CORES
+sanity: ## ansible-test sanity, without ignored findings, on each of CORES="2.21 2.16"
 	@$(MAKE) -j 2 --output-sync=target $(CORES:%=sanity-%)
 
 sanity-%: .venv-core-%/ready
@@ -148,6 +174,16 @@ sanity-%: .venv-core-%/ready
 unit: $(DEV)/ready $(LINK) ## pytest: unit, differential, faults; EXTRA="-k name"
 	$(call say,pytest)
 	@$(DEV)/bin/python -m pytest -n 2 $(EXTRA)
+
+.PHONY: sanity-all
+sanity-all: ## the same on every supported core
+	@$(MAKE) sanity CORES="$(ALL_CORES)"
+
+# The engine has to work on every Python that a host may have. Most tests need a newer one: this is the part that every Python can run.
+.PHONY: unit-pythons
+unit-pythons: $(LINK) ## images converted, verified, checked and rolled back on each Python from 3.6 that is here
+	$(call say,tests/compat/smoke.py on every Python)
+	@tests/compat/all-pythons.sh tests/compat/smoke.py
 
 # Each target on the newest supported core, and with modules running on Python 3.6 through the last core that can do that.
 .PHONY: integration
@@ -175,9 +211,10 @@ bench: setup ## measure against qemu-img and cp
 	@$(DEV)/bin/python -m ansible_collections.vmimage.qcow.bench.run $(EXTRA)
 
 .PHONY: artifact
-artifact: $(DEV)/ready ## the collection as it is published, in build/
-	@$(DEV)/bin/ansible-galaxy collection build --force --output-path $(BUILD) .
+artifact: $(RUN)/ready ## the collection as it is published, in build/
+	@rm -f $(BUILD)/vmimage-qcow-*.tar.gz
+	@$(RUN)/bin/ansible-galaxy collection build --force --output-path $(BUILD) .
 
 .PHONY: clean
 clean: ## remove all that make has made
-	@rm -rf build .venv .venv-run .venv-lock .venv-core-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .ansible
+	@rm -rf build .venv .venv-run .venv-release .venv-lock .venv-core-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .ansible

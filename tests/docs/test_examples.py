@@ -45,6 +45,7 @@ class Machine(NamedTuple):
         command += ["bash", "-c", binds + ' && exec bash -eu -o pipefail -c "$1"', "bash", script]
         environment = {
             "HOME": str(self.root),
+            "PWD": str(self.work),
             "PATH": "%s:%s" % (os.path.dirname(sys.executable), os.environ["PATH"]),
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build"),
