@@ -215,6 +215,10 @@ artifact: $(RUN)/ready ## the collection as it is published, in build/
 	@rm -f $(BUILD)/vmimage-qcow-*.tar.gz
 	@$(RUN)/bin/ansible-galaxy collection build --force --output-path $(BUILD) .
 
+.PHONY: release
+release: $(DEV)/ready ## write the changelog of the version in galaxy.yml from the fragments
+	@$(DEV)/bin/antsibull-changelog release --update-existing --reload-plugins
+
 .PHONY: clean
 clean: ## remove all that make has made
 	@rm -rf build .venv .venv-run .venv-release .venv-lock .venv-core-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .ansible

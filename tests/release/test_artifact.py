@@ -40,7 +40,9 @@ class Place(NamedTuple):
             "ANSIBLE_COLLECTIONS_PATH": str(self.home / "collections"),
         }
         command = [str(ANSIBLE / program), *arguments]
-        done = subprocess.run(command, cwd=self.home, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=self.home, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
@@ -96,7 +98,9 @@ def test_playbooks_work(place: Place) -> None:
     settings.update({role + "_state_dir": str(place.home / "state") for role in ("migrate", "rollback", "cleanup")})
 
     def play(name: str, *more: str) -> str:
-        return place.run("ansible-playbook", "-i", "localhost,", "-c", "local", "-e", json.dumps(settings), "vmimage.qcow." + name, *more).stdout
+        return place.run(
+            "ansible-playbook", "-i", "localhost,", "-c", "local", "-e", json.dumps(settings), "vmimage.qcow." + name, *more
+        ).stdout
 
     play("scan")
     report = json.loads((place.home / "qcow-reports/scan-localhost.json").read_text(encoding="utf-8"))
