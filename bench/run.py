@@ -4,7 +4,8 @@
 
 """``make bench``: this collection and its peers in turn, one table.
 
-``BENCH=name`` runs the cases with that in their name, ``BENCH_SCALE=small`` runs them on small images (for correctness, not for the numbers).
+``BENCH=name`` runs the cases with that in their name. ``BENCH_SCALE=small`` runs them on small images, for correctness and not for the numbers;
+``BENCH_SCALE=0.25`` makes images a quarter as large.
 """
 
 import argparse
@@ -28,7 +29,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=0, help="runs of each side (default 5, 1 with BENCH_SCALE=small)")
     parser.add_argument("--folder", default=None, help="where images and results go (default: a new directory in the current one's build/)")
     arguments = parser.parse_args()
-    small = os.environ.get("BENCH_SCALE") == "small"
+    scale = os.environ.get("BENCH_SCALE") or "1"
+    small = scale == "small"
     for tool in ("qemu-img", "find", "cp"):
         if shutil.which(tool) is None:
             sys.exit("bench needs {0}".format(tool))
@@ -37,12 +39,14 @@ def main() -> None:
     idle = run([sys.executable, "-c", "pass"]).memory
     rows: List[Row] = []
     try:
-        bench = Bench(os.path.abspath(folder), 1 / 64 if small else 1.0, arguments.pairs or (1 if small else 5))
+        bench = Bench(os.path.abspath(folder), 1 / 64 if small else float(scale), arguments.pairs or (1 if small else 5))
         os.mkdir(bench.state)
         for case in chosen(os.environ.get("BENCH")):
             for row in case(bench):
                 rows.append(row)
                 print("{0}, against {1}: {2:.1f} times".format(row.work, row.peer, median(_ratios(row))), file=sys.stderr)
+    except KeyboardInterrupt:
+        pass  # what has been measured is shown
     finally:
         shutil.rmtree(folder)
     if not rows:
