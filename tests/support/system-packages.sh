@@ -25,6 +25,8 @@ needs=(
     "virsh --version                        |libvirt-clients |libvirt-client"
     "/usr/bin/python3 -c 'import libvirt'   |python3-libvirt |python3-libvirt"
     "qemu-system-x86_64 --version           |qemu-system-x86 |qemu-kvm"
+    "command -v chromium chromium-browser   |chromium       |chromium"
+    "fc-match sans                          |fontconfig     |fontconfig"
 )
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -1,0 +1,204 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The report of a fleet: its numbers, its files, and its page as a browser shows it."""
+
+import csv
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from ansible_collections.vmimage.qcow.plugins.action.qcow_report import cell, make
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet
+from ansible_collections.vmimage.qcow.tests.support.require import require
+
+GIB = 1 << 30
+NASTY = "/srv/<script>alert(1)</script>\"'&{{ 7 * 7 }}.qcow"
+
+
+def found(path, **more):
+    image = {
+        "path": path,
+        "format": "qcow",
+        "writer": "qemu-img",
+        "virtual_size": 4 * GIB,
+        "allocated_size": GIB,
+        "candidate": True,
+        "reasons": ["QCOW v1"],
+        "in_use": [],
+        "chain": [],
+        "backing": None,
+        "check": {"verdict": "sound", "findings": []},
+        "error": None,
+    }
+    return dict(image, **more)
+
+
+def migrated(path, **more):
+    result = {
+        "src": path,
+        "dest": path + ".qcow2",
+        "action": "convert",
+        "changed": True,
+        "failed": False,
+        "verified": True,
+        "fingerprint": "sha256-64k:00",
+        "record": "20261122T010203.000000Z-00000000",
+        "retired": path + ".qcow1.orig",
+        "before": {"allocated_size": GIB, "virtual_size": 4 * GIB},
+        "after": {"allocated_size": GIB // 2},
+        "seconds": 2.0,
+        "reason": None,
+        "msg": "",
+        "chain": [],
+    }
+    return dict(result, **more)
+
+
+@pytest.fixture(name="folder")
+def make_folder(tmp_path):
+    scans = {
+        "hv1": [
+            found("/i/base.qcow"),
+            found("/i/over.qcow", chain=[{"path": "/i/base.qcow", "format": "qcow"}]),
+            found("/i/top.qcow", backing={"name": "over.qcow", "format": None}),
+            found("/i/new.qcow2", format="qcow2", writer=None, candidate=False, reasons=[]),
+        ],
+        "hv2": [
+            found(NASTY, in_use=[{"kind": "writer", "who": "=cmd()", "how": "open for writing"}]),
+            found("/i/bad.qcow", check={"verdict": "damaged", "findings": [{"what": "a cluster lies beyond the end"}]}),
+            found("/i/later.qcow"),
+        ],
+    }
+    for host, images in scans.items():
+        report = {"schema": 1, "host": host, "time": "2026-11-22T01:00:00Z", "summary": {"files": 9}, "images": images}
+        (tmp_path / f"scan-{host}.json").write_text(json.dumps(report))
+    busy = migrated(NASTY, changed=False, failed=True, action="refuse", reason="in-use", msg=NASTY + ": the image is in use", after={})
+    later = migrated("/i/later.qcow", changed=False, action="defer", reason="deferred", msg="deferred", after={})
+    results = {"hv1": [migrated("/i/base.qcow"), migrated("/i/over.qcow"), migrated("/i/top.qcow")], "hv2": [busy, later]}
+    for host, images in results.items():
+        report = {"schema": 1, "host": host, "images": images, "errors": [image["msg"] for image in images if image["failed"]]}
+        (tmp_path / f"migrate-{host}.json").write_text(json.dumps(report))
+    (tmp_path / "scan-hv3.json").write_text("{half a report")
+    return tmp_path
+
+
+def test_the_numbers(folder):
+    changed, totals = make(str(folder), ["hv4"], "Fleet")
+    assert changed
+    report = json.loads((folder / "report.json").read_text())
+    assert report["schema"] == fleet.SCHEMA
+    assert totals == report["totals"]
+    expected = {"hosts": 4, "missing": 1, "images": 7, "migrated": 3, "failed": 1, "deferred": 1, "left": 1, "other": 1, "verified": 3}
+    assert {key: totals[key] for key in expected} == expected
+    assert (totals["bytes_before"], totals["bytes_after"], totals["seconds"]) == (3 * GIB, 3 * GIB // 2, 6)
+    assert {host["host"]: host["state"] for host in report["hosts"]} == {"hv1": "done", "hv2": "failed", "hv3": "failed", "hv4": "missing"}
+    assert [(problem["host"], problem["reason"]) for problem in report["problems"]] == [
+        ("hv2", "damaged"),
+        ("hv2", "in-use"),
+        ("hv3", "run"),
+        ("hv4", "missing"),
+    ]
+    chain = report["chains"][0]
+    assert (chain["path"], chain["overlays"][0]["path"], chain["overlays"][0]["overlays"][0]["path"]) == (
+        "/i/base.qcow",
+        "/i/over.qcow",
+        "/i/top.qcow",
+    )
+
+
+def test_the_tables(folder):
+    make(str(folder), [], "Fleet")
+    with open(folder / "images.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert tuple(rows[0]) == fleet.COLUMNS
+    lines = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in rows] == [line["path"] for line in lines] and len(rows) == 7
+    with open(folder / "hosts.csv", newline="") as stream:
+        assert [row["host"] for row in csv.DictReader(stream)] == ["hv1", "hv2", "hv3"]
+
+
+def test_a_second_report_of_the_same_changes_nothing(folder):
+    make(str(folder), [], "Fleet")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert make(str(folder), [], "Fleet")[0] is False
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_check_mode_writes_nothing(folder):
+    before = sorted(os.listdir(folder))
+    assert make(str(folder), [], "Fleet", write=False)[0] is True
+    assert sorted(os.listdir(folder)) == before
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1"])
+def test_no_cell_is_a_formula(text):
+    assert cell(text) == "'" + text
+
+
+def test_a_scan_after_the_migration_does_not_count_twice(tmp_path):
+    after = [
+        found("/i/a.qcow.qcow2", format="qcow2", candidate=False, reasons=[]),
+        found("/i/a.qcow.qcow1.orig", candidate=False, reasons=["retired original"]),
+    ]
+    (tmp_path / "scan-h.json").write_text(json.dumps({"images": after}))
+    (tmp_path / "migrate-h.json").write_text(json.dumps({"images": [migrated("/i/a.qcow")]}))
+    totals = make(str(tmp_path), [], "Fleet")[1]
+    assert (totals["images"], totals["migrated"]) == (1, 1)
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing_of_what_it_tells(folder):
+    make(str(folder), [], "A <b>fleet</b>")
+    page = (folder / "index.html").read_text()
+    assert "<b>fleet" not in page and "alert(1)</script>" not in page and html.escape(NASTY) in html.escape(html.unescape(page))
+    assert not re.search(r'(src|href)="(https?:)?//', page) and "url(" not in page
+    assert page.count("<h1>") == 1 and '<html lang="en">' in page
+
+
+PROBE = """<!DOCTYPE html><meta charset="utf-8"><body><iframe id="page" src="%(page)s" width="%(width)d" height="900"></iframe><script>
+function rgb(text) { var m = text.match(/[\\d.]+/g).map(Number); return m.length > 3 && m[3] === 0 ? null : m; }
+function light(c) { return [0.2126, 0.7152, 0.0722].reduce(function (sum, weight, i) {
+  var v = c[i] / 255; return sum + weight * (v <= 0.03928 ? v / 12.92 : Math.pow((v + 0.055) / 1.055, 2.4)); }, 0); }
+document.getElementById("page").addEventListener("load", function () {
+  var doc = this.contentDocument, win = this.contentWindow, dim = [], small = [];
+  doc.querySelectorAll("body *").forEach(function (node) {
+    var own = Array.from(node.childNodes).some(function (c) { return c.nodeType === 3 && c.textContent.trim(); });
+    if (!own || node.tagName === "SCRIPT" || !node.getClientRects().length) { return; }
+    var style = win.getComputedStyle(node), ground = null, up = node;
+    while (up && !(ground = rgb(win.getComputedStyle(up).backgroundColor))) { up = up.parentElement; }
+    var a = light(rgb(style.color)), b = light(ground || [255, 255, 255]);
+    if ((Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5) { dim.push(node.className + ": " + node.textContent.trim().slice(0, 40)); }
+    if (parseFloat(style.fontSize) < 12) { small.push(node.textContent.trim().slice(0, 40)); }
+  });
+  document.body.setAttribute("data-seen", JSON.stringify({dim: dim, small: small, wide: doc.documentElement.scrollWidth,
+    dark: win.matchMedia("(prefers-color-scheme: dark)").matches, rows: doc.querySelectorAll("#list tbody tr").length}));
+});
+</script>"""
+
+
+@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_in_a_browser(folder, width, dark):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    require(browser, "needs Chromium (see tests/support/system-packages.sh)")
+    make(str(folder), ["hv4"], "Fleet")
+    (folder / "probe.html").write_text(PROBE % {"page": "index.html", "width": width})
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync", "--allow-file-access-from-files", "--enable-logging=stderr"]
+    options += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--window-size=1700,1000"]
+    options += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    done = subprocess.run(
+        [str(browser), *options, "--dump-dom", (folder / "probe.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    seen = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', done.stdout).group(1)))
+    assert seen["dark"] is dark
+    assert seen["rows"] == 7
+    assert seen["wide"] <= width, "it does not fit the window"
+    assert seen["dim"] == [] and seen["small"] == []
