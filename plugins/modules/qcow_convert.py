@@ -625,6 +625,7 @@ def finish(module: AnsibleModule, results: List[Dict[str, Any]], recovered: List
     if module._diff:  # with many images this doubles the answer
         answer["diff"] = diff_of(results)
     answer.pop("failed", None)
+    answer.pop("warnings", None)  # given by module.warn already
     if failed:
         module.fail_json(**dict(answer, msg="; ".join(result["msg"] for result in failed)))
     module.exit_json(**answer)
