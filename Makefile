@@ -156,6 +156,8 @@ docs: $(RELEASE)/ready $(LINK) ## the documentation site, in build/docs
 importer: $(RELEASE)/ready artifact ## what Ansible Galaxy checks when a release is uploaded
 	$(call say,galaxy-importer)
 	@tests/release/importer.sh $(RELEASE) $(BUILD)/vmimage-qcow-*.tar.gz
+	$(call say,ansible-builder)
+	@tests/release/execution-environment.sh $(RELEASE) $(BUILD)/vmimage-qcow-*.tar.gz
 
 .PHONY: format
 format: $(DEV)/ready ## let ruff lay out the Python files
