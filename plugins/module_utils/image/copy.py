@@ -98,7 +98,7 @@ class _Copy:
         long = (1 << 62) if writer.compressed else LONG
         for segments in windows(extents, writer.unit, writer.virtual_size, keep_zeros=writer.backed, long=long):
             first = segments[0]
-            if first.length >= long and len(first.extents) == 1 and first.extents[0].kind == DATA:
+            if first.length >= long and first.extents[0].kind == DATA and first.extents[0].length == first.length:
                 self._long(first)
             else:
                 self._window(segments)
@@ -119,8 +119,9 @@ class _Copy:
         if unit and not extent.offset % unit:
             self._share(segment, extent, unit)
             return
-        for start in range(segment.start, segment.start + segment.length, WINDOW):
-            length = min(WINDOW, segment.start + segment.length - start)
+        width = max(WINDOW, self.writer.unit)
+        for start in range(segment.start, segment.start + segment.length, width):
+            length = min(width, segment.start + segment.length - start)
             piece = clip(extent, start, start + length)
             if piece is not None:
                 expect(fd, piece.offset + length, 4 * WINDOW)

@@ -68,34 +68,34 @@ def windows(extents: Iterable[Extent], unit: int, size: int, *, keep_zeros: bool
         if length < long and start + length <= border:
             gathered.add(extent, start, start + length)
             continue
-        for piece in _pieces(extent, unit, size, width, long):
-            if piece.start >= border or piece.length >= long and kind == DATA:
+        for piece, alone in _pieces(extent, unit, size, width, long):
+            if piece.start >= border or alone:
                 if gathered.segments:
                     yield gathered.take()
                 border = (piece.start // width + 1) * width
                 limit = border - width + FRAGMENTED_WINDOW
             gathered.add(piece, piece.start, piece.start + piece.length)
-            if piece.length >= long and kind == DATA:
+            if alone:
                 yield gathered.take()
                 border = limit = piece.start + piece.length
     if gathered.segments:
         yield gathered.take()
 
 
-def _pieces(extent: Extent, unit: int, size: int, width: int, long: int) -> Iterator[Extent]:
-    """An extent's long middle of whole units, and the rest of it cut at the borders of windows."""
+def _pieces(extent: Extent, unit: int, size: int, width: int, long: int) -> Iterator[Tuple[Extent, bool]]:
+    """An extent's long middle of whole units, which is to be alone in its window, and the rest of it cut at the borders of windows."""
     stop = extent.start + extent.length
     first = -(-extent.start // unit) * unit
     last = stop if stop == size else stop // unit * unit
     middle = clip(extent, first, last) if extent.kind == DATA and last - first >= long else None
     for begin, end in ((extent.start, stop),) if middle is None else ((extent.start, first), (last, stop)):
         if middle is not None and begin == last:
-            yield middle
+            yield middle, True
         while begin < end:
             border = min((begin // width + 1) * width, end)
             piece = clip(extent, begin, border)
             if piece is not None:
-                yield piece
+                yield piece, False
             begin = border
 
 
