@@ -6,6 +6,7 @@
 Examples are all code blocks in a shell language, YAML or INI. A comment before a block says what is to be done with it:
 
     file: NAME      write it into the page's directory (YAML and INI have to say this, or why not)
+    tasks: NAME     write these tasks there as a play for vm_hosts, and run it
     exit: CODE      its last command ends with this exit code
     not run: WHY    leave it out
 
@@ -54,7 +55,7 @@ def examples(path: pathlib.Path) -> list[Example]:
 
 
 def _mark(comment: str, marks: dict[str, str]) -> None:
-    found = re.fullmatch(r"(file|exit|not run): +(.+)", comment.strip())
+    found = re.fullmatch(r"(file|tasks|exit|not run): +(.+)", comment.strip())
     if found:
         marks[found.group(1)] = found.group(2)
 
