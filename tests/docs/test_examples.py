@@ -16,6 +16,7 @@ import textwrap
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from ansible_collections.vmimage.qcow.tests.docs import pages
 from ansible_collections.vmimage.qcow.tests.support import make_samples
@@ -149,3 +150,15 @@ def test_links_between_pages_lead_somewhere() -> None:
     labels = {label for text in pages_text.values() for label in re.findall(r"^\.\. _(ansible_collections\.\S+):$", text, re.MULTILINE)}
     wanted = {(name, label) for name, text in pages_text.items() for label in re.findall(r"(ansible_collections\.vmimage\.\S+?)>`", text)}
     assert sorted(entry for entry in wanted if ".docsite." in entry[1] and entry[1] not in labels) == []
+
+
+def test_options_that_pages_name_exist() -> None:
+    roles = {path.parts[-3]: path for path in ROOT.glob("roles/*/meta/argument_specs.yml")}
+    assert roles
+    known = set()
+    for path in roles.values():
+        known |= set(yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]["main"]["options"])
+    named = re.compile(r"(?<![\w#:./-])(?:%s)_[a-z0-9_]*[a-z0-9](?![\w*(.])" % "|".join(roles))
+    wanted = {(page.name, name) for page in PAGES for name in named.findall(page.read_text(encoding="utf-8"))}
+    assert len(wanted) > 50
+    assert sorted(entry for entry in wanted if entry[1] not in known) == []
