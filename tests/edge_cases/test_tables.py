@@ -125,21 +125,25 @@ def test_22_shared_l2_tables_are_converted(workbench) -> None:
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 
-def test_23_cluster_over_the_l1_table_is_converted_as_stored(workbench) -> None:
+def test_23_cluster_over_the_l1_table_is_corruption_and_salvaged_as_stored(workbench) -> None:
     image = build(ImageSpec(size=MIB, layout="mkimg", clusters={3: Plain(b"three")}))
     stored = image.data[4096:8192]
     both = build(ImageSpec(size=MIB, layout="mkimg", clusters={3: Plain(b"three"), 5: Entry(4096, stored)}))
     assert both.data[4096:8192] == stored
-    workbench.converts_to(workbench.image(both), both.guest_bytes())
+    path = workbench.image(both)
+    workbench.is_refused(path, "damaged", "header or a table", "the L1 table")
+    workbench.converts_to(path, both.guest_bytes(), salvage=True)
 
 
-def test_23_cluster_over_its_own_l2_table_is_converted_as_stored(workbench) -> None:
+def test_23_cluster_over_its_own_l2_table_is_corruption_and_salvaged_as_stored(workbench) -> None:
     table = build(ImageSpec(size=MIB, clusters={5: Entry(4096)}))
     assert table.l2_at[0] == 4096
     content = struct.pack(">6Q", 0, 0, 0, 0, 0, 4096).ljust(CLUSTER, b"\0")
     image = build(ImageSpec(size=MIB, clusters={5: Entry(4096, content)}))
     assert image.data[4096:8192] == content
-    workbench.converts_to(workbench.image(image), image.guest_bytes())
+    path = workbench.image(image)
+    workbench.is_refused(path, "damaged", "the cluster lies on the header or a table")
+    workbench.converts_to(path, image.guest_bytes(), salvage=True)
 
 
 @pytest.mark.parametrize("where", [8, 16, 40])
