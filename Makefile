@@ -173,7 +173,7 @@ sanity-%: .venv-core-%/ready
 	@tests/support/ansible-test.sh .venv-core-$* sanity --venv --color no
 
 .PHONY: unit
-unit: $(DEV)/ready $(LINK) ## pytest: unit, differential, faults; EXTRA="-k name"
+unit: $(DEV)/ready $(RUN)/ready $(LINK) ## pytest: unit, differential, faults, documentation, artifact; EXTRA="-k name"
 	$(call say,pytest)
 	@$(DEV)/bin/python -m pytest -n 2 $(EXTRA)
 
