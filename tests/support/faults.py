@@ -88,7 +88,9 @@ class Server:
 
     def trace(self, log: str, calls: list[str], job: str, **args: Any) -> list[str]:
         """Do a job and return its calls, in order, with paths of descriptors and long strings."""
-        answer = self.ask(job, strace=["-f", "-o", log, "-y", "-s", "2000", "-e", "trace=" + ",".join("?" + name for name in calls)], **args)
+        answer = self.ask(
+            job, strace=["-f", "-o", log, "-y", "-s", "2000", "-e", "trace=" + ",".join("?" + name for name in calls)], **args
+        )
         assert answer["status"] == 0, answer
         self.last = answer["result"]
         with open(log, errors="replace") as stream:
