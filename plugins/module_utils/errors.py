@@ -21,7 +21,9 @@ class QcowError(Exception):
 
     default_reason = "error"
 
-    def __init__(self, message: str, path: Optional[bytes] = None, reason: Optional[str] = None, hint: Optional[str] = None, **details: Any) -> None:
+    def __init__(
+        self, message: str, path: Optional[bytes] = None, reason: Optional[str] = None, hint: Optional[str] = None, **details: Any
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.path = path
@@ -35,12 +37,7 @@ class QcowError(Exception):
 
     def result(self) -> Dict[str, Any]:
         """The error as part of a module's result: ``reason``, ``msg``, ``path`` and ``details``."""
-        return {
-            "reason": self.reason,
-            "msg": str(self),
-            "path": None if self.path is None else show(self.path),
-            "details": self.details,
-        }
+        return {"reason": self.reason, "msg": str(self), "path": None if self.path is None else show(self.path), "details": self.details}
 
 
 class DamagedImage(QcowError):

@@ -35,10 +35,7 @@ SAMPLES = {
     "golden.qcow2": disk(5, size=16 * MIB, filled=300),
     "no-suffix": disk(6, size=10 * MIB + 512, filled=100),
 }
-DECOYS = {
-    "notes.txt": b"web01 is the one that must not go down.\n",
-    "scratch.raw": b"\xeb\x3c\x90" + bytes(MIB - 3),
-}
+DECOYS = {"notes.txt": b"web01 is the one that must not go down.\n", "scratch.raw": b"\xeb\x3c\x90" + bytes(MIB - 3)}
 
 
 def main(directory: str) -> None:

@@ -111,7 +111,9 @@ def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
         raise DamagedImage(
             "the QCOW v1 header is cut off: {0} of {1} bytes".format(len(head), HEADER_SIZE), path, hint="Restore the file from a backup."
         )
-    magic, version, backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, _padding, crypt_method, l1_offset = _HEADER.unpack_from(head)
+    magic, version, backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, _padding, crypt_method, l1_offset = (
+        _HEADER.unpack_from(head)
+    )
     if magic != int.from_bytes(QCOW_MAGIC, "big") or version != 1:
         raise UnsupportedImage("not a QCOW v1 image", path, reason="not-v1")
     header = Header(backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, crypt_method, l1_offset)
@@ -127,7 +129,9 @@ def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
     if header.has_backing and backing_length > MAX_BACKING_NAME:
         problems.append("the backing file name is {0} bytes long, at most 1023 are allowed (byte 16)".format(backing_length))
     if problems:
-        raise DamagedImage("impossible QCOW v1 header: " + "; ".join(problems), path, hint="The file was not changed. Restore it from a backup.")
+        raise DamagedImage(
+            "impossible QCOW v1 header: " + "; ".join(problems), path, hint="The file was not changed. Restore it from a backup."
+        )
     if crypt_method not in (CRYPT_NONE, CRYPT_AES):
         raise UnsupportedImage("unknown encryption method {0} (byte 36)".format(crypt_method), path)
     return header
@@ -162,11 +166,7 @@ class Qcow1(Layer):
     format = "qcow"
 
     def __init__(
-        self,
-        fd: int,
-        path: bytes,
-        on_damage: Optional[OnDamage] = None,
-        decryptor: Optional[Callable[[int, bytes], bytes]] = None,
+        self, fd: int, path: bytes, on_damage: Optional[OnDamage] = None, decryptor: Optional[Callable[[int, bytes], bytes]] = None
     ) -> None:
         super().__init__(fd, path)
         self.header = parse_header(os.pread(fd, HEADER_SIZE, 0), path)
@@ -181,7 +181,9 @@ class Qcow1(Layer):
 
     def _refuse(self, damage: Damage) -> None:
         raise DamagedImage(
-            "guest bytes {0}..{1}: {2} (file offset {3})".format(damage.start, damage.start + damage.length - 1, damage.what, damage.offset),
+            "guest bytes {0}..{1}: {2} (file offset {3})".format(
+                damage.start, damage.start + damage.length - 1, damage.what, damage.offset
+            ),
             self.path,
             hint="Nothing was changed.",
             ranges=[{"start": damage.start, "length": damage.length, "offset": damage.offset, "what": damage.what}],
@@ -290,7 +292,9 @@ class Qcow1(Layer):
                 elif entry & _COMPRESSED_FLAG:
                     yield self._stream(position, min(cluster, size - position), entry)
                 elif entry % SECTOR:
-                    yield self._lost(position, min(cluster, size - position), entry, "the cluster's address is not a multiple of 512", KIND_MISALIGNED)
+                    yield self._lost(
+                        position, min(cluster, size - position), entry, "the cluster's address is not a multiple of 512", KIND_MISALIGNED
+                    )
                 elif entry < HEADER_SIZE or entry >= self.file_size:
                     what = "the cluster lies outside the file of {0} bytes".format(self.file_size)
                     yield self._lost(position, min(cluster, size - position), entry, what, KIND_OUTSIDE)
@@ -358,7 +362,9 @@ class Qcow1(Layer):
         """See :meth:`Layer.decrypt`."""
         if self._decryptor is None:
             raise PassphraseError(
-                "the image is encrypted (legacy AES) and no passphrase was given", self.path, hint="Give passphrase_file. Nothing was changed."
+                "the image is encrypted (legacy AES) and no passphrase was given",
+                self.path,
+                hint="Give passphrase_file. Nothing was changed.",
             )
         return self._decryptor(start, data)
 

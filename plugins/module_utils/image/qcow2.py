@@ -68,7 +68,9 @@ def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
     """
     if len(head) < 72:
         raise DamagedImage("the qcow2 header is cut off: {0} of 72 bytes".format(len(head)), path)
-    magic, version, backing_offset, backing_length, cluster_bits, size, crypt, l1_entries, l1_offset, _rt, _rc, snapshots, _so = _HEADER.unpack_from(head)
+    magic, version, backing_offset, backing_length, cluster_bits, size, crypt, l1_entries, l1_offset, _rt, _rc, snapshots, _so = (
+        _HEADER.unpack_from(head)
+    )
     if magic != QCOW_MAGIC or version not in (2, 3):
         raise UnsupportedImage("not a qcow2 image", path)
     incompatible = compatible = compression_type = 0
@@ -221,7 +223,9 @@ class Qcow2(Layer):
         sectors = (entry >> shift & ((1 << (62 - shift)) - 1)) + 1
         stored = min(sectors * SECTOR - offset % SECTOR, self.file_size - offset)
         if stored <= 0:
-            raise DamagedImage("guest byte {0}: the compressed cluster at byte {1} lies outside the file".format(position, offset), self.path)
+            raise DamagedImage(
+                "guest byte {0}: the compressed cluster at byte {1} lies outside the file".format(position, offset), self.path
+            )
         return Extent(position, length, COMPRESSED, self, offset, stored, 0)
 
     def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
@@ -231,7 +235,9 @@ class Qcow2(Layer):
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, self.cluster_size)
         except zlib.error as error:
-            raise DamagedImage("guest byte {0}: the compressed cluster at byte {1}: {2}".format(extent.start, extent.offset, error), self.path) from error
+            raise DamagedImage(
+                "guest byte {0}: the compressed cluster at byte {1}: {2}".format(extent.start, extent.offset, error), self.path
+            ) from error
         if len(data) != self.cluster_size:
             raise DamagedImage(
                 "guest byte {0}: the compressed cluster at byte {1} yields {2} of {3} bytes".format(
