@@ -56,7 +56,12 @@ def run(folder: str, playbook: str, forks: int) -> dict[str, float]:
         "ANSIBLE_FORKS": str(forks),
         "ANSIBLE_PIPELINING": "1",
     }
-    command = [os.path.join(os.path.dirname(sys.executable), "ansible-playbook"), "-i", f"{folder}/inventory.json", f"vmimage.qcow.{playbook}"]
+    command = [
+        os.path.join(os.path.dirname(sys.executable), "ansible-playbook"),
+        "-i",
+        f"{folder}/inventory.json",
+        f"vmimage.qcow.{playbook}",
+    ]
     started = time.monotonic()
     most = 0
     with open(os.path.join(folder, f"{playbook}.log"), "w", encoding="utf-8") as log:
