@@ -85,7 +85,7 @@ options:
   stop_after:
     description:
       - Begin with no further image so many seconds after the start. What is under way is completed.
-      - The images that are left have RV(images[].action=defer) and are no failures; the next run goes on.
+      - The images that are left have RV(ignore:action=defer) and are no failures; the next run goes on.
     type: int
   stop_after_bytes:
     description:

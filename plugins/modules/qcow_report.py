@@ -11,7 +11,7 @@ version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
-  - Reads the reports that the roles M(vmimage.qcow.scan#role) and M(vmimage.qcow.migrate#role) have written for single hosts and makes one page of them
+  - Reads the reports that the roles P(vmimage.qcow.scan#role) and P(vmimage.qcow.migrate#role) have written for single hosts and makes one page of them
     that tells how a whole fleet stands, with no need of a network to look at it.
   - Works on the controller alone. The roles call it; call it yourself to make the report anew.
 extends_documentation_fragment:
