@@ -317,15 +317,15 @@ EXAMPLES = r"""
     report: v1
   register: found
 
-- name: Convert all of them, two at a time, and retire the originals
+- name: Convert all of them, two at a time into one directory, and retire the originals
   vmimage.qcow.qcow_convert:
     images: "{{ images }}"
     workers: 2
     original: retire
   vars:
     images: >-
-      {{ found.images | selectattr('candidate')
-         | map('community.general.keep_keys', target=['path', 'path_base64']) }}
+      {{ dict(found.images | selectattr('candidate') | map(attribute='path') | product(['/srv/converted/']))
+         | dict2items(key_name='src', value_name='dest') }}
 """
 
 RETURN = r"""
