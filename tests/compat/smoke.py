@@ -56,7 +56,7 @@ def make(path, size, filled, seed):
     start = 48 + 8 * -(-size // (CLUSTER * ENTRIES))
     start = -(-start // 512) * 512
     for number, index in enumerate(sorted(rng.sample(range(size // CLUSTER), filled))):
-        data = bytes(bytearray(rng.randrange(256) for _ in range(64))) * (CLUSTER // 64)
+        data = bytes(bytearray(rng.randrange(256) for place in range(64))) * (CLUSTER // 64)
         disk[index * CLUSTER : (index + 1) * CLUSTER] = data
         if number % 2:
             packer = zlib.compressobj(9, zlib.DEFLATED, -12)

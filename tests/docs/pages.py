@@ -66,7 +66,7 @@ def _markdown(lines: list[str]) -> Iterator[Example]:
     while number < len(lines):
         line = lines[number]
         if line.startswith("```"):
-            end = next(index for index in range(number + 1, len(lines)) if lines[index].startswith("```"))
+            end = lines.index("```", number + 1)
             yield Example(number + 1, line[3:].strip().lower(), "\n".join(lines[number + 1 : end]) + "\n", marks)
             number, marks = end, {}
         elif line.startswith("<!--"):
