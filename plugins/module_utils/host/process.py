@@ -71,7 +71,7 @@ def run(
     environment.update({b"LC_ALL": b"C", b"LANGUAGE": b"C"})
     die_with_us = _die_with_parent(os.getpid())
     try:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function # run_command belongs to AnsibleModule, which is not known here
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
