@@ -102,6 +102,9 @@ options:
     description: For how many seconds to try to reach a host again whose connection was lost, before it is given up as unreachable.
     type: int
     default: 3600
+  _watched_as:
+    description: For the action plugin of this collection alone, which finds the progress of its job by it.
+    type: str
   time_limit:
     description:
       - After how many seconds the whole call is killed on the host. The next run cleans up after it.

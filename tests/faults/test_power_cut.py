@@ -2,6 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+# pylint: disable=redundant-keyword-arg # the job is taken out of what is passed on
+
 """A real power cut: the process ends at a system call and the filesystem is shut down without a flush, unmounted and mounted again.
 
 Everything that was not synced is gone then. The record, on the same filesystem, must tell the truth about what is left.

@@ -85,7 +85,7 @@ def test_records_are_private(records: Records) -> None:
 
 
 def test_order_within_a_second(records: Records) -> None:
-    made = [begin(records).id for _ in range(20)]
+    made = [begin(records).id for time in range(20)]
     assert [record.id for record in records.all()] == made
 
 
