@@ -100,7 +100,7 @@ def boot(connection: libvirt.virConnect) -> dict:
         if os.path.exists(console):
             os.unlink(console)
         domain.create()
-    end = time.monotonic() + 240
+    end = time.monotonic() + 900
     while any(domain.isActive() for domain in domains):
         if time.monotonic() > end:
             sys.exit("these guests do not end: %s" % [domain.name() for domain in domains if domain.isActive()])
