@@ -76,7 +76,13 @@ class Play:
             *arguments,
         ]
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, stdin=subprocess.DEVNULL
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def run(self, *arguments, **more):
@@ -136,7 +142,7 @@ def test_a_killed_job_is_told_of_and_the_next_run_migrates(play):
 def test_the_job_outlives_its_controller_and_the_next_run_waits_for_it(play):
     process = play.start(bandwidth="512K")
     play.status()
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)  # with the process that watches the job; the job is in a session of its own
     process.communicate()
     code, output = play.run(lock_timeout=120)
     assert code == 0, output
