@@ -242,11 +242,11 @@ class Fleet:
         if row["message"] and row["state"] != "deferred":
             self._problem(row["host"], row["path"], row["reason"] or "error", row["message"])
         self._number += 1
-        entry = (-STATES.index(row["state"]), row["bytes"] or 0, -self._number, row)
+        ranked = (-STATES.index(row["state"]), row["bytes"] or 0, -self._number, row)
         if len(self._rows) < ROWS:
-            heapq.heappush(self._rows, entry)
+            heapq.heappush(self._rows, ranked)
         else:
-            heapq.heappushpop(self._rows, entry)
+            heapq.heappushpop(self._rows, ranked)
 
     def _problem(self, host: str, path: str | None, reason: str, message: str) -> None:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
