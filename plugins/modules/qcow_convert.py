@@ -189,6 +189,46 @@ options:
     type: str
     choices: [follow, refuse, ignore]
     default: follow
+  running:
+    description:
+      - What to do with domains that run from an image.
+      - V(refuse) refuses the image.
+      - V(shutdown) asks the guest to shut down, migrates all images of the domain that are among O(images), and starts the domain again. If it does
+        not start, files and definitions are rolled back together, and it is started from what it ran on before. A guest that does not
+        shut down within O(shutdown_timeout) goes on running, and its images stay as they are.
+      - V(live) moves the domain without a stop. It writes to an overlay while the image is converted and verified, then a block copy brings the result
+        up to date and the domain pivots to it. Needs QEMU 4.2 and libvirt 6.0 on the host, O(format=qcow2), a result under another name, and space
+        beside the image for what the guest writes meanwhile. Images of backing chains, and images that several running domains share, are
+        refused. O(bandwidth) limits the block copy too.
+    type: str
+    choices: [refuse, shutdown, live]
+    default: refuse
+  shutdown_timeout:
+    description: How many seconds a guest has to shut down with O(running=shutdown).
+    type: int
+    default: 120
+  reference_dirs:
+    description:
+      - Directories (or files) with text in which to search for the names of images that are to be retired, for references that nobody can edit, for
+        instance V(/etc/xen), V(/etc/pve) or V(/etc/systemd/system). Subdirectories are included, files over 1 MiB are not.
+    type: list
+    elements: path
+    default: []
+  references:
+    description:
+      - What to do with an image that such a file names, unless its result takes its name. V(refuse) refuses it; the way out is O(keep_name).
+        V(report) only says so in RV(ignore:reasons).
+    type: str
+    choices: [refuse, report]
+    default: refuse
+  declared_raw:
+    description:
+      - What to do with an image that a domain declares as raw. Such a guest sees and writes the bytes of the file, and may have written the header
+        itself to be given another file of the host.
+      - V(allow) takes it for a QCOW image whose definition is wrong, and corrects the definition.
+    type: str
+    choices: [refuse, allow]
+    default: refuse
   passphrase_file:
     description:
       - File on the host with the passphrase of encrypted images. Every byte of it counts, a newline at its end too.
@@ -426,6 +466,7 @@ from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import priority
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings, run, summary
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.guests import Policy
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, to_path
 
@@ -560,6 +601,11 @@ def main() -> None:
             "raw_bases": {"type": "bool", "default": True},
             "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
+            "running": {"type": "str", "choices": ["refuse", "shutdown", "live"], "default": "refuse"},
+            "shutdown_timeout": {"type": "int", "default": 120},
+            "reference_dirs": {"type": "list", "elements": "path", "default": []},
+            "references": {"type": "str", "choices": ["refuse", "report"], "default": "refuse"},
+            "declared_raw": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
             "passphrase_file": {"type": "path", "no_log": False},  # names of files, not passphrases
             "passphrase_files": {"type": "dict", "default": {}, "no_log": False},
             "force_passphrase": {"type": "bool", "default": False, "no_log": False},
@@ -597,6 +643,10 @@ def main() -> None:
         watched_as=module.params["_watched_as"],
         domains=module.params["domains"],
         libvirt_uri=module.params["libvirt_uri"],
+        reference_dirs=tuple(to_path(path) for path in module.params["reference_dirs"]),
+        references=module.params["references"],
+        raw_allowed=module.params["declared_raw"] == "allow",
+        running=Policy(module.params["running"], module.params["shutdown_timeout"]),
         **reserve_of(module),
     )
     recovered: List[Dict[str, Any]] = []

@@ -71,6 +71,19 @@ options:
     description: Whether to find out who has a QCOW version 1 image open.
     type: bool
     default: true
+  domains:
+    description:
+      - Whether to ask libvirt which domains use the images, running or not, by their disks, snapshots, checkpoints and declared backing files.
+      - Where libvirt cannot be asked, the definitions it keeps as files are read, and a warning says so.
+    type: bool
+    default: true
+  reference_dirs:
+    description:
+      - Directories (or files) with text in which to search for the names of QCOW images, for instance V(/etc/xen), V(/etc/pve) or
+        V(/etc/systemd/system). Subdirectories are included, files over 1 MiB are not.
+    type: list
+    elements: path
+    default: []
   records:
     description:
       - Which records of migrations on this host to return.
@@ -183,6 +196,39 @@ images:
       description: Who has the image open, with RV(ignore:kind) (V(reader) or V(writer)), RV(ignore:who) and RV(ignore:how).
       type: list
       elements: dict
+    users:
+      description:
+        - The uses of the image by libvirt domains, one entry for each place that names it. RV(ignore:domain), RV(ignore:uuid), RV(ignore:state), the
+          disk as RV(ignore:device) and RV(ignore:target), the RV(ignore:declared_format), and RV(ignore:where), which is V(definition), V(live),
+          V(snapshot:NAME), V(checkpoint:NAME) or V(other). RV(ignore:depth) is V(0) for the disk itself and more for a backing file.
+        - RV(ignore:snapshots), RV(ignore:checkpoints) and RV(ignore:managed_save) tell what else the domain has.
+      type: list
+      elements: dict
+      sample:
+        - domain: shop
+          uuid: 6f1cf2a5-16a3-4d5d-9d3c-2a8e2a3c4b5d
+          device: disk
+          target: vda
+          declared_format: qcow
+          state: running
+          where: definition
+          depth: 0
+          path: /var/lib/libvirt/images/shop.qcow
+          path_base64: null
+          pool: null
+          volume: null
+          snapshots: []
+          checkpoints: []
+          managed_save: false
+    domains:
+      description:
+        - What a migration would do about these domains. RV(ignore:action) is V(follow), V(running) (they have to be shut down or moved live) or
+          V(refuse), and RV(ignore:reasons) says so in sentences with the way out. V(null) where no domain uses the image.
+      type: dict
+    references:
+      description: Where text files below O(reference_dirs) name the image, with RV(ignore:file), RV(ignore:file_base64) and RV(ignore:line).
+      type: list
+      elements: dict
     check:
       description:
         - What the structure check found. RV(ignore:verdict) is V(sound), V(suspect) (the guest can be read in full, but no writer leaves an
@@ -266,9 +312,11 @@ records:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domains import Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import REPORTS, Question, look
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.users import add_domains, add_references
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
 
 
@@ -285,6 +333,9 @@ def main() -> None:
             "in_use": {"type": "bool", "default": True},
             "chains": {"type": "bool", "default": True},
             "backing_dirs": {"type": "list", "elements": "path", "default": []},
+            "domains": {"type": "bool", "default": True},
+            "libvirt_uri": {"type": "str", "default": "qemu:///system"},
+            "reference_dirs": {"type": "list", "elements": "path", "default": []},
             "records": {"type": "str", "choices": ["unfinished", "all"], "default": "unfinished"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
@@ -304,6 +355,11 @@ def main() -> None:
     )
     try:
         images, summary = look(question)
+        if module.params["domains"]:
+            for problem in add_domains(images, summary, Domains(module.params["libvirt_uri"])):
+                module.warn(problem)
+        if module.params["reference_dirs"]:
+            add_references(images, summary, tuple(to_path(path) for path in module.params["reference_dirs"]))
         every = [explain(record) for record in Records(to_path(module.params["state_dir"])).all()]
     except QcowError as error:
         module.fail_json(**error.result())

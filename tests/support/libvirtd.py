@@ -156,7 +156,7 @@ class Guest:
         found = [line[line.index("GUEST-") :].split() for line in text.splitlines() if "GUEST-" in line]
         return [words for words in found if words[0] == prefix]
 
-    def wait(self, prefix: str, count: int = 1, timeout: float = 90) -> List[List[str]]:
+    def wait(self, prefix: str, count: int = 1, timeout: float = 300) -> List[List[str]]:
         """Wait until it has said that so many times."""
         end = time.monotonic() + timeout
         while len(self.lines(prefix)) < count:
@@ -164,7 +164,7 @@ class Guest:
             time.sleep(0.1)
         return self.lines(prefix)
 
-    def wait_off(self, timeout: float = 90) -> None:
+    def wait_off(self, timeout: float = 300) -> None:
         """Wait until it has powered off."""
         end = time.monotonic() + timeout
         while self.domain.isActive():

@@ -6,15 +6,16 @@
 
 import os
 import time
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import Ended, run_forked
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import keepers
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import guests, keepers, visits
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.chains import plan_chains, refuse_together
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import Outcome, execute, execute_family
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domains import Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.limits import DEFER, Window, defer_beyond, deferred, unit_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, NOOP, REFUSE, RETIRE, Plan, lost_ranges
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import Reserve, preflight, reason_of
@@ -42,6 +43,10 @@ class Settings(NamedTuple):
     watched_as: Optional[str] = None  # the token of who reads how far it has come
     domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that use the images
     libvirt_uri: str = DEFAULT_URI
+    raw_allowed: bool = False  # images that a domain declares raw may be QCOW v1 images all the same
+    reference_dirs: Tuple[bytes, ...] = ()  # text files that name an image keep it from losing its name
+    references: str = "refuse"  # or report
+    running: guests.Policy = guests.Policy()  # what may be done to running domains
 
 
 def run(requests: List[Request], settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
@@ -57,10 +62,11 @@ def run(requests: List[Request], settings: Settings, recovered: Optional[List[Di
     """
     requests = [_absolute(request) for request in requests]
     recovered = [] if recovered is None else recovered
-    keepers.install(settings.domains, settings.libvirt_uri)
+    keeper = keepers.install(settings.domains, settings.libvirt_uri, raw_allowed=settings.raw_allowed)
     if settings.check_mode:
+        recovered.extend(visits.explain(settings.state_dir))
         recovered.extend(dict(explain(record), failed=False) for record in Records(settings.state_dir).unfinished())
-        return [_planned(plan) for plan in _plan_all(requests, settings, [])]
+        return [_planned(plan) for plan in _plan_all(requests, settings, [], keeper)]
     results: Dict[int, Dict[str, Any]] = {}
     window = Window(settings.stop_after)
     board = Board(settings.state_dir, settings.watched_as, passes=2 if any(request.verify for request in requests) else 1)
@@ -69,18 +75,21 @@ def run(requests: List[Request], settings: Settings, recovered: Optional[List[Di
         with Interruptible(), Exclusive(settings.state_dir, settings.wait):
             board.sweep()
             board.stage("recovering")
+            recovered.extend(visits.recover(settings.state_dir, settings.libvirt_uri))
             recovered.extend(recover(Records(settings.state_dir)))
+            recovered.extend(visits.restart(settings.state_dir, settings.libvirt_uri))
             board.stage("planning", images=len(requests))
-            plans = _plan_all(requests, settings, recovered)
+            plans = _plan_all(requests, settings, recovered, keeper)
             work = [(number, plan) for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)]
             for number, plan in enumerate(plans):
                 if plan.action in (NOOP, REFUSE, DEFER):
                     results[number] = _planned(plan)
             board.begin([(plan.request.src, plan.guest_bytes) for _number, plan in work])
-            for number, result in _work(work, settings, window, board):
+            for number, result in _work(work, settings, window, board, keeper):
                 results[number] = result
                 board.ended(plans[number].guest_bytes, failed=result["failed"])
             board.stage("ending")
+            _refresh_pools(keeper, plans, results)
     except Interrupted as error:
         raise QcowError(
             "{0}; what was under way was undone".format(error),
@@ -98,9 +107,10 @@ def _absolute(request: Request) -> Request:
     return request._replace(src=os.path.abspath(request.src), dest=None if request.dest is None else os.path.abspath(request.dest))
 
 
-def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[str, Any]]) -> List[Plan]:
-    records = Records(settings.state_dir)
-    plans = plan_chains(requests, records)
+def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[str, Any]], keeper: Domains) -> List[Plan]:
+    requests = guests.prepared(requests, keeper, settings.running)
+    plans = guests.judge(plan_chains(requests, Records(settings.state_dir)), keeper, settings.running)
+    plans = guests.refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
     stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
     for number, plan in enumerate(plans):
         message = stuck.get(show(plan.request.src))
@@ -110,14 +120,35 @@ def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[
     return refuse_together(preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
 
 
-def _work(work: List[Tuple[int, Plan]], settings: Settings, window: Window, board: Board) -> Iterator[Tuple[int, Dict[str, Any]]]:
+def _refresh_pools(keeper: Domains, plans: List[Plan], results: Dict[int, Dict[str, Any]]) -> None:
+    """Once for all images: a refresh reads every volume of a pool."""
+    moved = [number for number, result in results.items() if result["changed"]]
+    if not moved:
+        return
+    try:
+        pools = keeper.refresh_pools([path for number in moved for path in (plans[number].request.src, plans[number].dest)])
+        problems = [
+            "pool {0} was not refreshed: {1}".format(pool.name, pool.reason) for pool in pools if pool.reason not in (None, "inactive")
+        ]
+    except QcowError as error:
+        problems = [str(error)]
+    results[moved[0]]["warnings"].extend(problems)
+
+
+def _work(
+    work: List[Tuple[int, Plan]], settings: Settings, window: Window, board: Board, keeper: Domains
+) -> Iterator[Tuple[int, Dict[str, Any]]]:
     units: Dict[Tuple[str, int], List[Tuple[int, Plan]]] = {}
     for number, plan in work:
         # A family is one worker's: its images are converted on top of one another.
         units.setdefault(unit_of(number, plan), []).append((number, plan))
-    jobs = list(units.values())
+    jobs = guests.together(list(units.values()), keeper)
     begun = set()
-    for index, ended in _jobs_done(jobs, settings.workers, window, board):
+
+    def deal(plans: List[Plan]) -> List[Dict[str, Any]]:
+        return _visit(plans, settings, board, keeper) if any(plan.request.held for plan in plans) else _execute(plans, board)
+
+    for index, ended in _jobs_done(jobs, settings.workers, window, deal):
         begun.add(index)
         for place, (number, plan) in enumerate(jobs[index]):
             if ended.died is None:
@@ -130,16 +161,42 @@ def _work(work: List[Tuple[int, Plan]], settings: Settings, window: Window, boar
             yield number, _planned(deferred(plan, "{0:g} seconds".format(settings.stop_after or 0)))
 
 
-def _jobs_done(jobs: List[List[Tuple[int, Plan]]], workers: int, window: Window, board: Board) -> Iterator[Tuple[int, Ended]]:
+def _jobs_done(
+    jobs: List[List[Tuple[int, Plan]]], workers: int, window: Window, deal: Callable[[List[Plan]], List[Dict[str, Any]]]
+) -> Iterator[Tuple[int, Ended]]:
     tasks = [[plan for _number, plan in job] for job in jobs]
     if workers > 1 and len(jobs) > 1:
         # Processes, not threads: tables are walked in Python.
-        yield from run_forked(lambda plans: _execute(plans, board), tasks, workers, window.is_open)
+        yield from run_forked(deal, tasks, workers, window.is_open)
         return
     for index, plans in enumerate(tasks):
         if not window.is_open():
             return
-        yield index, Ended(_execute(plans, board), None)
+        yield index, Ended(deal(plans), None)
+
+
+def _visit(plans: List[Plan], settings: Settings, board: Board, keeper: Domains) -> List[Dict[str, Any]]:
+    """The results of images whose domains run. They are planned anew when nobody writes them any more."""
+
+    def carry_out(requests: List[Request]) -> List[Dict[str, Any]]:
+        anew = plan_chains(requests, Records(settings.state_dir))
+        if not any(request.held for request in requests):
+            anew = guests.judge(anew, keeper, settings.running)
+        results: Dict[int, Dict[str, Any]] = {}
+        units: Dict[Tuple[str, int], List[int]] = {}
+        for number, plan in enumerate(refuse_together(anew)):
+            if plan.action in (CONVERT, RETIRE):
+                units.setdefault(unit_of(number, plan), []).append(number)
+            else:
+                results[number] = _planned(plan)
+        for numbers in units.values():
+            results.update(zip(numbers, _execute([anew[number] for number in numbers], board)))
+        return [results[number] for number in range(len(requests))]
+
+    try:
+        return visits.visit(plans, keeper, settings.running, settings.state_dir, carry_out)
+    except (QcowError, OSError) as error:
+        return [_ended(plan, error, 0.0) for plan in plans]
 
 
 def _execute(plans: List[Plan], board: Board) -> List[Dict[str, Any]]:

@@ -18,7 +18,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration import repo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay import new_name
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, REFUSE, RETIRE, Bases, Plan, make_plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, is_retired
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, is_overlay, is_retired
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
 
@@ -83,7 +83,7 @@ def _survey(requests: List[Request]) -> Graph:
 
 def _qcow_files(paths: List[bytes], *, recurse: bool) -> Iterable[bytes]:
     for found in tree.walk(paths, wanted=_is_qcow, recurse=recurse, head_size=8):
-        if found.error is None and not is_retired(found.path):
+        if found.error is None and not is_retired(found.path) and not is_overlay(found.path):
             yield found.path
 
 

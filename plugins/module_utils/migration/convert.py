@@ -213,6 +213,8 @@ def _begin(plan: Plan, source: Source, records: Records) -> Record:
         facts[repoint.WANTED] = repoint.as_facts(list(plan.dependants))
     if plan.needed_by:
         facts[repoint.NEEDED_BY] = [named(path) for path in plan.needed_by]
+    if plan.request.held:
+        facts["held"] = plan.request.held  # a running domain reads the original until it has followed to the result
     return records.begin(
         named(source.path, **source.identity._asdict()),
         named(plan.dest),

@@ -8,9 +8,11 @@ A record holds the disks that were changed, not whole definitions: no password o
 it, and a rollback keeps what somebody changed elsewhere in the definition meanwhile.
 """
 
+import fcntl
 import os
 import time
-from typing import Any, Dict, List, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageInUse, ToolMissing
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_repoint, domain_xml, libvirt
@@ -29,17 +31,39 @@ class Domains(Keeper):
 
     fact = "domains"
 
-    def __init__(self, uri: str = libvirt.DEFAULT_URI) -> None:
-        self._uri = uri
+    def __init__(self, uri: str = libvirt.DEFAULT_URI, *, raw_allowed: bool = False) -> None:
+        self.uri = uri
+        self._raw_allowed = raw_allowed
+        self.live: List[Any] = []  # running domains that wait for results, see .visits.Moving
         self._survey = None  # type: Optional[Survey]
         self._asked = 0.0
 
     def survey(self) -> Survey:
         """What libvirt knows, at most seconds old."""
         if self._survey is None or time.monotonic() - self._asked > _FRESH_SECONDS:
-            self._survey = survey(self._uri)
+            self._survey = survey(self.uri)
             self._asked = time.monotonic()
         return self._survey
+
+    def forget(self) -> None:
+        """Ask again: domains have been stopped, started or moved."""
+        self._survey = None
+
+    def running(self, path: bytes) -> Dict[str, str]:
+        """The running domains that use the image: their names by their UUIDs."""
+        answer = self.survey()
+        return {uuid: answer.domains[uuid].name for uuid in active(answer, answer.users_of(path))}
+
+    def definitions(self, path: bytes) -> List[DomainUse]:
+        """Where definitions name the image."""
+        return [use for use in self.survey().users_of(path) if use.where == "definition"]
+
+    def declared_formats(self) -> Tuple[Tuple[bytes, str], ...]:
+        """What definitions declare files to be, so that a backing file is taken for nothing else. Where they disagree, raw is the safe one."""
+        if self._raw_allowed:
+            return ()
+        found = {(use.path, use.declared_format) for use in self.survey().uses if use.where == "definition" and use.declared_format}
+        return tuple(sorted(found, key=lambda item: (item[1] == "raw", item)))
 
     def users(self, path: bytes) -> List[Dict[str, Any]]:
         """Who uses the image, for results and reports."""
@@ -51,7 +75,7 @@ class Domains(Keeper):
         uses = answer.users_of(src)
         if uses and not answer.complete:
             return ["{0} Domain {1} uses the image and could not be pointed to the result.".format(answer.reason, uses[0].domain)]
-        return declared_raw(uses) + domain_repoint.obstacles(answer, uses)
+        return ([] if self._raw_allowed else declared_raw(uses)) + domain_repoint.obstacles(answer, uses)
 
     def refresh_pools(self, paths: List[bytes]) -> List[libvirt.Refreshed]:
         """Make the active pools that hold these files look again: once, when a whole batch is done, because a refresh reads every volume.
@@ -60,7 +84,7 @@ class Domains(Keeper):
         """
         if self.survey().source != "libvirt":
             return []
-        connection = libvirt.connect(self._uri, readonly=False)
+        connection = libvirt.connect(self.uri, readonly=False)
         try:
             return libvirt.refresh_pools(connection, paths)
         finally:
@@ -73,6 +97,11 @@ class Domains(Keeper):
         :raises ToolMissing: a domain uses the image, and libvirt cannot be asked to change it.
         """
         src, dest = record.path_of("src"), record.path_of("dest")
+        for moving in self.live:
+            if moving.src == src:
+                self._remember(record, [moving.planned])
+                moving.switch(dest)
+                self.forget()
         answer = self.survey()
         uses = answer.users_of(src) + answer.users_of(dest)
         if uses and not answer.complete:
@@ -84,7 +113,12 @@ class Domains(Keeper):
         against = domain_repoint.obstacles(answer, answer.users_of(src))
         if against:
             raise ImageInUse(" ".join(against), src, reason="domain")
-        connection = libvirt.connect(self._uri, readonly=False)
+        with _one_at_a_time(record):
+            self._follow(record, answer)
+
+    def _follow(self, record: Record, answer: Survey) -> None:
+        src, dest = record.path_of("src"), record.path_of("dest")
+        connection = libvirt.connect(self.uri, readonly=False)
         try:
             flattened = bool(record.facts.get("chain")) and not record.facts.get("backing")
             move = domain_repoint.Move(src, dest, record.facts["format"], flattened)
@@ -118,7 +152,7 @@ class Domains(Keeper):
         :raises ImageInUse: a domain runs.
         :raises ToolMissing: libvirt cannot be asked.
         """
-        connection = libvirt.connect(self._uri, readonly=False)
+        connection = libvirt.connect(self.uri, readonly=False)
         try:
             for entry in record.facts[self.fact]:
                 wanted = self._wanted(connection, entry)
@@ -153,6 +187,17 @@ class Domains(Keeper):
                 found.append("domain {0} has a saved memory state that continues on the migrated image".format(known.name))
         uses = answer.users_of(record.path_of("dest"))
         return found + domain_repoint.obstacles(answer, [use for use in uses if use.where.startswith(("snapshot:", "checkpoint:"))])
+
+
+@contextmanager
+def _one_at_a_time(record: Record) -> Iterator[None]:
+    """Two workers whose images belong to one domain must not change its definition at once."""
+    fd = os.open(os.path.dirname(record.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _back(now: str, entry: Dict[str, Any]) -> str:

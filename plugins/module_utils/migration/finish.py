@@ -118,7 +118,7 @@ def _publish(record: Record, source_fd: int, guard: Any) -> None:
     inode = record.facts["result"]["ino"]
     try:
         guard.check()
-        if aside is not None and not published(record):
+        if aside is not None and not published(record) and not record.facts.get("held"):
             require_unused(record, source_fd)
         if in_place(record) and aside is not None:
             replace_keeping(temporary, dest, aside, inode=inode)

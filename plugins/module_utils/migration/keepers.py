@@ -4,8 +4,9 @@
 
 """Who keeps references to images on a host, put together in one place: every run that changes anything begins here."""
 
-from typing import Any, Dict, List, Type
+from typing import Dict, List, Type
 
+from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_survey import Survey
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import references
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domains import Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record
@@ -32,16 +33,9 @@ class Refusing(Domains):
 class Ignoring(Domains):
     """Leaves domains to the operator. What an earlier run has begun to re-point is taken back all the same when its result is."""
 
-    def against(self, src: bytes) -> List[str]:
-        """See :meth:`Domains.against`."""
-        return []
-
-    def refresh_pools(self, paths: List[bytes]) -> List[Any]:
-        """See :meth:`Domains.refresh_pools`."""
-        return []
-
-    def repoint(self, record: Record) -> None:
-        """See :class:`Keeper`."""
+    def survey(self) -> Survey:
+        """See :meth:`Domains.survey`."""
+        return Survey("none", complete=True)
 
 
 class Leaving(Ignoring):
@@ -59,12 +53,13 @@ _MIGRATING: Dict[str, Type[Domains]] = {FOLLOW: Domains, REFUSE: Refusing, IGNOR
 _UNDOING: Dict[str, Type[Domains]] = {FOLLOW: Domains, REFUSE: Refusing, IGNORE: Leaving}
 
 
-def install(domains: str, uri: str, *, undoing: bool = False) -> Domains:
+def install(domains: str, uri: str, *, undoing: bool = False, raw_allowed: bool = False) -> Domains:
     """Have the headers of overlays and, as ``domains`` says, the definitions of libvirt domains follow images from here on.
 
+    :param raw_allowed: whether a v1 image may be followed as an image although a domain declares it raw.
     :return: who looks after the domains; it asks libvirt at ``uri`` only when something depends on it.
     """
-    keeper = (_UNDOING if undoing else _MIGRATING)[domains](uri)
+    keeper = (_UNDOING if undoing else _MIGRATING)[domains](uri, raw_allowed=raw_allowed)
     everybody: List[Keeper] = [OverlayKeeper(), HeaderKeeper(), keeper]
     references.install(*everybody)
     return keeper

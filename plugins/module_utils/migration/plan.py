@@ -188,7 +188,8 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     _require_names(request, dest, retired)
     if dest != request.src and os.path.lexists(dest) and not is_device(dest):
         return _adopt(request, dest, source, common)
-    _require_free(source, bases, replaced=retired is not None)
+    if request.held != "written":
+        _require_free(source, bases, replaced=retired is not None and request.held != "read")
     engine = choose_engine(request)
     if is_device(dest):
         require_usable(request, dest, rounded(image.virtual_size))

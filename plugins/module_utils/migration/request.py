@@ -17,6 +17,10 @@ SUFFIXES = {"qcow2": b".qcow2", "raw": b".raw"}
 DEFAULT_STATE_DIR = b"/var/lib/vmimage-qcow"
 
 
+WRITTEN = "written"
+READ = "read"
+
+
 class Request(NamedTuple):
     """One image to migrate, and how. Sizes in bytes."""
 
@@ -48,6 +52,7 @@ class Request(NamedTuple):
     overwrite_device: bool = False  # a block device may hold something that will be lost
     layout: str = "recluster"  # of a qcow2 result: recluster, or keep: clusters stay where they are, only the tables are new
     page_cache: str = "use"  # or spare: leave neither source nor result in it
+    held: str = ""  # by running domains: WRITTEN until room is made for the migration, or only READ by now
     expect: Tuple[Tuple[str, int], ...] = ()  # what a reviewed plan says of the source: size, mtime_ns and ino, those that it names
 
 
@@ -98,6 +103,12 @@ def retired_path(src: bytes) -> bytes:
 def is_retired(path: bytes) -> bool:
     """Whether a name says that the file is a retired original."""
     return path.endswith(RETIRED_SUFFIX)
+
+
+def is_overlay(path: bytes) -> bool:
+    """Whether a name says that a running domain writes there while the image below is converted."""
+    name = os.path.basename(path)
+    return name.startswith(b".vmimage-qcow.") and name.endswith(b".overlay")
 
 
 def temporary_name(record_id: str) -> bytes:

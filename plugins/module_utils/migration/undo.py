@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import cleanup, keepers, rollback
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration import cleanup, keepers, rollback, visits
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import reason_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Record, Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
@@ -96,7 +96,9 @@ def _run(choice: Choice, deal: Deal, missing: Dict[str, Any], recovered: Optiona
         return results  # nothing was ever migrated here: leave no lock behind
     try:
         with Interruptible(), Exclusive(choice.state_dir, choice.wait):
+            recovered.extend(visits.recover(choice.state_dir, choice.libvirt_uri))
             recovered.extend(recover(records))
+            recovered.extend(visits.restart(choice.state_dir, choice.libvirt_uri))
             _deal_with(choice, records, deal, missing, results)
     except Interrupted as error:
         raise QcowError(str(error), reason="interrupted", hint="Run again to go on; it finishes what was begun.", images=results) from error
