@@ -12,6 +12,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowErr
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import Ended, run_forked
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, STRUCTURE
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import guests, keepers, visits
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.chains import plan_chains, refuse_together
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import Outcome, execute, execute_family
@@ -109,7 +110,8 @@ def _absolute(request: Request) -> Request:
 
 def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[str, Any]], keeper: Domains) -> List[Plan]:
     requests = guests.prepared(requests, keeper, settings.running)
-    plans = guests.judge(plan_chains(requests, Records(settings.state_dir)), keeper, settings.running)
+    level = CONTENT if settings.check_mode else STRUCTURE
+    plans = guests.judge(plan_chains(requests, Records(settings.state_dir), level), keeper, settings.running)
     plans = guests.refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
     stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
     for number, plan in enumerate(plans):

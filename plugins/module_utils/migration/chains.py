@@ -12,6 +12,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.host import tree
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import find_users_many
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Graph, Key, Node
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import STRUCTURE
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import QCOW_MAGIC
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_header import Backing
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import repoint
@@ -22,8 +23,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request imp
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
 
-def plan_chains(requests: List[Request], records: Records) -> List[Plan]:
+def plan_chains(requests: List[Request], records: Records, level: str = STRUCTURE) -> List[Plan]:
     """One plan for each request, in their order; bases are planned before what rests on them.
+
+    :param level: of the check of each image.
 
     A base that would be retired gets the foreign overlays that have to follow it; it is refused where something rests on it that can neither
     follow nor is migrated in the same batch.
@@ -34,7 +37,7 @@ def plan_chains(requests: List[Request], records: Records) -> List[Plan]:
         node = graph.add(request.src, open_source)
         if node is not None:
             own.setdefault(node.key, number)
-    bases = Bases()
+    bases = Bases(level)
     if len(own) > 1:
         bases.users = find_users_many(own)
     plans: Dict[int, Plan] = {}

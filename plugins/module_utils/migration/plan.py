@@ -18,8 +18,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import Fil
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import WRITER, find_users
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.uses import Use
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Key, Member, follow
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import DAMAGED, STRUCTURE, Report, check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import ERROR, WARNING, Finding
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import rounded, verify
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.device import is_device, require_usable
@@ -85,9 +87,13 @@ class Plan(NamedTuple):
 
 
 class Bases:
-    """What is already known while a batch is planned, bases before their overlays: the plans by what their originals are."""
+    """What is already known while a batch is planned, bases before their overlays: the plans by what their originals are.
 
-    def __init__(self) -> None:
+    :param level: of the check of each image. A run that only asks has every stream inflated, a real one does that while it copies.
+    """
+
+    def __init__(self, level: str = STRUCTURE) -> None:
+        self.level = level
         self.plans: Dict[Key, Plan] = {}
         self.sound: Set[Key] = set()
         self.users: Dict[Key, List[Use]] = {}  # from one look at all processes for all images
@@ -124,8 +130,8 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
     with Source(request.src) as source:
         kind = source.identify()
         if kind.format != "qcow":
-            if kind.format == request.format:
-                return Plan(NOOP, request, request.src, ["the image is {0} already".format(kind.format)], "", identity=source.identity)
+            if kind.format == request.format or (done is not None and done.file("dest") == request.src):
+                return Plan(NOOP, request, request.src, ["the image is {0} already".format(request.format)], "", identity=source.identity)
             raise UnsupportedImage(
                 "not a QCOW v1 image but {0}".format("raw or unknown" if kind.format == UNKNOWN else kind.format),
                 request.src,
@@ -213,6 +219,8 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         reasons.append("virtual size rounded up to {0} bytes, no guest byte is lost".format(rounded(image.virtual_size)))
     if any(isinstance(layer, Qcow1) and layer.header.crypt_method for layer in source.layers):
         reasons.append("legacy encryption; found: " + (", ".join(sorted(set(source.recognised))) or "no known signature"))
+    if source.doubts:
+        reasons.append("suspect, converted as it reads: " + "; ".join(source.doubts[:MAX_RANGES]))
     if lost:
         ranges = sum(len(found) for found in lost.values())
         reasons.append("{0} damaged ranges will read as zeros (salvage)".format(ranges))
@@ -292,13 +300,14 @@ def _sound(source: Source, request: Request, bases: Bases) -> Dict[int, List[Dam
         key = source.members[place - 1].key if place else source.identity[:2]
         if key in bases.sound and not request.salvage:
             continue
+        if isinstance(layer, Qcow1) and not request.salvage:
+            report = check(layer.fd, layer.path, bases.level)
+            _require_verdict(report, layer.path)
+            source.doubts.extend(_in_words(finding) for finding in report.findings if finding.severity == WARNING)
+            continue
         for extent in layer.extents():
-            if not request.salvage and len(found.get(place, ())) > MAX_RANGES:
-                break
             if request.salvage and extent.kind == COMPRESSED:
                 layer.inflate(extent)
-        if found.get(place) and not request.salvage:
-            raise damaged(layer.path, found[place])
     return {place: merged_damage(damage) for place, damage in found.items() if damage}
 
 
@@ -314,16 +323,31 @@ def merged_damage(found: List[Damage]) -> List[Damage]:
     return merged
 
 
-def damaged(path: bytes, found: List[Damage]) -> QcowError:
-    """The refusal of an image with damaged ranges."""
-    listed = found[:MAX_RANGES]
-    words = ["guest bytes {0}..{1}: {2} (file offset {3})".format(d.start, d.start + d.length - 1, d.what, d.offset) for d in listed]
-    return DamagedImage(
-        "damaged in {0}{1} places: {2}".format(len(listed), " or more" if len(found) > MAX_RANGES else "", "; ".join(words)),
+def _require_verdict(report: Report, path: bytes) -> None:
+    """Refuse an image in whose structure the check found errors, naming them (up to ``MAX_RANGES``)."""
+    if report.verdict != DAMAGED:
+        return
+    errors = [finding for finding in report.findings if finding.severity == ERROR]
+    total = sum(report.found[kind]["ranges"] for kind in {finding.kind for finding in errors})
+    listed = errors[:MAX_RANGES]
+    raise DamagedImage(
+        "damaged in {0} place{1}: {2}{3}".format(
+            total,
+            "" if total == 1 else "s",
+            "; ".join(_in_words(finding) for finding in listed),
+            "; and {0} more".format(total - len(listed)) if total > len(listed) else "",
+        ),
         path,
         hint="The image was not changed. Restore it from a backup, or say salvage to keep what can be read.",
-        ranges=[{"start": d.start, "length": d.length, "offset": d.offset, "what": d.what} for d in listed],
+        ranges=[{"start": f.start, "length": f.length, "offset": f.offset, "what": f.text} for f in listed],
     )
+
+
+def _in_words(finding: Finding) -> str:
+    place = "" if finding.offset is None else " (file offset {0})".format(finding.offset)
+    if finding.start is None:
+        return finding.text + place
+    return "guest bytes {0}..{1}: {2}{3}".format(finding.start, finding.start + finding.length - 1, finding.text, place)
 
 
 def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> None:

@@ -60,6 +60,7 @@ class Source:
         self.layers: List[Layer] = []
         self.members: Tuple[Member, ...] = ()
         self.recognised: List[str] = []
+        self.doubts: List[str] = []  # what the check found that is no error
         self._below: List[int] = []
         try:
             self.identity = identity(self.fd)

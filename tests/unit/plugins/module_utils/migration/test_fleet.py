@@ -90,13 +90,9 @@ def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "state" / "progress") == []
     calls = [facts for facts in seen if "path" not in facts]
     workers = [facts for facts in seen if "path" in facts]
-    assert [stage for stage in ("waiting", "recovering", "planning", "working", "ending") if any(call["stage"] == stage for call in calls)] == [
-        "waiting",
-        "recovering",
-        "planning",
-        "working",
-        "ending",
-    ]
+    assert [
+        stage for stage in ("waiting", "recovering", "planning", "working", "ending") if any(call["stage"] == stage for call in calls)
+    ] == ["waiting", "recovering", "planning", "working", "ending"]
     assert calls[-1]["done"] == calls[-1]["images"] == 2
     assert calls[-1]["bytes"] == calls[-1]["total"] == 2 * 2 * 64 * 4096
     assert {worker["stage"] for worker in workers} == {"copy", "verify"}
