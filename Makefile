@@ -202,11 +202,19 @@ integration: $(DEV)/ready .venv-core-2.16/ready ## ansible-test integration, eve
 
 INTEGRATION := --color no --allow-destructive $(if $(filter 0,$(shell id -u)),--allow-root)
 
+# A machine that cannot boot the lab's hosts (no root, no Debian) runs the rest and says so; with CI=true that is a failure.
 .PHONY: molecule
 molecule: $(DEV)/ready $(LINK) ## every scenario of extensions/molecule
 	$(call say,molecule)
 	@$(call at_least_one,extensions/molecule/*/molecule.yml)
-	@PATH=$(DEV)/bin:$$PATH COLUMNS=140 $(DEV)/bin/molecule test --all </dev/null
+	@rc=0; tests/lab/vmhosts.sh check || rc=$$?; \
+	if [ $$rc = 77 ]; then echo "NOT RUN: the scenarios that boot hosts of their own (they have a create.yml)."; \
+	elif [ $$rc != 0 ]; then exit $$rc; fi; \
+	for scenario in extensions/molecule/*/molecule.yml; do \
+		scenario=$${scenario%/molecule.yml}; \
+		[ $$rc = 0 ] || [ ! -e "$$scenario/create.yml" ] || continue; \
+		PATH=$(DEV)/bin:$$PATH COLUMNS=140 $(DEV)/bin/molecule test -s "$${scenario##*/}" </dev/null; \
+	done
 
 .PHONY: bench
 bench: setup ## measure against qemu-img and cp
