@@ -18,7 +18,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.chains impo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import Outcome, execute, execute_family
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domains import Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.limits import DEFER, Window, defer_beyond, deferred, unit_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, NOOP, REFUSE, RETIRE, Plan, lost_ranges
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, NOOP, REFUSE, RETIRE, Plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import Reserve, preflight, reason_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.progress import Board
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Records, named
@@ -252,7 +252,7 @@ def _base(plan: Plan) -> Dict[str, Any]:
         "chain": [dict(named(member.path), format=member.format) for member in plan.below],
         "backing": None if plan.backing is None else dict(named(plan.backing.name), format=plan.backing.format),
         "repointed": [show(item.path) for item in plan.dependants],
-        "lost": lost_ranges(plan),
+        "lost": plan.lost_ranges,
         "seconds": 0.0,
         "reason": None,
         "msg": "; ".join(plan.reasons),

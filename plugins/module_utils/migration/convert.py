@@ -21,8 +21,9 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.device impo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.finish import abandon, finish, published, temporary_path, withdraw
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.output import read_back, second_opinion, write
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.pace import Pace
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, RETIRE, Plan, lost_ranges, ranges_of
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, RETIRE, Plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.soundness import ranges_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Guards, Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
@@ -208,7 +209,7 @@ def _begin(plan: Plan, source: Source, records: Records) -> Record:
     if plan.backing is not None:
         facts["backing"] = named(plan.backing.name, format=plan.backing.format)
     if plan.lost:
-        facts["lost"] = lost_ranges(plan)
+        facts["lost"] = plan.lost_ranges
     if plan.dependants:
         facts[repoint.WANTED] = repoint.as_facts(list(plan.dependants))
     if plan.needed_by:

@@ -18,11 +18,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import Fil
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import WRITER, find_users
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.uses import Use
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Key, Member, follow
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import DAMAGED, STRUCTURE, Report, check
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import STRUCTURE
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import ERROR, WARNING, Finding
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import rounded, verify
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.device import is_device, require_usable
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.layout import KEEP, RECLUSTER, kept_layout
@@ -38,6 +37,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay imp
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import IN_PLACE, Record, Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.repoint import Dependant
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, require_expected, result_path, retired_path
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.soundness import MAX_RANGES, Lost, listed, ranges_of, require_sound
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
@@ -49,9 +49,6 @@ REFUSE = "refuse"
 NATIVE = "native"
 STAGED = "staged"
 QEMU_IMG = "qemu-img"
-
-MAX_RANGES = 100
-"""Damaged ranges named one by one in a message or result; the rest is counted."""
 
 
 class Plan(NamedTuple):
@@ -74,11 +71,16 @@ class Plan(NamedTuple):
     backing: Optional[Backing] = None  # what a thin overlay rests on; None: the result stands alone
     cluster_size: int = 0  # of a qcow2 result
     layout: str = RECLUSTER  # of a qcow2 result
-    lost: Dict[int, List[Damage]] = {}  # by place in the chain, what salvage gives up
+    lost: Lost = {}  # what salvage gives up
     family: Optional[int] = None  # images that are migrated together or not at all have the same number
     dependants: Tuple[Dependant, ...] = ()  # foreign overlays to be re-pointed
     needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same family
     unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
+
+    @property
+    def lost_ranges(self) -> List[Dict[str, Any]]:
+        """What salvage gives up, as results, reports and records list it."""
+        return listed(self.lost, [self.request.src] + [member.path for member in self.below])
 
     @property
     def in_place(self) -> bool:
@@ -170,7 +172,7 @@ def _unchanged(record: Record, identity: FileIdentity) -> bool:
 def _plan_conversion(request: Request, dest: bytes, source: Source, records: Records, bases: Bases) -> Plan:
     members = tuple(follow(request.src, open_source, rules_of(request)))
     source.attach(members[1:])
-    lost = _sound(source, request, bases)
+    lost = require_sound(source, bases.level, bases.sound, salvage=request.salvage)
     image = source.layers[0]
     source.unlock(dict(request.passphrase_files), force=request.force_passphrase)
     bases.sound.update(member.key for member in members)
@@ -288,68 +290,6 @@ def _is_source_of(base: Member, record: Record) -> bool:
     return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (base.key[1], base.size, base.mtime_ns)
 
 
-def _sound(source: Source, request: Request, bases: Bases) -> Dict[int, List[Damage]]:
-    """Open the layers of a chain, and make sure that nothing in their tables contradicts their files.
-
-    :return: with ``salvage`` what is given up, by place in the chain; else nothing.
-    :raises DamagedImage: naming every damaged range (up to ``MAX_RANGES``) of the first damaged file.
-    """
-    found: Dict[int, List[Damage]] = {}
-    source.open_layers(found)
-    for place, layer in enumerate(source.layers):
-        key = source.members[place - 1].key if place else source.identity[:2]
-        if key in bases.sound and not request.salvage:
-            continue
-        if isinstance(layer, Qcow1) and not request.salvage:
-            report = check(layer.fd, layer.path, bases.level)
-            _require_verdict(report, layer.path)
-            source.doubts.extend(_in_words(finding) for finding in report.findings if finding.severity == WARNING)
-            continue
-        for extent in layer.extents():
-            if request.salvage and extent.kind == COMPRESSED:
-                layer.inflate(extent)
-    return {place: merged_damage(damage) for place, damage in found.items() if damage}
-
-
-def merged_damage(found: List[Damage]) -> List[Damage]:
-    """Each damaged range once, neighbours of the same kind as one."""
-    merged: List[Damage] = []
-    for damage in sorted(set(found)):
-        last = merged[-1] if merged else None
-        if last is not None and damage.start <= last.start + last.length and damage.kind == last.kind and damage.what == last.what:
-            merged[-1] = last._replace(length=max(last.length, damage.start + damage.length - last.start))
-        else:
-            merged.append(damage)
-    return merged
-
-
-def _require_verdict(report: Report, path: bytes) -> None:
-    """Refuse an image in whose structure the check found errors, naming them (up to ``MAX_RANGES``)."""
-    if report.verdict != DAMAGED:
-        return
-    errors = [finding for finding in report.findings if finding.severity == ERROR]
-    total = sum(report.found[kind]["ranges"] for kind in {finding.kind for finding in errors})
-    listed = errors[:MAX_RANGES]
-    raise DamagedImage(
-        "damaged in {0} place{1}: {2}{3}".format(
-            total,
-            "" if total == 1 else "s",
-            "; ".join(_in_words(finding) for finding in listed),
-            "; and {0} more".format(total - len(listed)) if total > len(listed) else "",
-        ),
-        path,
-        hint="The image was not changed. Restore it from a backup, or say salvage to keep what can be read.",
-        ranges=[{"start": f.start, "length": f.length, "offset": f.offset, "what": f.text} for f in listed],
-    )
-
-
-def _in_words(finding: Finding) -> str:
-    place = "" if finding.offset is None else " (file offset {0})".format(finding.offset)
-    if finding.start is None:
-        return finding.text + place
-    return "guest bytes {0}..{1}: {2}{3}".format(finding.start, finding.start + finding.length - 1, finding.text, place)
-
-
 def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> None:
     check_name(dest)
     if dest == request.src and retired is None:
@@ -404,18 +344,3 @@ def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]
         reason="exists",
         hint="Nothing was changed. Move that file away, or give another dest, and run again.",
     )
-
-
-def ranges_of(lost: Dict[int, List[Damage]]) -> Dict[int, List[Tuple[int, int]]]:
-    """What was given up as the second reading path takes it."""
-    return {place: [(damage.start, damage.length) for damage in found] for place, found in lost.items()}
-
-
-def lost_ranges(plan: Plan) -> List[Dict[str, Any]]:
-    """What salvage gives up, as results, reports and records list it: every range, with the file it is missing from."""
-    paths = [plan.request.src] + [member.path for member in plan.below]
-    return [
-        {"path": show(paths[place]), "start": d.start, "length": d.length, "offset": d.offset, "what": d.what}
-        for place, found in sorted(plan.lost.items())
-        for d in found
-    ]
