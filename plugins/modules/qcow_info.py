@@ -84,6 +84,10 @@ options:
     type: list
     elements: path
     default: []
+  libvirt_uri:
+    description: Where libvirt is asked. A host without libvirt has no domains.
+    type: str
+    default: qemu:///system
   records:
     description:
       - Which records of migrations on this host to return.
