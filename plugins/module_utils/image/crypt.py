@@ -8,6 +8,8 @@ AES-128-CBC of each 512-byte sector; the key is the passphrase's first 16 bytes,
 sector's number, little-endian. Nothing in the image tells a right passphrase from a wrong one (QEMU: ``block/qcow.c``, ``crypto/``).
 """
 
+# pylint: disable=unused-import # what pylint itself makes of a NamedTuple; ruff looks at the real ones
+
 import os
 from array import array
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
