@@ -89,7 +89,8 @@ def test_a_single_image_needs_no_total():
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0, "0 B"), (999, "999 B"), (1 << 10, "1.0 KiB"), (210 << 20, "210 MiB"), (1000 << 20, "1.0 GiB"), (3 << 40, "3.0 TiB")]
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (1 << 10, "1.0 KiB"), (210 << 20, "210 MiB"), (1000 << 20, "1.0 GiB"), (3 << 40, "3.0 TiB")],
 )
 def test_sizes(number, text):
     assert size(number) == text
