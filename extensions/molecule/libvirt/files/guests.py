@@ -7,6 +7,8 @@
 define DIRECTORY JSON    JSON: {name: {"disks": [file, ...], "over": backing file, "pool": name}}
 boot                     start every domain, wait until all are off, print {domain: {disk: sha256}}
 definitions              print {domain: exact inactive definition}
+run NAME MODE            start one domain that stays up (MODE idle or write), wait until its guest does, print its number
+look NAME                print {"number", "wrote", "definition"} of one domain; "number" is -1 where it is off
 """
 
 import json
@@ -115,6 +117,32 @@ def boot(connection: libvirt.virConnect) -> dict:
     return read
 
 
+def console(name: str) -> list:
+    """What a guest has said."""
+    with open("/var/log/%s.console" % name, errors="replace") as file:
+        return file.read().split("GUEST-")[1:]
+
+
+def run(connection: libvirt.virConnect, name: str, mode: str) -> int:
+    """Have a guest do something else than end, and start it."""
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    connection.defineXML(connection.lookupByName(name).XMLDesc(flags).replace("guest=sha", "guest=" + mode)).create()
+    end = time.monotonic() + 600
+    while not any(word.startswith(("UP", "WROTE")) for word in console(name)):
+        if time.monotonic() > end:
+            sys.exit("%s does not come up" % name)
+        time.sleep(0.5)
+    return connection.lookupByName(name).ID()
+
+
+def look(connection: libvirt.virConnect, name: str) -> dict:
+    """Its number since the last start, the last block it has written, and its definition."""
+    domain = connection.lookupByName(name)
+    wrote = [int(word.split()[1]) for word in console(name) if word.startswith("WROTE")]
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    return {"number": domain.ID(), "wrote": wrote[-1] if wrote else 0, "definition": domain.XMLDesc(flags)}
+
+
 def main() -> None:
     """Do what the first argument says."""
     connection = libvirt.open("qemu:///system")
@@ -122,6 +150,10 @@ def main() -> None:
         define(connection, sys.argv[2], json.loads(sys.argv[3]))
     elif sys.argv[1] == "boot":
         print(json.dumps(boot(connection), sort_keys=True))
+    elif sys.argv[1] == "run":
+        print(run(connection, *sys.argv[2:]))
+    elif sys.argv[1] == "look":
+        print(json.dumps(look(connection, sys.argv[2])))
     else:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         print(json.dumps({domain.name(): domain.XMLDesc(flags) for domain in connection.listAllDomains()}, sort_keys=True))
