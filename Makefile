@@ -22,7 +22,7 @@ EXTRA ?=
 SCENARIOS ?= default libvirt
 # The ansible-core releases whose sanity tests run, the oldest, the newest and that of dev.txt; supported are all of ALL_CORES.
 # Each needs requirements/core-VERSION.txt.
-CORES ?= 2.21 2.19 2.16
+CORES ?= 2.21 2.16
 ALL_CORES := 2.21 2.20 2.19 2.18 2.17 2.16
 export IMAGES FORMAT CHECK
 
