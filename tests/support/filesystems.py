@@ -45,13 +45,14 @@ def mounted(fstype: str, folder: str, *, size_mib: int = 0, options: str = "") -
 
 
 def let_in(folder: str) -> None:
-    """Let other users into a test's own folder: pytest closes it, the folder of the session and the one of the user."""
-    session = os.path.dirname(folder)
-    user = os.path.dirname(session)
-    for path in [folder, session] + ([user] if os.path.basename(user).startswith("pytest-of-") else []):
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+    """Let other users into a test's own folder: pytest closes it and the folders of worker, session and user above it."""
+    while True:
+        mode = stat.S_IMODE(os.stat(folder).st_mode)
         if mode & 0o005 != 0o005:
-            os.chmod(path, mode | 0o055)
+            os.chmod(folder, mode | 0o055)
+        if os.path.basename(folder).startswith("pytest-of-") or os.path.dirname(folder) == "/":
+            return
+        folder = os.path.dirname(folder)
 
 
 def in_child(function: Callable[[], Any], *, uid: int = 0, gid: int = 0) -> int:
