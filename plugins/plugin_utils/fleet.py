@@ -152,7 +152,8 @@ def _migrated(row: Facts, result: Facts) -> None:
         seconds = result.get("seconds") or 0
         size = before.get("allocated_size")
         row.update(
-            state="migrated" if result.get("changed") else row["state"],
+            # What was converted before, its original kept, is migrated, too, where no scan says otherwise.
+            state="migrated" if result.get("changed") else row["state"] or "migrated",
             virtual_size=before.get("virtual_size", row["virtual_size"]),
             bytes=size if size is not None else row["bytes"],
             bytes_after=after.get("allocated_size"),
