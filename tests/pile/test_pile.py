@@ -159,7 +159,7 @@ def test_pile_is_migrated_without_a_qemu_img_that_knows_version_1(program: str, 
     bin_directory.mkdir()
     log = tmp_path / "calls"
     # Only what the stand-in and the playbook need of the usual PATH: "absent" really has no qemu-img.
-    for name in ("sh", "python3", "env", "id", "cat", "ls", "stat", "chmod", "mkdir", "rm", "sleep", "echo", "uname"):
+    for name in ("sh", "python3", "env", "id", "cat", "ls", "stat", "chmod", "mkdir", "rm", "sleep", "echo", "uname", "wc"):
         for folder in ("/usr/bin", "/bin"):
             if os.path.exists(os.path.join(folder, name)) and not (bin_directory / name).exists():
                 (bin_directory / name).symlink_to(os.path.join(folder, name))
