@@ -16,6 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record impo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.faults import CHANGING, Point, Scene, Server, points
+from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
 
 @pytest.fixture
@@ -144,6 +145,31 @@ def test_explained_without_being_touched(server: Server, tmp_path: Any) -> None:
     batch.run([Request(os.fsencode(scene.src), retire=True, state_dir=state)], batch.Settings(state, reserve=0, check_mode=True), recovered)
     assert [entry["record"] for entry in recovered] == [record.id]
     assert scene.listing() == before
+
+
+@pytest.mark.parametrize("purpose", ["staged", "proof"])
+def test_helper_files_of_a_killed_run_are_removed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, purpose: str) -> None:
+    """A compressed result takes further temporary files: the run is killed, as by the OOM killer, while qemu-img works on one of them."""
+    real = require_tool("qemu-img")
+    wrapper = tmp_path / "bin" / "qemu-img"
+    wrapper.parent.mkdir()
+    wrapper.write_text('#!/bin/sh\ncase "$*" in convert*.%s.tmp*) kill -9 $PPID; sleep 1;; esac\nexec %s "$@"\n' % (purpose, real))
+    wrapper.chmod(0o755)
+    scene = Scene(str(tmp_path), compression="zstd")
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", "%s:%s" % (wrapper.parent, os.environ["PATH"]))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                again(scene)
+            finally:
+                os._exit(1)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == 9
+    assert any(purpose in name for name in scene.listing()), scene.listing()
+    results, recovered = again(scene)
+    assert [entry["msg"] for entry in recovered] == ["removed the temporary file"]
+    assert not results[0]["failed"], results[0]["msg"]
+    assert scene.listing() == scene.migrated()
 
 
 def touch(path: str) -> None:

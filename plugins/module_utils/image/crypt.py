@@ -69,7 +69,7 @@ def decryptor(passphrase: bytes, path: Optional[bytes] = None) -> Decrypt:
         raise ToolMissing(
             "the image is encrypted, and there is nothing on this host to decrypt it with",
             path,
-            hint="Install Python's cryptography (python3-cryptography) on the host, or use engine=qemu-img. Nothing was changed.",
+            hint="Install Python's cryptography (python3-cryptography) on the host. Nothing was changed.",
         )
     return _Sectors(cbc).decrypt
 

@@ -23,6 +23,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.output impo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.pace import Pace
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, RETIRE, Plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import temporary_beside
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.soundness import ranges_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Guards, Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
@@ -248,7 +249,7 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
     try:
         record.note(states.COPYING, device=named(plan.dest))
         started = time.monotonic()
-        source.materialise(os.path.dirname(plan.request.src), b".vmimage-qcow." + record.id.encode("ascii") + b".base.tmp")
+        source.materialise(os.path.dirname(plan.request.src), temporary_beside(temporary_path(record), b"base"))
         extents = filled(source.extents(), source.layers[0], plan.virtual_size)
         copy_extents(extents, DeviceWriter(fd, plan.virtual_size), _stage(progress, plan, "copy", guard))
         os.fsync(fd)

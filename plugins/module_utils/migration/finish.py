@@ -19,7 +19,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use import WR
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import references
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, named, now
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import temporary_name
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import HELPERS, temporary_beside, temporary_name
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
 
@@ -106,11 +106,16 @@ def withdraw(record: Record, reason: str) -> None:
 
 
 def _remove_result(record: Record) -> None:
-    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange)."""
+    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange), and its helpers."""
     temporary = temporary_path(record)
     inode = (record.facts.get("temporary") or {}).get("ino")
     if inode_at(temporary) not in (None, record.facts["src"]["ino"]):
         remove_durably(temporary, inode=inode)
+    for directory in {os.path.dirname(temporary), os.path.dirname(record.path_of("src"))}:
+        for purpose in HELPERS:
+            helper = os.path.join(directory, temporary_beside(temporary, purpose))
+            if inode_at(helper) is not None:
+                remove_durably(helper)
 
 
 def _publish(record: Record, source_fd: int, guard: Any) -> None:

@@ -27,7 +27,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.transcode impor
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.layout import KEEP
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay import qcow2_options
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import NATIVE, STAGED, Plan
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, temporary_beside
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 
 OnProgress = Callable[[int], None]
@@ -80,12 +80,6 @@ def _write_staged(plan: Plan, source: Source, temporary: bytes, progress: OnProg
     finally:
         os.unlink(path)
         os.close(fd)
-
-
-def temporary_beside(temporary: bytes, purpose: bytes) -> bytes:
-    """The name of another temporary file of the same migration, without its directory."""
-    name = os.path.basename(temporary)
-    return name[: -len(b".tmp")] + b"." + purpose + b".tmp"
 
 
 def source_node(plan: Plan, source: Source) -> Node:

@@ -96,8 +96,9 @@ def _recover(record: Record) -> str:
     if record.state == states.CLEANING:
         return _settle_cleaning(record)
     if record.state in (states.PLANNED, states.COPYING, states.FAILED):
+        words = "removed the temporary file" if record.state == states.COPYING else "cleaned up"
         abandon(record, record.facts.get("error") or "interrupted")
-        return "removed the temporary file" if record.state == states.COPYING else "cleaned up"
+        return words
     if record.state == states.RETIRED:
         record.note(states.DONE)
         return "finished the record"
