@@ -3,12 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Edge cases 47 to 56: what surrounds the image, and results."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 import time
-from typing import Iterator
+from typing import Iterator, Optional
 
 import pytest
 
@@ -136,12 +137,11 @@ def test_52_hole_in_a_table_is_unallocated(workbench) -> None:
     path = workbench.image(image, sparse=True)
     workbench.converts_to(path, image.guest_bytes())
     # Over the second L2 table: what qemu-img reads as zeros, without a word.
-    with open(path, "r+b") as target:
-        target.seek(image.l2_at[1])
-        target.write(bytes(4096))
+    punch = [require_tool("fallocate"), "--punch-hole", "--offset", str(image.l2_at[1]), "--length", "4096", str(path)]
+    subprocess.run(punch, check=True)
     expected = bytearray(image.guest_bytes())
     expected[600 * 4096 : 601 * 4096] = bytes(4096)
-    workbench.converts_to(path, bytes(expected))
+    assert workbench.mentions(workbench.converts_to(path, bytes(expected)), "lies in a hole of the file")
 
 
 def test_53_empty_disk_of_1_tib_with_clusters_of_512_bytes_takes_no_time(workbench) -> None:
@@ -182,6 +182,27 @@ def test_55_disk_too_large_for_small_clusters_is_refused_with_a_hint(workbench) 
     assert refusal.value.result["reason"] == "unsupported"
     assert "larger clusters" in refusal.value.result["msg"]
     assert workbench.convert(path, cluster_size=65536)["changed"]
+
+
+@pytest.mark.parametrize(
+    "limit, spec, base",
+    [
+        ("the L1 table would be larger than qcow2 allows", ImageSpec(size=200 << 30, cluster_bits=9, l2_bits=12), None),
+        ("a backing file name of ", ImageSpec(size=MIB, cluster_bits=9, l2_bits=9), "b" * 200 + ".raw"),
+    ],
+)
+def test_55_layout_beyond_the_limits_is_made_anew(workbench, limit: str, spec: ImageSpec, base: Optional[str]) -> None:
+    clusters = {3: Plain(b"three"), 600: Plain(b"six hundred")}
+    if base is not None:
+        folder = workbench.directory / ("d" * 200)
+        folder.mkdir()
+        (folder / base).write_bytes(b"base" * (MIB // 4))
+        spec = dataclasses.replace(spec, backing=Backing(os.fsencode("%s/%s" % (folder.name, base))))
+    path = workbench.image(build(dataclasses.replace(spec, clusters=clusters)), sparse=True)
+    result = workbench.convert(path, layout="keep")
+    assert workbench.mentions(result, "the layout cannot be kept") and workbench.mentions(result, limit), result["reasons"]
+    assert result["after"]["cluster_size"] == 65536 if base is None else result["verified"]
+    oracle.assert_clean(result["dest"])
 
 
 @pytest.mark.parametrize("retire", [False, True])

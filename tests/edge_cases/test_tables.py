@@ -109,7 +109,8 @@ def test_21_clusters_off_the_sectors_are_errors(workbench, cluster) -> None:
 @pytest.mark.parametrize("kind", [Plain, Packed])
 def test_22_shared_clusters_are_converted(workbench, kind: type) -> None:
     image = build(spec(clusters={3: kind(b"three" * 700), 4: Shared(3), 700: Shared(3), 5: Plain(b"five")}))
-    workbench.converts_to(workbench.image(image), image.guest_bytes())
+    result = workbench.converts_to(workbench.image(image), image.guest_bytes())
+    assert workbench.mentions(result, "shares bytes of the file with another one")
 
 
 def test_22_overlapping_clusters_are_converted(workbench) -> None:
@@ -117,12 +118,14 @@ def test_22_overlapping_clusters_are_converted(workbench) -> None:
     offset = first.places[3][0]
     clusters = {3: Plain(b"3" * CLUSTER), 4: Entry(offset + 512, b"3" * (CLUSTER - 512))}
     image = build(spec(clusters=clusters, append=bytes(512)))
-    workbench.converts_to(workbench.image(image), image.guest_bytes())
+    result = workbench.converts_to(workbench.image(image), image.guest_bytes())
+    assert workbench.mentions(result, "shares bytes of the file with another one")
 
 
 def test_22_shared_l2_tables_are_converted(workbench) -> None:
     image = build(ImageSpec(size=3 * SPAN, clusters={1: Plain(b"one"), 2: Packed(b"two" * 99)}, share_l2={1: 0, 2: 0}))
-    workbench.converts_to(workbench.image(image), image.guest_bytes())
+    result = workbench.converts_to(workbench.image(image), image.guest_bytes())
+    assert workbench.mentions(result, "L1 entries share the L2 table")
 
 
 def test_23_cluster_over_the_l1_table_is_corruption_and_salvaged_as_stored(workbench) -> None:
