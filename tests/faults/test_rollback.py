@@ -15,7 +15,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batc
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, clean_all, roll_back_all
-from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Packed, Plain, build
+from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import Scene, guest_bytes, sha256
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
@@ -210,3 +210,44 @@ def test_facts_nobody_can_undo(tmp_path: Any) -> None:
     finally:
         references.KEEPERS[:] = kept
     scene.assert_migrated()
+
+
+def test_overlay_made_since(tmp_path: Any) -> None:
+    """The guest got a snapshot after the migration: a rollback would take its base away."""
+    scene = Scene(str(tmp_path))
+    migrate(scene)
+    overlay = os.path.join(scene.images, "snapshot.img")
+    make = [require_tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", os.path.basename(scene.dest), overlay]
+    subprocess.run(make, check=True)
+    before = facts(scene.images)
+    for check in (True, False):
+        for discard in (True, False):
+            answer = roll_back(scene, check=check, discard=discard)
+            assert answer[0]["failed"] and answer[0]["reason"] == "needed", answer
+            assert overlay in answer[0]["msg"]
+            assert facts(scene.images) == before
+    os.unlink(overlay)
+    assert roll_back(scene)[0]["changed"]
+    scene.assert_as_before()
+
+
+def test_base_of_a_kept_overlay_is_kept(tmp_path: Any) -> None:
+    """What the guest wrote to an overlay is worth nothing without the base below it."""
+    images, state = tmp_path / "images", os.fsencode(str(tmp_path / "state"))
+    images.mkdir()
+    build(ImageSpec(size=1 << 20, clusters={1: Plain(b"base" * 1024)})).write(images / "base.qcow")
+    build(ImageSpec(size=1 << 20, clusters={2: Plain(b"over" * 1024)}, backing=Backing(b"base.qcow"))).write(images / "over.qcow")
+    start = facts(str(images))
+    requests = [Request(os.fsencode(str(images / name)), retire=True, state_dir=state) for name in ("base.qcow", "over.qcow")]
+    assert all(result["changed"] for result in batch.run(requests, batch.Settings(state, reserve=0)))
+    write_as_guest(str(images / "over.qcow2"))
+    newer = guest_bytes(str(images / "over.qcow2"))
+    choice = Choice(state, paths=(os.fsencode(str(images)),))
+    shown = roll_back_all(choice._replace(check_mode=True), discard_changes=True)
+    done = roll_back_all(choice, discard_changes=True)
+    assert [entry["msg"] for entry in done if entry["failed"]] == []
+    assert [entry["kept"] for entry in shown] == [entry["kept"] for entry in done]
+    over, base = (entry["kept"] for entry in done)
+    assert {name: fact for name, fact in facts(str(images)).items() if name in start} == start
+    subprocess.run([require_tool("qemu-img"), "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base, over], check=True)
+    assert guest_bytes(over) == newer

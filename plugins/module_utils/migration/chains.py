@@ -31,7 +31,7 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
     A base that would be retired gets the foreign overlays that have to follow it; it is refused where something rests on it that can neither
     follow nor is migrated in the same batch.
     """
-    graph = _survey(requests)
+    graph = _around(requests)
     own: Dict[Key, int] = {}
     for number, request in enumerate(requests):
         node = graph.add(request.src, open_source)
@@ -68,17 +68,20 @@ def _refused(plan: Plan, code: str, why: str) -> Plan:
     return plan._replace(action=REFUSE, code=code, reasons=["{0}: {1}".format(show(plan.request.src), why)])
 
 
-def _survey(requests: List[Request]) -> Graph:
+def _around(requests: List[Request]) -> Graph:
     """Everything that could rest on an image that would be retired: what lies beside it, and all below the backing directories."""
-    graph = Graph()
-    trees: List[bytes] = []
-    directories: List[bytes] = []
+    trees: Dict[bytes, None] = {}
+    directories: Dict[bytes, None] = {}
     for request in requests:
         if request.retire:
-            trees.extend(path for path in request.backing_dirs if path not in trees)
-            parent = os.path.dirname(request.src)
-            if parent not in directories:
-                directories.append(parent)
+            trees.update(dict.fromkeys(request.backing_dirs))
+            directories[os.path.dirname(request.src)] = None
+    return survey(list(trees), list(directories))
+
+
+def survey(trees: List[bytes], directories: List[bytes]) -> Graph:
+    """Every image of our formats below ``trees`` and directly in ``directories``, and what it rests on by name."""
+    graph = Graph()
     for found in list(_qcow_files(trees, recurse=True)) + list(_qcow_files(directories, recurse=False)):
         graph.add(found, open_source)
     return graph
@@ -96,7 +99,7 @@ def _is_qcow(head: bytes) -> bool:
 
 def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> List[int]:
     keys = {number: key for key, number in own.items()}
-    order: List[int] = []
+    order: Dict[int, None] = {}
     for number in range(len(requests)):
         line: List[int] = []
         seen: Set[Key] = set()
@@ -107,8 +110,8 @@ def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> L
                 line.append(own[key])
             node = graph.nodes.get(key)
             key = node.base if node is not None else None
-        order.extend(item for item in reversed(line or [number]) if item not in order)
-    return order
+        order.update(dict.fromkeys(reversed(line or [number])))
+    return list(order)
 
 
 def _with_dependants(plan: Plan, dependants: List[Node], own: Dict[Key, int], plans: Dict[int, Plan]) -> Plan:

@@ -10,7 +10,7 @@ a crash in its middle leaves bytes that the next run completes.
 
 import base64
 import os
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Set
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, ImageInUse, QcowError, StateError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
@@ -78,6 +78,11 @@ def _first_cluster(fd: int, path: bytes) -> bytes:
     return os.pread(fd, 1 << header.cluster_bits, 0)
 
 
+def repointed(record: Record) -> Set[bytes]:
+    """The foreign overlays that a migration has pointed to its result."""
+    return {decode_exact(entry["path"], entry["path_base64"]) for entry in record.facts.get(DONE) or ()}
+
+
 class OverlayKeeper(Keeper):
     """Keeps the rule that no base loses its name before its own overlays are migrated, and gets it back only after they have."""
 
@@ -120,7 +125,7 @@ class HeaderKeeper(Keeper):
     def repoint(self, record: Record) -> None:
         """See :meth:`Keeper.repoint`."""
         done = list(record.facts.get(DONE) or ())
-        known = {decode_exact(entry["path"], entry["path_base64"]) for entry in done}
+        known = repointed(record)
         for wanted in record.facts.get(WANTED) or ():
             path = decode_exact(wanted["path"], wanted["path_base64"])
             if path not in known:

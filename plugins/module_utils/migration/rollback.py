@@ -45,10 +45,11 @@ class Reversal(NamedTuple):
     result: Optional[FileIdentity] = None  # of the result, None where it is gone
 
 
-def plan_rollback(record: Record, *, discard_changes: bool) -> Reversal:
+def plan_rollback(record: Record, *, discard_changes: bool, keep: bool = False) -> Reversal:
     """Look at a record and at what it speaks of, and decide. Changes nothing.
 
     :param discard_changes: whether the guest may lose what it has written to the result since.
+    :param keep: not to delete the result in any case: something that is kept rests on it.
     :raises QcowError: where the rollback has to be refused; nothing is changed then.
     """
     if record.state in (states.ROLLED_BACK, states.FAILED):
@@ -73,7 +74,7 @@ def plan_rollback(record: Record, *, discard_changes: bool) -> Reversal:
         raise StateError("what refers to the image cannot be pointed back: {0}".format("; ".join(found)), record.path_of("dest"))
     if record.facts.get("adopted"):
         return Reversal(record, ROLL_BACK, ["the result was there before the migration and stays"])
-    return _with_result(record, discard_changes)
+    return _with_result(record, discard_changes, keep)
 
 
 def _require_original(record: Record) -> None:
@@ -120,16 +121,16 @@ def _require_idle(source: Source) -> None:
         )
 
 
-def _with_result(record: Record, discard_changes: bool) -> Reversal:
+def _with_result(record: Record, discard_changes: bool, keep: bool) -> Reversal:
     dest = record.path_of("dest")
     if inode_at(dest) is None:
         return Reversal(record, ROLL_BACK, ["the result is gone already"])
     with Source(dest) as source:
         _require_idle(source)
         what = _changes(record, source)
-        if not what:
+        if not what and not keep:
             return Reversal(record, ROLL_BACK, ["the result is what it was when it was made"], result=source.identity)
-        if not discard_changes:
+        if what and not discard_changes:
             raise ImageChanged(
                 "has been written since the migration ({0})".format(what),
                 dest,
@@ -137,7 +138,8 @@ def _with_result(record: Record, discard_changes: bool) -> Reversal:
             )
         kept = dest + KEPT_SUFFIX + record.id.encode("ascii")
         check_name(kept)
-        return Reversal(record, ROLL_BACK, ["the guest loses what was written since: {0}".format(what)], True, kept, source.identity)
+        why = "the guest loses what was written since: {0}".format(what) if what else "an overlay that is kept rests on the result"
+        return Reversal(record, ROLL_BACK, [why], bool(what), kept, source.identity)
 
 
 def _changes(record: Record, source: Source) -> str:

@@ -5,18 +5,19 @@
 """What comes after migrations, for many records in one call: rolling back, and deleting the originals."""
 
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import cleanup, keepers, rollback, visits
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.newcomers import Newcomers
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import reason_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Record, Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import GOING_BACK
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.selection import select
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, show
 
 
 class Choice(NamedTuple):
@@ -47,7 +48,13 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
     """
 
     def deal(record: Record) -> Dict[str, Any]:
-        reversal = rollback.plan_rollback(record, discard_changes=discard_changes)
+        reversal = rollback.plan_rollback(record, discard_changes=discard_changes, keep=record.path_of("src") in below_kept)
+        if reversal.action == rollback.ROLL_BACK:
+            if not record.facts.get("adopted"):
+                newcomers.require_none(record)
+            newcomers.leaves(record)
+            if reversal.kept is not None:
+                below_kept.update(decode_exact(entry["path"], entry.get("path_base64")) for entry in record.facts.get("chain") or ())
         if reversal.action == rollback.ROLL_BACK and choice.check_mode:
             GOING_BACK.add(record.id)
         elif reversal.action == rollback.ROLL_BACK:
@@ -61,6 +68,8 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             "kept": None if kept is None else show(kept),
         }
 
+    newcomers = Newcomers()
+    below_kept: Set[bytes] = set()
     GOING_BACK.clear()
     return _run(choice, deal, {"discarded": False, "kept": None}, recovered)
 
