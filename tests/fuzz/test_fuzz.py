@@ -22,7 +22,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image import crypt, s
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, DAMAGED, check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainQcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import HEADER_SIZE, Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import HEADER_SIZE
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import guest_blocks
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.writer import likely_writer
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, Shared, Xen, build

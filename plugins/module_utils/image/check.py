@@ -20,15 +20,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import Damaged
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger, symptoms, xen
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR, ZERO, Extent
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import ERROR, NOTE, WARNING, Finding, Findings
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import (
-    CRYPT_AES,
-    HEADER_SIZE,
-    KIND_STREAM,
-    KIND_TABLE_OUTSIDE,
-    Damage,
-    Qcow1,
-    inflate_stream,
-)
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import KIND_STREAM, KIND_TABLE_OUTSIDE, Damage, Qcow1, inflate_stream
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import CRYPT_AES, HEADER_SIZE
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import next_data
 
 STRUCTURE = "structure"

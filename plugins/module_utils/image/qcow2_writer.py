@@ -13,11 +13,12 @@ import os
 import struct
 import sys
 from array import array
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import UnsupportedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import QCOW_MAGIC
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.refcounts import Refcounts
 
 DEFAULT_CLUSTER_SIZE = 1 << 16
 MIN_CLUSTER_SIZE = 1 << 9
@@ -40,7 +41,6 @@ _FEATURE_NAMES = ((0, 0, b"dirty bit"), (0, 1, b"corrupt bit"), (0, 4, b"extende
 _SUBCLUSTERS = 32
 _ALL_SUBCLUSTERS = (1 << _SUBCLUSTERS) - 1
 _ZERO_FLAG = 1
-_REFCOUNT_BYTES = 2
 
 
 class Qcow2Options:
@@ -141,7 +141,7 @@ class Qcow2Writer:
         self._l2 = array("Q")
         self._l2_index = -1
         self._end = 0  # first byte of the file not given away yet; a multiple of the cluster size unless streams are being packed
-        self._refcounts = _Refcounts(self.cluster_size)
+        self._refcounts = Refcounts(self.cluster_size)
         self._allocate(1)
 
     def place(self, start: int, length: int) -> Iterator[Tuple[int, int]]:
@@ -300,55 +300,6 @@ class Qcow2Writer:
             table = table[:]
             table.byteswap()
         os.pwrite(self.fd, table.tobytes(), offset)
-
-
-class _Refcounts:
-    """16-bit reference counts of the clusters of a file that only grows, kept for the blocks that are not written yet."""
-
-    def __init__(self, cluster_size: int) -> None:
-        self.per_block = cluster_size // _REFCOUNT_BYTES
-        self.table = array("Q")
-        self._blocks: dict = {}
-        self._kept: List[int] = []
-
-    @property
-    def blocks_placed(self) -> int:
-        return len(self.table)
-
-    def blocks_needed(self, clusters: int) -> int:
-        return -(-clusters // self.per_block)
-
-    def complete_blocks(self, clusters: int) -> bool:
-        """Whether the first block not placed yet counts only clusters before ``clusters``, so that it can be written for good."""
-        return clusters >= (self.blocks_placed + 1) * self.per_block
-
-    def add(self, first: int, last: int) -> None:
-        """One more reference to each of the clusters first..last."""
-        while first <= last:
-            number, index = divmod(first, self.per_block)
-            block = self._blocks.get(number)
-            if block is None:
-                block = self._blocks[number] = array("H", bytes(_REFCOUNT_BYTES * self.per_block))
-            count = min(last - first + 1, self.per_block - index)
-            if count > 1 and not any(block[index : index + count]):
-                block[index : index + count] = array("H", [1]) * count
-            else:
-                for position in range(index, index + count):
-                    block[position] += 1
-            first += count
-
-    def place_block(self, offset: int, *, keep: bool) -> Optional[array]:
-        """Note that the next block lies at byte ``offset``; it is returned to be written unless it is kept for later changes."""
-        number = self.blocks_placed
-        self.table.append(offset)
-        if keep:
-            self._kept.append(number)
-            return None
-        return self._blocks.pop(number)
-
-    def unwritten(self) -> List[Tuple[int, array]]:
-        """``(offset, block)`` of the blocks that were kept."""
-        return [(self.table[number], self._blocks[number]) for number in self._kept]
 
 
 def header_cluster(options: Qcow2Options) -> bytearray:

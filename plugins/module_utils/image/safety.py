@@ -15,7 +15,7 @@ from typing import List, NamedTuple, Optional
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import ERROR, NOTE, WARNING, Finding
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import HEADER_SIZE, Header, parse_header
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import HEADER_SIZE, Header, parse_header
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.signatures import ReadAt, signatures
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 

@@ -10,7 +10,8 @@ from array import array
 from typing import List, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import WARNING, Finding
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import CRYPT_AES, Header, Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import CRYPT_AES, Header
 
 
 def virtualbox_overwrite(header: Header, offset: int, entries: array, orphans: List[Finding]) -> Optional[Finding]:

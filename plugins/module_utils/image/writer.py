@@ -11,7 +11,8 @@ from itertools import islice
 from typing import List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import HEADER_SIZE, Damage, Header, Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import HEADER_SIZE, Header
 
 QEMU = "qemu"
 QEMU_OLD = "qemu-0.6-to-0.9"
