@@ -18,8 +18,8 @@ FORMAT ?=
 CHECK ?=
 # More arguments for ansible-playbook, or for pytest in `make unit`.
 EXTRA ?=
-# Molecule scenarios that `make molecule` runs. fleet (four hosts, one of which loses its connection) is run by name: it is slow.
-SCENARIOS ?= default libvirt
+# Molecule scenarios that `make molecule` runs.
+SCENARIOS ?= default libvirt fleet
 # The ansible-core releases whose sanity tests run, the oldest, the newest and that of dev.txt; supported are all of ALL_CORES.
 # Each needs requirements/core-VERSION.txt.
 CORES ?= 2.21 2.16
@@ -206,7 +206,7 @@ INTEGRATION := --color no --allow-destructive $(if $(filter 0,$(shell id -u)),--
 
 # A machine that cannot boot the lab's hosts (no root, no Debian) runs the rest and says so; with CI=true that is a failure.
 .PHONY: molecule
-molecule: $(DEV)/ready $(LINK) ## the scenarios SCENARIOS="default libvirt" of extensions/molecule
+molecule: $(DEV)/ready $(LINK) ## the scenarios SCENARIOS="default libvirt fleet" of extensions/molecule
 	@rc=0; tests/lab/vmhosts.sh check || rc=$$?; \
 	if [ $$rc = 77 ]; then echo "NOT RUN: the scenarios that boot hosts of their own (they have a create.yml)."; \
 	elif [ $$rc != 0 ]; then exit $$rc; fi; \

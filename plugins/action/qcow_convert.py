@@ -81,8 +81,7 @@ class ActionModule(ActionBase):
             return
         try:
             who = repr([connection.get_option(name) for name in ("host", "port", "remote_user", "ssh_common_args", "private_key_file")])
-            if not connection.get_option("control_path"):
-                connection.set_option("control_path", "%(directory)s/q" + hashlib.sha256(who.encode()).hexdigest()[:10])
+            connection.set_option("control_path", "%(directory)s/q" + hashlib.sha256(who.encode()).hexdigest()[:10])
             extra = connection.get_option("ssh_extra_args") or ""
             connection.set_option("ssh_extra_args", f"{extra} -o ServerAliveInterval=10 -o ServerAliveCountMax=3".strip())
         except (KeyError, AttributeError):

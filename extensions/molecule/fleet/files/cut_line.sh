@@ -3,17 +3,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# cut_line.sh VMHOSTS NAME SECONDS: wait until the lab's host copies an image, end its SSH sessions, take its network away for so long, and give it back.
+# cut_line.sh VMHOSTS NAME SECONDS: wait until the lab's host copies an image, take its network away for so long, and give it back.
 set -euo pipefail
 vmhosts=$1 name=$2 seconds=$3
 eval "$("$vmhosts" vars)"
 for _ in $(seq 600); do
     if grep -qs '"stage": "copy"' "$LAB_DIR/state/$name/root/var/lib/vmimage-qcow/progress/"*-*.json; then
         sleep 6
-        # The sessions end too, or TCP would bridge the gap without anybody noticing.
-        for pid in $(ip netns pids "$LAB_CTL-$name"); do
-            ! grep -aqs '^sshd: root' "/proc/$pid/cmdline" || kill "$pid" || true
-        done
         ip -n "$LAB_CTL" link set "v-$name" down
         sleep "$seconds"
         ip -n "$LAB_CTL" link set "v-$name" up
