@@ -6,7 +6,7 @@
 
 It shares no decoding with the extents: header and entries are looked up one cluster at a time, the way the formats describe them. That is the one
 deliberate exception to "everything speaks extents": a mistake in the one reader must not hide in the other. Neighbours are read at once only
-inside a block, ranges without an L2 table cost nothing.
+inside of what is asked for at a time, ranges without an L2 table cost nothing.
 """
 
 import os
@@ -37,15 +37,15 @@ class PlainImage:
         raise NotImplementedError
 
     def fill(self, block: int, view: memoryview) -> None:
-        """Lay what this file holds of a block over ``view`` (one block long)."""
+        """Lay what this file holds of a block, and of those behind it, over ``view`` (whole blocks long)."""
         raise NotImplementedError
 
     def held(self) -> int:
         """Bytes of the file, but for holes."""
         return 0
 
-    def covers(self, block: int) -> bool:
-        """Whether :meth:`fill` is certain to set every byte of a block."""
+    def covers(self, block: int, count: int = 1) -> bool:
+        """Whether :meth:`fill` is certain to set every byte of ``count`` blocks."""
         return False
 
     def laborious(self) -> bool:
@@ -131,17 +131,17 @@ class _Tabled(PlainImage):
             self._table_index = index
         return self._table
 
-    def covers(self, block: int) -> bool:
+    def covers(self, block: int, count: int = 1) -> bool:
         index, slot = divmod(block * BLOCK // self.cluster, self.per_table)
-        count = BLOCK // self.cluster
-        if self.special_flags == _ALL or not count or slot + count > self.per_table or (block + 1) * BLOCK > self.size:
+        clusters = count * BLOCK // self.cluster
+        if self.special_flags == _ALL or BLOCK < self.cluster or slot + clusters > self.per_table or (block + count) * BLOCK > self.size:
             return False
-        entries = self._load(index)[8 * slot : 8 * (slot + count)]
-        return len(entries) == 8 * count and all(word & self.address_bits for word in struct.unpack(">%dQ" % count, entries))
+        entries = self._load(index)[8 * slot : 8 * (slot + clusters)]
+        return len(entries) == 8 * clusters and all(word & self.address_bits for word in struct.unpack(">%dQ" % clusters, entries))
 
     def fill(self, block: int, view: memoryview) -> None:
         start = block * BLOCK
-        stop = min(start + BLOCK, self.size)
+        stop = min(start + len(view), self.size)
         guest = start
         while guest < stop:
             index, slot = divmod(guest // self.cluster, self.per_table)
@@ -166,7 +166,7 @@ class _Tabled(PlainImage):
             done += step
 
     def _in_runs(self, guest: int, entries: bytes, view: memoryview) -> None:
-        """The same for tables of simple words: clusters of a block that follow each other in the file are read at once."""
+        """The same for tables of simple words: clusters that follow each other in the file, too, are read at once."""
         cluster, special, usual = self.cluster, self.special_flags, self.address_bits
         expected = -1
         begin = at = address = 0
@@ -321,7 +321,7 @@ class PlainLost(PlainImage):
     def fill(self, block: int, view: memoryview) -> None:
         for start, length in self.lost:
             first = max(start - block * BLOCK, 0)
-            last = min(start + length - block * BLOCK, BLOCK)
+            last = min(start + length - block * BLOCK, len(view))
             if first < last:
                 view[first:last] = bytes(last - first)
 
@@ -391,8 +391,8 @@ class PlainRaw(PlainImage):
 
     def fill(self, block: int, view: memoryview) -> None:
         done = _read_into(self.fd, view, block * BLOCK)
-        while 0 < done < BLOCK:
-            data = os.pread(self.fd, BLOCK - done, block * BLOCK + done)
+        while 0 < done < len(view):
+            data = os.pread(self.fd, len(view) - done, block * BLOCK + done)
             if not data:
                 return
             view[done : done + len(data)] = data

@@ -5,6 +5,7 @@
 """What a guest sees through a chain of plainly read images, region by region, read ahead by threads."""
 
 import copy
+import hashlib
 import heapq
 import operator
 import os
@@ -31,10 +32,30 @@ class Region(NamedTuple):
     number: int  # of the region; its first block is ``number * BLOCKS``
     blocks: List[int]  # indexes of the guest's blocks in which something may lie, ascending
     buffer: bytearray
+    digests: Tuple[Tuple[int, bytes], ...] = ()  # (block, SHA-256) of those that are not all zeros, where they were asked for
 
     def position(self, block: int) -> int:
         """Where a block begins in the buffer."""
         return (block - self.number * BLOCKS) * BLOCK
+
+
+ALL_REGIONS = (1, 0)
+EVEN_REGIONS = (2, 0)
+ODD_REGIONS = (2, 1)
+NO_REGIONS = (1, 1)
+"""Which regions get digests: those whose number leaves the second when divided by the first. Two readers of equal disks share the work so."""
+
+
+def _digests(region: Region, which: Tuple[int, int]) -> Region:
+    if region.number % which[0] != which[1]:
+        return region
+    found = []
+    with memoryview(region.buffer) as view:
+        for block in region.blocks:
+            start = region.position(block)
+            if not region.buffer.startswith(_ZERO_BLOCK, start):
+                found.append((block, hashlib.sha256(view[start : start + BLOCK]).digest()))
+    return region._replace(digests=tuple(found))
 
 
 def guest_regions(chain: List[PlainImage], buffers: Callable[[], bytearray], turn: int = 0, turns: int = 1) -> Iterator[Region]:
@@ -66,18 +87,27 @@ def guest_regions(chain: List[PlainImage], buffers: Callable[[], bytearray], tur
 
 def _read(chain: List[PlainImage], number: int, blocks: List[int], buffer: bytearray) -> Region:
     with memoryview(buffer) as whole:
-        for block in blocks:
-            start = (block - number * BLOCKS) * BLOCK
-            if len(chain) > 1 or not chain[0].covers(block):
-                buffer[start : start + BLOCK] = _ZERO_BLOCK
-            view = whole[start : start + BLOCK]
+        for block, count in _runs(blocks):
+            start, size = (block - number * BLOCKS) * BLOCK, count * BLOCK
+            if len(chain) > 1 or not chain[0].covers(block, count):
+                buffer[start : start + size] = bytes(size)
+            view = whole[start : start + size]
             for image in reversed(chain):
                 image.fill(block, view)
                 # Behind its end a base shows zeros to its overlay, whatever lies below it.
                 end = max(0, image.size - block * BLOCK)
-                if end < BLOCK:
-                    view[end:] = bytes(BLOCK - end)
+                if end < size:
+                    view[end:] = bytes(size - end)
     return Region(number, blocks, buffer)
+
+
+def _runs(blocks: List[int]) -> Iterator[Tuple[int, int]]:
+    """``(first, number)`` of blocks that follow each other."""
+    first = 0
+    for place in range(1, len(blocks) + 1):
+        if place == len(blocks) or blocks[place] != blocks[place - 1] + 1:
+            yield blocks[first], place - first
+            first = place
 
 
 def guest_blocks(chain: List[PlainImage]) -> Iterator[Tuple[int, bytearray]]:
@@ -91,17 +121,21 @@ def guest_blocks(chain: List[PlainImage]) -> Iterator[Tuple[int, bytearray]]:
 class Reading:
     """The regions of a chain, read ahead by threads of their own (context manager); each region is good until the next one is asked for.
 
-    A small image is read without threads; one whose clusters must be inflated or decrypted by as many as there are processors.
+    A small image is read without threads; one whose clusters must be inflated, decrypted or all hashed by as many as there are processors.
+
+    :param digests: which regions get digests, :data:`ALL_REGIONS` and so on.
     """
 
-    def __init__(self, chain: List[PlainImage]) -> None:
+    def __init__(self, chain: List[PlainImage], digests: Tuple[int, int] = NO_REGIONS) -> None:
         self._readers = []  # type: List[_Reader]
+        self._regions = iter(())  # type: Iterator[Region]
         if chain[0].size <= _SMALL or all(image.held() <= _SMALL for image in chain):
             buffer = bytearray(REGION)
-            self._regions = guest_regions(chain, lambda: buffer)
+            self._regions = (_digests(region, digests) for region in guest_regions(chain, lambda: buffer))
             return
-        turns = min(os.cpu_count() or 1, _MAX_READERS) if any(image.laborious() for image in chain) else 1
-        self._readers = [_Reader([copy.copy(image) for image in chain], turn, turns) for turn in range(turns)]
+        laborious = digests == ALL_REGIONS or any(image.laborious() for image in chain)
+        turns = min(os.cpu_count() or 1, _MAX_READERS) if laborious else 1
+        self._readers = [_Reader([copy.copy(image) for image in chain], digests, turn, turns) for turn in range(turns)]
         self._regions = heapq.merge(*self._readers, key=operator.attrgetter("number")) if turns > 1 else iter(self._readers[0])
 
     def __enter__(self) -> Iterator[Region]:
@@ -115,8 +149,9 @@ class Reading:
 class _Reader:
     """One thread that reads regions into a few buffers used in turn."""
 
-    def __init__(self, chain: List[PlainImage], turn: int, turns: int) -> None:
+    def __init__(self, chain: List[PlainImage], digests: Tuple[int, int], turn: int, turns: int) -> None:
         self._chain = chain
+        self._digests = digests
         self._turn = (turn, turns)
         self._free = queue.Queue()  # type: queue.Queue
         self._ready = queue.Queue()  # type: queue.Queue
@@ -128,7 +163,7 @@ class _Reader:
     def _run(self) -> None:
         try:
             for region in guest_regions(self._chain, self._buffer, *self._turn):
-                self._ready.put(region)
+                self._ready.put(_digests(region, self._digests))
             self._ready.put(None)
         except _Stopped:
             pass

@@ -33,7 +33,7 @@ def described(guest: bytes, size: int) -> str:
     for index in range(-(-len(guest) // 65536)):
         block = guest[index * 65536 : (index + 1) * 65536].ljust(65536, b"\0")
         if any(block):
-            digest.update(index.to_bytes(8, "big") + block)
+            digest.update(index.to_bytes(8, "big") + hashlib.sha256(block).digest())
     return "sha256-64k:" + digest.hexdigest()
 
 
