@@ -177,7 +177,7 @@ sanity-%: .venv-core-%/ready
 .PHONY: unit
 unit: $(DEV)/ready $(RUN)/ready $(LINK) ## pytest: unit, differential, faults, documentation, artifact; EXTRA="-k name"
 	$(call say,pytest)
-	@$(DEV)/bin/python -m pytest -n 2 $(EXTRA)
+	@$(DEV)/bin/python -m pytest -n 2 --durations 20 $(EXTRA)
 
 .PHONY: sanity-all
 sanity-all: ## the same on every supported core

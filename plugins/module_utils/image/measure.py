@@ -29,17 +29,23 @@ def measure(
     guest = clusters = l2_tables = 0
     last_cluster = last_table = -1
     for extent in extents:
-        if extent.kind != ZERO:
-            guest += extent.length
-            first, last = extent.start // cluster_size, (extent.start + extent.length - 1) // cluster_size
-            clusters += last - max(first, last_cluster + 1) + 1
-            last_cluster = last
+        start, length, kind = extent[:3]
+        end = start + length - 1
+        if kind != ZERO:
+            guest += length
+            last = end // cluster_size
+            if last > last_cluster:
+                first = start // cluster_size
+                clusters += last - (first if first > last_cluster else last_cluster + 1) + 1
+                last_cluster = last
         elif not backed:
             continue
         if tables:
-            first, last = extent.start // coverage, (extent.start + extent.length - 1) // coverage
-            l2_tables += last - max(first, last_table + 1) + 1
-            last_table = last
+            last = end // coverage
+            if last > last_table:
+                first = start // coverage
+                l2_tables += last - (first if first > last_table else last_table + 1) + 1
+                last_table = last
     if not tables:
         return Need(guest, clusters * cluster_size)
     l1 = -(-8 * -(-virtual_size // coverage) // cluster_size)

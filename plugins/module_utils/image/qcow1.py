@@ -178,7 +178,7 @@ class Qcow1(Layer):
                 expected += cluster
             else:
                 if run_length:
-                    yield self._plain(run_start, run_length, kind, run_offset)
+                    yield _new(Extent, (run_start, run_length, kind, self, run_offset, run_length, 0))  # ends before the disk does
                     run_length = 0
                 expected = -1
                 if not entry:
