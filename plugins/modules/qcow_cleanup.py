@@ -104,8 +104,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.cleanup import summary
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, clean_all
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import warnings_of
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import answer_of, choice_of, clean_all
 
 
 def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -129,26 +129,17 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    choice = Choice(
-        state_dir=to_path(params["state_dir"]),
-        paths=tuple(to_path(path) for path in params["paths"]),
-        records=tuple(params["records"]),
-        wait=params["lock_timeout"],
-        check_mode=module.check_mode,
-    )
+    choice = choice_of(params, check_mode=module.check_mode)
     recovered: List[Dict[str, Any]] = []
     try:
         images = clean_all(choice, min_age=params["min_age_days"] * 86400, recovered=recovered)
     except QcowError as error:
         module.fail_json(recovered=recovered, **error.result())
-    for entry in recovered:
-        if entry["failed"]:
-            module.warn("An interrupted run cannot be finished: {0}".format(entry["msg"]))
-    changed = bool(recovered) or any(image["changed"] for image in images)
-    answer = {"changed": changed, "images": images, "summary": summary(images), "recovered": recovered, "diff": diff_of(images)}
-    failed = [image["msg"] for image in images if image["failed"]]
-    if failed:
-        module.fail_json(msg="; ".join(failed), **answer)
+    for problem in warnings_of(recovered):
+        module.warn(problem)
+    answer, failure = answer_of(images, recovered, summary=summary(images), diff=diff_of(images))
+    if failure:
+        module.fail_json(msg=failure, **answer)
     module.exit_json(**answer)
 
 

@@ -467,6 +467,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowErr
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import priority
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings, run, summary
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.guests import Policy
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import warnings_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, to_path
 
@@ -659,9 +660,8 @@ def main() -> None:
         module.fail_json(recovered=recovered, **error.result())
     except ValueError as error:
         module.fail_json(msg="src_base64: {0}".format(error))
-    for entry in recovered:
-        if entry["failed"]:
-            module.warn("An interrupted run cannot be finished: {0}".format(entry["msg"]))
+    for problem in warnings_of(recovered):
+        module.warn(problem)
     for result in results:
         set_attributes(module, result)
         for warning in result["warnings"]:

@@ -112,8 +112,8 @@ from typing import Any, Dict, List
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, roll_back_all
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import warnings_of
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import answer_of, choice_of, roll_back_all
 
 
 def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -146,28 +146,17 @@ def main() -> None:
     params = module.params
     if not params["paths"] and not params["records"]:
         module.fail_json(msg="say what to roll back: paths or records")
-    choice = Choice(
-        state_dir=to_path(params["state_dir"]),
-        paths=tuple(to_path(path) for path in params["paths"]),
-        records=tuple(params["records"]),
-        wait=params["lock_timeout"],
-        check_mode=module.check_mode,
-        domains=params["domains"],
-        libvirt_uri=params["libvirt_uri"],
-    )
+    choice = choice_of(params, check_mode=module.check_mode)
     recovered: List[Dict[str, Any]] = []
     try:
         images = roll_back_all(choice, discard_changes=params["discard_changes"], recovered=recovered)
     except QcowError as error:
         module.fail_json(recovered=recovered, **error.result())
-    for entry in recovered:
-        if entry["failed"]:
-            module.warn("An interrupted run cannot be finished: {0}".format(entry["msg"]))
-    changed = bool(recovered) or any(image["changed"] for image in images)
-    answer = {"changed": changed, "images": images, "recovered": recovered, "diff": diff_of(images)}
-    failed = [image["msg"] for image in images if image["failed"]]
-    if failed:
-        module.fail_json(msg="; ".join(failed), **answer)
+    for problem in warnings_of(recovered):
+        module.warn(problem)
+    answer, failure = answer_of(images, recovered, diff=diff_of(images))
+    if failure:
+        module.fail_json(msg=failure, **answer)
     module.exit_json(**answer)
 
 

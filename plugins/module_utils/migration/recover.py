@@ -70,6 +70,11 @@ def recover(records: Records) -> List[Dict[str, Any]]:
     return answers
 
 
+def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
+    """What a module warns of among the entries that :func:`recover` has returned."""
+    return ["An interrupted run cannot be finished: {0}".format(entry["msg"]) for entry in recovered if entry["failed"]]
+
+
 def explain(record: Record) -> Dict[str, Any]:
     """What a record says, for people and programs: names, state, since when, and what is left to do (``None``: nothing)."""
     src, dest, retired = record.file("src") or b"", record.file("dest") or b"", record.file("retired")

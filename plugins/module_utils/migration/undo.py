@@ -5,7 +5,7 @@
 """What comes after migrations, for many records in one call: rolling back, and deleting the originals."""
 
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
@@ -17,7 +17,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record impo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import GOING_BACK
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.selection import select
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, show
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, show, to_path
 
 
 class Choice(NamedTuple):
@@ -30,6 +30,26 @@ class Choice(NamedTuple):
     check_mode: bool = False
     domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that a rollback concerns
     libvirt_uri: str = DEFAULT_URI
+
+
+def choice_of(params: Mapping[str, Any], *, check_mode: bool) -> Choice:
+    """What the parameters of a module say."""
+    return Choice(
+        state_dir=to_path(params["state_dir"]),
+        paths=tuple(to_path(path) for path in params["paths"]),
+        records=tuple(params["records"]),
+        wait=params["lock_timeout"],
+        check_mode=check_mode,
+        domains=params.get("domains", keepers.FOLLOW),
+        libvirt_uri=params.get("libvirt_uri", DEFAULT_URI),
+    )
+
+
+def answer_of(images: List[Dict[str, Any]], recovered: List[Dict[str, Any]], **more: Any) -> Tuple[Dict[str, Any], str]:
+    """The result of a module, and why it has failed; empty where it has not."""
+    changed = bool(recovered) or any(image["changed"] for image in images)
+    answer = dict(changed=changed, images=images, recovered=recovered, **more)
+    return answer, "; ".join(image["msg"] for image in images if image["failed"])
 
 
 Deal = Callable[[Record], Dict[str, Any]]
