@@ -10,7 +10,6 @@ import random
 import stat
 import subprocess
 import time
-from typing import Iterator
 
 import pytest
 
@@ -32,19 +31,6 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record impo
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 
 SECRET = "<graphics type='vnc' port='-1' passwd='s3cret'/>"
-
-
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
-    daemon = Libvirtd(tmp_path_factory.mktemp("libvirtd"))
-    yield daemon
-    daemon.close()
-
-
-@pytest.fixture
-def daemon(libvirtd: Libvirtd) -> Iterator[Libvirtd]:
-    yield libvirtd
-    libvirtd.clear()
 
 
 def image(directory: pathlib.Path) -> pathlib.Path:

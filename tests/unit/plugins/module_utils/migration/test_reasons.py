@@ -8,7 +8,7 @@ import os
 import pathlib
 import subprocess
 import time
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 
@@ -18,19 +18,6 @@ from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvi
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
-    daemon = Libvirtd(tmp_path_factory.mktemp("libvirtd"))
-    yield daemon
-    daemon.close()
-
-
-@pytest.fixture
-def daemon(libvirtd: Libvirtd) -> Iterator[Libvirtd]:
-    yield libvirtd
-    libvirtd.clear()
 
 
 def v1(directory: pathlib.Path) -> pathlib.Path:

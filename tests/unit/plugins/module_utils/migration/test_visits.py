@@ -21,13 +21,6 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.users impor
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 
 
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
-    daemon = Libvirtd(tmp_path_factory.mktemp("libvirtd"))
-    yield daemon
-    daemon.close()
-
-
 @pytest.fixture
 def host(libvirtd: Libvirtd, tmp_path: pathlib.Path) -> Iterator["Host"]:
     yield Host(libvirtd, tmp_path)
