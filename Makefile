@@ -89,6 +89,9 @@ $(RELEASE)/ready: requirements/release.txt
 	@.venv-core-$*/bin/python $(PIP) -r requirements/core-$*.txt
 	@touch $@
 
+# Only other rules ask for these; make would take them for steps in between and remove them.
+.PRECIOUS: .venv-core-%/ready
+
 # The release of dev.txt is in .venv already.
 .venv-core-2.19/ready: $(DEV)/ready
 	@ln -sfn .venv .venv-core-2.19

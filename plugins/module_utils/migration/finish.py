@@ -111,7 +111,7 @@ def _remove_result(record: Record) -> None:
     inode = (record.facts.get("temporary") or {}).get("ino")
     if inode_at(temporary) not in (None, record.facts["src"]["ino"]):
         remove_durably(temporary, inode=inode)
-    for directory in {os.path.dirname(temporary), os.path.dirname(record.path_of("src"))}:
+    for directory in (os.path.dirname(temporary), os.path.dirname(record.path_of("src"))):
         for purpose in HELPERS:
             helper = os.path.join(directory, temporary_beside(temporary, purpose))
             if inode_at(helper) is not None:
