@@ -5,6 +5,7 @@
 """The plan for one image: a value that check mode prints, diff mode shows and normal mode executes. There is no other path."""
 
 import os
+import time
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import (
@@ -36,7 +37,13 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay imp
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import IN_PLACE, Record, Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.repoint import Dependant
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, require_expected, result_path, retired_path
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import (
+    WRITTEN,
+    Request,
+    require_expected,
+    result_path,
+    retired_path,
+)
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.soundness import MAX_RANGES, Lost, listed, ranges_of, require_sound
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
@@ -49,6 +56,9 @@ REFUSE = "refuse"
 NATIVE = "native"
 STAGED = "staged"
 QEMU_IMG = "qemu-img"
+
+_LOOKS = 10
+_BETWEEN_LOOKS = 0.2  # seconds
 
 
 class Plan(NamedTuple):
@@ -169,10 +179,23 @@ def _unchanged(record: Record, identity: FileIdentity) -> bool:
     return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (identity.ino, identity.size, identity.mtime_ns)
 
 
+def _look(request: Request, source: Source, bases: Bases) -> Lost:
+    """Whether the images are sound. One that a guest is writing may be caught between a table's entry and its cluster: it gets another look."""
+    looks = _LOOKS if request.held == WRITTEN else 1
+    while True:
+        looks -= 1
+        try:
+            return require_sound(source, bases.level, bases.sound, salvage=request.salvage)
+        except DamagedImage:
+            if not looks:
+                raise
+            time.sleep(_BETWEEN_LOOKS)
+
+
 def _plan_conversion(request: Request, dest: bytes, source: Source, records: Records, bases: Bases) -> Plan:
     members = tuple(follow(request.src, open_source, rules_of(request)))
     source.attach(members[1:])
-    lost = require_sound(source, bases.level, bases.sound, salvage=request.salvage)
+    lost = _look(request, source, bases)
     image = source.layers[0]
     source.unlock(dict(request.passphrase_files), force=request.force_passphrase)
     bases.sound.update(member.key for member in members)
@@ -196,7 +219,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     _require_names(request, dest, retired)
     if dest != request.src and os.path.lexists(dest) and not is_device(dest):
         return _adopt(request, dest, source, common)
-    if request.held != "written":
+    if request.held != WRITTEN:
         _require_free(source, bases, replaced=retired is not None and request.held != "read")
     engine = choose_engine(request)
     if is_device(dest):

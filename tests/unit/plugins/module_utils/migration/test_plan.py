@@ -6,10 +6,15 @@
 
 import os
 import pathlib
+import threading
 from typing import Any
 
+import pytest
+
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, REFUSE, make_plan
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import WRITTEN, Request
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Packed, Plain, build
 
 
@@ -38,3 +43,16 @@ def test_check_mode_foresees_a_stream_that_cannot_be_inflated(tmp_path: pathlib.
     done = migrate(path)
     assert done["failed"] and done["reason"] == "damaged", done["msg"]
     assert sorted(os.listdir(tmp_path)) == ["disk.qcow", "state"]
+
+
+@pytest.mark.parametrize("held", ["", WRITTEN])
+def test_a_guest_caught_in_the_middle_of_a_write_is_looked_at_again(tmp_path: pathlib.Path, held: str) -> None:
+    """QEMU may have written a table's entry and not yet the cluster it stands for."""
+    path = tmp_path / "disk.qcow"
+    whole = build(ImageSpec(size=1 << 20, clusters={3: Plain(b"three" * 800)})).data
+    path.write_bytes(whole[:-4096])
+    writing = threading.Timer(0.5, path.write_bytes, [whole])
+    writing.start()
+    plan = make_plan(Request(src=os.fsencode(path), held=held), Records(os.fsencode(tmp_path / "state")))
+    writing.join()
+    assert plan.action == (CONVERT if held else REFUSE), plan.reasons
