@@ -207,7 +207,8 @@ integration: $(DEV)/ready .venv-core-2.16/ready ## ansible-test integration, eve
 
 INTEGRATION := --color no --allow-destructive $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# A machine that cannot boot the lab's hosts (no root, no Debian) runs the rest and says so; with CI=true that is a failure.
+# A machine that cannot boot the lab's hosts (no root, no Debian) runs the rest and says so; with CI=true that is a failure. What Molecule remembers of
+# an earlier checkout in the same place (that it is prepared, say) is forgotten first.
 .PHONY: molecule
 molecule: $(DEV)/ready $(LINK) ## the scenarios SCENARIOS="default libvirt fleet" of extensions/molecule
 	@rc=0; tests/lab/vmhosts.sh check || rc=$$?; \
@@ -216,6 +217,7 @@ molecule: $(DEV)/ready $(LINK) ## the scenarios SCENARIOS="default libvirt fleet
 	for scenario in $(SCENARIOS); do \
 		[ $$rc = 0 ] || [ ! -e "extensions/molecule/$$scenario/create.yml" ] || continue; \
 		printf '\n\033[1m== molecule, scenario %s\033[0m\n' "$$scenario"; \
+		PATH=$(DEV)/bin:$$PATH $(DEV)/bin/molecule reset -s "$$scenario" </dev/null; \
 		PATH=$(DEV)/bin:$$PATH COLUMNS=140 $(DEV)/bin/molecule test -s "$$scenario" </dev/null; \
 	done
 

@@ -112,7 +112,7 @@ def _describe(found: tree.Found, question: Question) -> Dict[str, Any]:
         "fingerprint": None,
         "candidate": False,
         "reasons": [],
-        "error": found.error,
+        "error": None if found.error is None else "{0}: {1}".format(show(found.path), found.error),
         "_key": None if status is None else (status.st_dev, status.st_ino),
     }  # type: Dict[str, Any]
     if found.error is None and status is not None:
@@ -159,7 +159,7 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
         with Source(path) as source:
             _describe_v1(image, source, question)
     elif kind.format == UNKNOWN and kind.version is not None:
-        image["error"] = "the magic says QCOW, but there is no version {0}".format(kind.version)
+        image["error"] = "{0}: the magic says QCOW, but there is no version {1}".format(show(path), kind.version)
 
 
 def _describe_chain(image: Dict[str, Any], path: bytes, question: Question) -> bool:
