@@ -23,6 +23,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
 # Drivers that would open what the image's own header names, unless told otherwise.
 _WITH_BACKING = ("qcow", "qcow2", "qed", "vmdk", "parallels", "vhdx", "vpc")
+# QEMU measures its own processor time to find out how often to hash a LUKS passphrase, and fails where a busy machine has let none pass
+# (crypto/pbkdf.c).
+_BUSY = b"Unable to get accurate CPU usage"
+_ATTEMPTS = 5
 _DEPRECATION = re.compile(rb'^.*warning: Use of "backing": "" is deprecated.*\n?', re.MULTILINE)
 _PROGRESS = re.compile(rb"\((\d+\.\d+)/100%\)")
 
@@ -308,7 +312,10 @@ class QemuImg:
             raise UnsupportedImage("qemu-img {0} is not used on QCOW v1 images.".format(command), path=path)
 
     def _run(self, arguments: Sequence[bytes], *, accept: Sequence[int] = (0,), timeout: Optional[float] = -1.0, **more: Any) -> Output:
-        output = run([self.path] + list(arguments), timeout=self._timeout if timeout == -1.0 else timeout, **more)
+        for _attempt in range(_ATTEMPTS):
+            output = run([self.path] + list(arguments), timeout=self._timeout if timeout == -1.0 else timeout, **more)
+            if _BUSY not in output.stderr:
+                break
         output = output._replace(stderr=_DEPRECATION.sub(b"", output.stderr))
         if output.rc not in accept:
             raise self._failed(arguments, output)
