@@ -20,7 +20,7 @@ CHECK ?=
 EXTRA ?=
 # Molecule scenarios that `make molecule` runs.
 SCENARIOS ?= default libvirt fleet
-# The ansible-core releases whose sanity tests run, the oldest, the newest and that of dev.txt; supported are all of ALL_CORES.
+# The ansible-core releases whose sanity tests run, the newest and the oldest; supported are all of ALL_CORES.
 # Each needs requirements/core-VERSION.txt.
 CORES ?= 2.21 2.16
 ALL_CORES := 2.21 2.20 2.19 2.18 2.17 2.16

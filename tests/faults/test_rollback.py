@@ -286,3 +286,26 @@ def test_base_of_a_kept_overlay_is_kept(tmp_path: Any) -> None:
     assert {name: fact for name, fact in facts(str(images)).items() if name in start} == start
     subprocess.run([require_tool("qemu-img"), "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base, over], check=True)
     assert disk(over, "qcow2", tmp_path) == newer
+
+
+def test_base_stays_where_its_overlay_could_not_be_rolled_back(tmp_path: Any) -> None:
+    """The overlay still rests on the migrated base: without it the guest would not boot."""
+    images, state = tmp_path / "images", os.fsencode(str(tmp_path / "state"))
+    images.mkdir()
+    build(ImageSpec(size=1 << 20, clusters={1: Plain(b"base" * 1024)})).write(images / "base.qcow")
+    build(ImageSpec(size=1 << 20, clusters={2: Plain(b"over" * 1024)}, backing=Backing(b"base.qcow"))).write(images / "over.qcow")
+    start = facts(str(images))
+    requests = [Request(os.fsencode(str(images / name)), retire=True, state_dir=state) for name in ("base.qcow", "over.qcow")]
+    assert all(result["changed"] for result in batch.run(requests, batch.Settings(state, reserve=0)))
+    migrated = disk(str(images / "over.qcow2"), "qcow2", tmp_path)
+    retired = next(record for record in Records(state).all() if record.path_of("src").endswith(b"over.qcow")).path_of("retired")
+    choice = Choice(state, paths=(os.fsencode(str(images)),))
+    subprocess.run([require_tool("chattr"), "+i", os.fsdecode(retired)], check=True)
+    try:
+        over, base = roll_back_all(choice, discard_changes=False)
+    finally:
+        subprocess.run(["chattr", "-i", os.fsdecode(retired)], check=True)
+    assert over["failed"] and (base["failed"], base["reason"]) == (True, "needed"), (over, base)
+    assert disk(str(images / "over.qcow2"), "qcow2", tmp_path) == migrated
+    assert [entry["msg"] for entry in roll_back_all(choice, discard_changes=False) if entry["failed"]] == []
+    assert facts(str(images)) == start

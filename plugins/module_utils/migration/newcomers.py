@@ -24,7 +24,7 @@ class Newcomers:
         self._leaving: Set[bytes] = set()
 
     def leaves(self, record: Record) -> None:
-        """This record's result goes before those that are asked for next."""
+        """This record's result has gone (in check mode: would have gone) before those that are asked for next."""
         self._leaving.add(record.path_of("dest"))
 
     def require_none(self, record: Record) -> None:
@@ -37,12 +37,10 @@ class Newcomers:
         found = [node.path for node in self._resting_on(dest) if node.path not in expected]
         if found:
             raise StateError(
-                "{0} {1} on the result and would lose its backing file".format(
-                    ", ".join(show(path) for path in found), "rests" if len(found) == 1 else "rest"
-                ),
+                "the result is the backing file of {0}, made since the migration".format(", ".join(show(path) for path in found)),
                 dest,
                 reason="needed",
-                hint="Nothing was changed. Commit it or move it away first; if it belongs to a migrated image, roll that back first.",
+                hint="Nothing was changed. Commit or move away what rests on it first; if it belongs to a migrated image, roll that back first.",
             )
 
     def _resting_on(self, dest: bytes) -> List[Node]:

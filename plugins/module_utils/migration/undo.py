@@ -70,15 +70,17 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
     def deal(record: Record) -> Dict[str, Any]:
         reversal = rollback.plan_rollback(record, discard_changes=discard_changes, keep=record.path_of("src") in below_kept)
         if reversal.action == rollback.ROLL_BACK:
-            if not record.facts.get("adopted"):
+            adopted = record.facts.get("adopted")  # a result that was there before stays, whatever rests on it
+            if not adopted:
                 newcomers.require_none(record)
-            newcomers.leaves(record)
             if reversal.kept is not None:
                 below_kept.update(decode_exact(entry["path"], entry.get("path_base64")) for entry in record.facts.get("chain") or ())
-        if reversal.action == rollback.ROLL_BACK and choice.check_mode:
-            GOING_BACK.add(record.id)
-        elif reversal.action == rollback.ROLL_BACK:
-            rollback.roll_back(reversal)
+            if choice.check_mode:
+                GOING_BACK.add(record.id)
+            else:
+                rollback.roll_back(reversal)
+            if not adopted:
+                newcomers.leaves(record)  # only now: had it failed, the result would still rest on its base
         kept = record.file("rolled_back_to") or reversal.kept
         return {
             "action": reversal.action,

@@ -24,19 +24,11 @@ SIZE = 32 << 20
 RICH = """<graphics type='vnc' port='-1' passwd='s3cret'/><memballoon model='none'/>"""
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
-    daemon = Libvirtd(tmp_path_factory.mktemp("libvirtd"))
-    yield daemon
-    daemon.close()
-
-
 @pytest.fixture
 def connection(daemon: Libvirtd) -> Iterator[libvirt.Connection]:
     connection = libvirt.connect(daemon.uri, readonly=False)
     yield connection
     libvirt.close(connection)
-    daemon.clear()
 
 
 def plain(path: pathlib.Path, seed: int = 1) -> pathlib.Path:
