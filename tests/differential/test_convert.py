@@ -89,7 +89,7 @@ class Tally:
 
 @pytest.mark.parametrize("part", range(SLICES))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_conversion_agrees_with_qemu_img(family: str, part: int, record_property: Callable[[str, Any], None]) -> None:
+def test_conversion_agrees_with_qemu_img(family: str, part: int, tell: Callable[..., None]) -> None:
     oracle.require_v1_driver()
     tally = Tally()
 
@@ -106,6 +106,9 @@ def test_conversion_agrees_with_qemu_img(family: str, part: int, record_property
     if not RANDOM:
         conversion_agrees = hypothesis.seed("%s %d" % (family, part))(conversion_agrees)
     conversion_agrees()
-    record_property("images", tally.images)
-    record_property("distinct", len(tally.seen))
-    record_property("libqcow", tally.libqcow)
+    tell(
+        "%d random images converted to raw and to qcow2, identical to qemu-img" % tally.images,
+        random_images=tally.images,
+        distinct_random_images=len(tally.seen),
+        random_images_read_by_libqcow=tally.libqcow,
+    )

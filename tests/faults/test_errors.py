@@ -62,7 +62,7 @@ def one_fault(server: Server, scene: Scene, point: Point, error: str, *, from_th
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 @pytest.mark.parametrize("mode", sorted(MODES))
-def test_each_call_fails(server: Server, tmp_path: Any, tell: Callable[[str], None], mode: str, error: str) -> None:
+def test_each_call_fails(server: Server, tmp_path: Any, tell: Callable[..., None], mode: str, error: str) -> None:
     scene = Scene(str(tmp_path), **MODES[mode])
     job = scene.job
     found = points(server.trace(os.path.join(str(tmp_path), "log"), FAILING, job.pop("job"), **job), FAILING)
@@ -78,11 +78,14 @@ def test_each_call_fails(server: Server, tmp_path: Any, tell: Callable[[str], No
                 "%s at %s: %s\nstates %s, files %s" % (error, point, problem, scene.states(), scene.listing())
             ) from problem
         ends[end] = ends.get(end, 0) + 1
-    tell("%s, %s: %d points: %s" % (error, mode, len(found), ", ".join("%d %s" % (count, end) for end, count in sorted(ends.items()))))
+    tell(
+        "%s, %s: %d points: %s" % (error, mode, len(found), ", ".join("%d %s" % (count, end) for end, count in sorted(ends.items()))),
+        errors=len(found),
+    )
 
 
 @pytest.mark.parametrize("call", ["pwrite64", "write", "fsync", "ftruncate"])
-def test_storage_stays_broken(server: Server, tmp_path: Any, tell: Callable[[str], None], call: str) -> None:
+def test_storage_stays_broken(server: Server, tmp_path: Any, tell: Callable[..., None], call: str) -> None:
     """From some call on every call of its kind fails, those of the cleaning up included."""
     scene = Scene(str(tmp_path))
     job = scene.job
@@ -101,7 +104,7 @@ def test_storage_stays_broken(server: Server, tmp_path: Any, tell: Callable[[str
         job = scene.job
         assert message_of(server.call(job.pop("job"), **job)) == ""
         scene.assert_migrated()
-    tell("%s broken for good: %d points" % (call, len(found)))
+    tell("%s broken for good: %d points" % (call, len(found)), errors=len(found))
 
 
 def full_disk(directory: str, room: int) -> str:
@@ -125,7 +128,7 @@ def used(directory: str) -> int:
 
 
 @pytest.mark.parametrize("fstype", ["tmpfs", "ext4"])
-def test_disk_fills_up_during_the_copy(tmp_path: Any, tell: Callable[[str], None], fstype: str) -> None:
+def test_disk_fills_up_during_the_copy(tmp_path: Any, tell: Callable[..., None], fstype: str) -> None:
     """Somebody takes the space after it had been checked; the copy meets a disk that really is full."""
     with mounted(fstype, str(tmp_path), size_mib=24) as point:
         rooms = [0, 4096, 65536, 300000, 1 << 20, 2 << 20]
@@ -147,7 +150,7 @@ def test_disk_fills_up_during_the_copy(tmp_path: Any, tell: Callable[[str], None
             result = batch.run([request], batch.Settings(request.state_dir, reserve=0))[0]
             assert not result["failed"], result["msg"]
             assert scene.listing() == scene.migrated()
-        tell("%s filled up with %d different rests" % (fstype, len(rooms)))
+        tell("%s filled up with %d different rests" % (fstype, len(rooms)), filesystems_filled=len(rooms))
 
 
 @pytest.mark.parametrize("fstype", ["tmpfs", "ext4"])

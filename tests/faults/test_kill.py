@@ -52,7 +52,7 @@ def migrate(server: Server, scene: Scene) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("mode", sorted(MODES))
-def test_migration(server: Server, tmp_path: Any, tell: Callable[[str], None], mode: str, part: int) -> None:
+def test_migration(server: Server, tmp_path: Any, tell: Callable[..., None], mode: str, part: int) -> None:
     def prepare() -> tuple[Scene, dict[str, Any]]:
         scene = Scene(str(tmp_path), **MODES[mode])
         return scene, scene.job
@@ -72,12 +72,15 @@ def test_migration(server: Server, tmp_path: Any, tell: Callable[[str], None], m
         everything = [point for point in everything if point.helper or ".tmp" in point.text]
     found = parts(everything, part, 2)
     killed = at_each(server, found, prepare, converges)
-    tell("migration, %s: killed at %d of %d points, part %d of %d calls" % (mode, killed, len(found), part + 1, len(everything)))
+    tell(
+        "migration, %s: killed at %d of %d points, part %d of %d calls" % (mode, killed, len(found), part + 1, len(everything)),
+        kills=killed,
+    )
     assert killed >= len(found) * 0.9  # how many files are opened depends on what else the host has
 
 
 @pytest.mark.parametrize("mode", ["other-name", "same-name"])
-def test_rollback(server: Server, tmp_path: Any, tell: Callable[[str], None], mode: str) -> None:
+def test_rollback(server: Server, tmp_path: Any, tell: Callable[..., None], mode: str) -> None:
     def prepare() -> tuple[Scene, dict[str, Any]]:
         scene = Scene(str(tmp_path), **MODES[mode])
         migrate(server, scene)
@@ -97,11 +100,11 @@ def test_rollback(server: Server, tmp_path: Any, tell: Callable[[str], None], mo
     scene.assert_as_before()
     found = points(lines, CALLS)
     killed = at_each(server, found, prepare, converges)
-    tell("rollback, %s: killed at %d of %d points" % (mode, killed, len(found)))
+    tell("rollback, %s: killed at %d of %d points" % (mode, killed, len(found)), kills=killed)
     assert killed >= len(found) * 0.9  # how many files are opened depends on what else the host has
 
 
-def test_cleanup(server: Server, tmp_path: Any, tell: Callable[[str], None]) -> None:
+def test_cleanup(server: Server, tmp_path: Any, tell: Callable[..., None]) -> None:
     def prepare() -> tuple[Scene, dict[str, Any]]:
         scene = Scene(str(tmp_path))
         migrate(server, scene)
@@ -123,5 +126,5 @@ def test_cleanup(server: Server, tmp_path: Any, tell: Callable[[str], None]) -> 
         killed += server.killed_at(point, job.pop("job"), **job)
         assert scene.seen_by_guest(scene.dest) == scene.guest
         converges(scene)
-    tell("cleanup: killed at %d of %d points" % (killed, len(found)))
+    tell("cleanup: killed at %d of %d points" % (killed, len(found)), kills=killed)
     assert killed >= len(found) * 0.9  # how many files are opened depends on what else the host has

@@ -74,7 +74,7 @@ def spread(found: list[Any], count: int) -> list[Any]:
 
 @pytest.mark.parametrize("mode", sorted(MODES))
 @pytest.mark.parametrize("fstype", ["xfs", "ext4"])
-def test_migration(tmp_path: Any, tell: Callable[[str], None], fstype: str, mode: str) -> None:
+def test_migration(tmp_path: Any, tell: Callable[..., None], fstype: str, mode: str) -> None:
     seen: dict[str, int] = {}
     with disk(fstype, str(tmp_path)) as made, Server(isolated=False) as server:
 
@@ -106,7 +106,7 @@ def test_migration(tmp_path: Any, tell: Callable[[str], None], fstype: str, mode
                 scene.assert_migrated()
             except AssertionError as error:
                 raise AssertionError("power cut at %s: %s\n%s %s" % (point, error, scene.states(), scene.listing())) from error
-    tell("power cut on %s, %s: %d moments; the record said %s" % (fstype, mode, MOMENTS, seen))
+    tell("power cut on %s, %s: %d moments; the record said %s" % (fstype, mode, MOMENTS, seen), power_cuts=MOMENTS)
 
 
 @pytest.mark.parametrize("fstype", ["xfs", "ext4"])

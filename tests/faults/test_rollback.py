@@ -79,7 +79,7 @@ def pile(directory: str) -> list[str]:
 
 
 @pytest.mark.parametrize("how", [{}, {"keep_name": True}, {"format": "raw"}], ids=["other-name", "same-name", "raw"])
-def test_drill(tmp_path: Any, tell: Callable[[str], None], how: dict[str, Any]) -> None:
+def test_drill(tmp_path: Any, tell: Callable[..., None], how: dict[str, Any]) -> None:
     images = str(tmp_path / "images")
     state = os.fsencode(str(tmp_path / "state"))
     paths = pile(images)

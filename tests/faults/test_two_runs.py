@@ -16,7 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record impo
 from ansible_collections.vmimage.qcow.tests.support.faults import DENSE, Scene, Server
 
 
-def test_at_the_same_moment(tmp_path: Any, tell: Callable[[str], None]) -> None:
+def test_at_the_same_moment(tmp_path: Any, tell: Callable[..., None]) -> None:
     """20 tries of two runs over the same image; half of the time the second one waits."""
     refused = waited = 0
     with Server() as one, Server() as other, concurrent.futures.ThreadPoolExecutor(2) as pool:

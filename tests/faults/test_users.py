@@ -131,7 +131,7 @@ print('written', flush=True)
 """
 
 
-def test_source_written_during_conversion_is_noticed(tmp_path: Any, tell: Callable[[str], None]) -> None:
+def test_source_written_during_conversion_is_noticed(tmp_path: Any, tell: Callable[..., None]) -> None:
     """50 tries, at different moments. Either the writer is held off until the original is retired or is seen; the result never is a mixture."""
     noticed = before = after = 0
     for attempt in range(50):
@@ -163,7 +163,7 @@ def test_source_written_during_conversion_is_noticed(tmp_path: Any, tell: Callab
     assert noticed >= 5
 
 
-def test_change_that_leaves_no_open_file_is_noticed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
+def test_change_that_leaves_no_open_file_is_noticed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tell: Callable[..., None]) -> None:
     """Without leases (as on network filesystems): a write between any two looks shows in the times, 50 of 50."""
     from ansible_collections.vmimage.qcow.plugins.module_utils.host import in_use
 

@@ -213,7 +213,7 @@ def examine(fd: int, image: bytes) -> str:
 
 
 @pytest.mark.timeout(0)
-def test_fuzz(record_property):
+def test_fuzz(tell):
     outcomes = {}
     slowest = 0.0
     started = time.monotonic()
@@ -254,7 +254,6 @@ def test_fuzz(record_property):
         slowest,
         grown / (1 << 20),
     )
-    record_property("figures", figures)
-    print(figures)
+    tell(figures, fuzz_inputs=INPUTS)
     assert grown < MOST_MEMORY
     assert len(outcomes) == 4, "the corpus no longer reaches every outcome"

@@ -20,7 +20,6 @@ Whatever dies in between, the definition names a disk that holds every byte the 
 import os
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
-from xml.sax.saxutils import quoteattr
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageInUse, TargetExists, ToolFailed, UnsupportedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_xml, libvirt, xml_text
@@ -117,12 +116,12 @@ def freeze(connection: libvirt.Connection, uuid: str, overlays: Dict[str, bytes]
     pieces, images = [], {}
     for disk in domain_xml.read_disks(_live(connection, handle)):
         if disk.target not in overlays:
-            pieces.append("<disk name={0} snapshot='no'/>".format(quoteattr(disk.target)))
+            pieces.append("<disk name={0} snapshot='no'/>".format(xml_text.quote(disk.target)))
             continue
         images[disk.target] = to_path(disk.layers[0].path or "")
         pieces.append(
             "<disk name={0} snapshot='external'><driver type='qcow2'/><source file={1}/></disk>".format(
-                quoteattr(disk.target), quoteattr(libvirt.describe(overlays[disk.target]))
+                xml_text.quote(disk.target), xml_text.quote(libvirt.describe(overlays[disk.target]))
             )
         )
     flags = (
@@ -158,7 +157,9 @@ def switch(
     for target, _image, overlay in frozen.overlays:
         if _image_of(connection, handle, target) != overlay:
             continue  # pivoted by an earlier attempt
-        destination = "<disk type='file'><driver type='qcow2'/><source file={0}/></disk>".format(quoteattr(libvirt.describe(moved[target])))
+        destination = "<disk type='file'><driver type='qcow2'/><source file={0}/></disk>".format(
+            xml_text.quote(libvirt.describe(moved[target]))
+        )
         with libvirt.reported(
             connection, "{0} of domain {1} cannot be copied".format(target, frozen.domain), hint="It runs on, on its overlay."
         ):

@@ -239,7 +239,42 @@ class _Check:
         return end <= self.hole[1]
 
     def _own_clusters(self, start: int, entries: array, times: int) -> None:
-        """Enter the clusters of one table. The only loop that sees every cluster of a scattered image; what it spares is worth sparing."""
+        """Enter the clusters of one table."""
+        in_order = entries[-1] - entries[0] == (len(entries) - 1) * self.image.cluster_size
+        if (
+            not in_order
+            and self.image.only_whole_clusters(start, entries)
+            and max(entries) >> self.image.header.cluster_bits < len(self.owners.marks)
+        ):
+            if self.first_pass:
+                self._mark_clusters(entries, times)
+        else:
+            self._own_extents(start, entries, times)
+
+    def _mark_clusters(self, entries: array, times: int) -> None:
+        """Those of a scattered table of whole clusters. With the next one the loop that sees every cluster: what they spare is worth sparing."""
+        bits, cluster = self.image.header.cluster_bits, self.image.cluster_size
+        marks = self.owners.marks
+        extents = 0
+        expected = -1
+        for entry in entries:
+            if entry:
+                place = entry >> bits
+                if marks[place] < 2:
+                    marks[place] += 1
+                if entry != expected:
+                    extents += 1
+                expected = entry + cluster
+            else:
+                expected = -1
+        clusters = len(entries) - entries.count(0)
+        if len(self.samples) < _SAMPLES:
+            self.samples.append(next(filter(None, entries)))
+        self.allocated += clusters * times
+        self.allocated_bytes += clusters * cluster * times
+        self.extents += extents * times
+
+    def _own_extents(self, start: int, entries: array, times: int) -> None:
         cluster = self.image.cluster_size
         bits, mask = self.image.header.cluster_bits, cluster - 1
         first_pass = self.first_pass

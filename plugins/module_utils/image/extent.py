@@ -60,6 +60,10 @@ class Layer:
         """What this layer itself holds, in guest order, without overlaps, never past ``virtual_size``."""
         raise NotImplementedError
 
+    def runs(self) -> Iterator[Extent]:
+        """The same for who asks which guest bytes are held, and not where: in as few pieces as that allows; ``offset`` says nothing."""
+        return self.extents()
+
     def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
         """The whole cluster (``cluster_size`` bytes) a compressed extent of this layer belongs to.
 

@@ -28,6 +28,7 @@ _STRETCH = 1 << 20  # bytes of streams read at a time
 _FEW = 8  # streams that are not worth a second thread
 
 _ZEROS = bytes(1 << 21)  # one largest cluster
+_length_of = itemgetter(1)
 _offset_of = itemgetter(4)
 
 
@@ -51,22 +52,27 @@ def windows(extents: Iterable[Extent], unit: int, size: int, *, keep_zeros: bool
     """
     width = max(WINDOW, unit)
     gathered = _Window(unit, size)
-    border = limit = -1
+    border = limit = enough = -1
     for extent in extents:
-        start, length, kind = extent[:3]
+        start, length, kind, _layer, _offset, _stored, _skip = extent
         if kind == ZERO and not keep_zeros:
             continue
+        stop = start + length
+        if stop <= gathered.stop:  # most extents of a scattered image
+            gathered.extents.append(extent)
+            continue
         if start >= border:
-            if start < limit and start < border + width and gathered.count >= _FRAGMENTS:
+            if start < limit and start < border + width and gathered.count() >= enough:
                 border += width
-                gathered.count -= _FRAGMENTS
+                enough += _FRAGMENTS
             else:
                 if gathered.segments:
                     yield gathered.take()
                 border = (start // width + 1) * width
                 limit = border - width + FRAGMENTED_WINDOW
-        if length < long and start + length <= border:
-            gathered.add(extent, start, start + length)
+                enough = _FRAGMENTS
+        if length < long and stop <= border:
+            gathered.add(extent, start, stop)
             continue
         for piece, alone in _pieces(extent, unit, size, width, long):
             if piece.start >= border or alone:
@@ -74,6 +80,7 @@ def windows(extents: Iterable[Extent], unit: int, size: int, *, keep_zeros: bool
                     yield gathered.take()
                 border = (piece.start // width + 1) * width
                 limit = border - width + FRAGMENTED_WINDOW
+                enough = _FRAGMENTS
             gathered.add(piece, piece.start, piece.start + piece.length)
             if alone:
                 yield gathered.take()
@@ -104,36 +111,37 @@ class _Window:
 
     def __init__(self, unit: int, size: int) -> None:
         self.segments: List[Segment] = []
-        self.count = 0
+        self.stop = -1  # end of the last segment
+        self.extents: List[Extent] = []  # those of the last segment
         self._unit = unit
         self._size = size
-        self._stop = -1  # end of the last segment
-        self._extents: List[Extent] = []  # those of the last segment
 
     def add(self, extent: Extent, start: int, stop: int) -> None:
-        self.count += 1
-        if start <= self._stop:
-            self._extents.append(extent)
-            if stop <= self._stop:
+        if start <= self.stop:
+            self.extents.append(extent)
+            if stop <= self.stop:
                 return
         else:
             self._close()
-            self._extents = [extent]
-            self.segments.append(Segment(start // self._unit * self._unit, 0, self._extents))
-        self._stop = min(-(-stop // self._unit) * self._unit, self._size)
+            self.extents = [extent]
+            self.segments.append(Segment(start // self._unit * self._unit, 0, self.extents))
+        self.stop = min(-(-stop // self._unit) * self._unit, self._size)
+
+    def count(self) -> int:
+        """Extents in it."""
+        return sum(len(segment.extents) for segment in self.segments)
 
     def _close(self) -> None:
         if self.segments:
             last = self.segments[-1]
-            self.segments[-1] = last._replace(length=self._stop - last.start)
+            self.segments[-1] = last._replace(length=self.stop - last.start)
 
     def take(self) -> List[Segment]:
         """What has been gathered; the next window begins."""
         self._close()
         segments = self.segments
         self.segments = []
-        self.count = 0
-        self._stop = -1
+        self.stop = -1
         return segments
 
 
@@ -164,14 +172,13 @@ def read_window(segments: List[Segment], buffer: bytearray, helpers: Optional[Th
 
 def _read_segment(segment: Segment, buffer: bytearray, view: memoryview, base: int, streams: List[Tuple[int, Extent]]) -> None:
     shift = base - segment.start
-    position = segment.start
     extents = segment.extents
-    for extent in extents:
-        start = extent[0]
-        if start > position:
-            blank(buffer, position + shift, start + shift)
-        position = start + extent[1]
-    blank(buffer, position + shift, base + segment.length)
+    if sum(map(_length_of, extents)) < segment.length:
+        position = segment.start
+        for extent in extents:
+            blank(buffer, position + shift, extent[0] + shift)
+            position = extent[0] + extent[1]
+        blank(buffer, position + shift, base + segment.length)
     if len(extents) > 1:
         extents = sorted(extents, key=_offset_of)
     for extent in extents:

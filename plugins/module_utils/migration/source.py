@@ -179,6 +179,10 @@ class Source:
         """What the guest sees, as a stream of extents."""
         return chain_extents(self.layers)
 
+    def runs(self) -> Iterator[Extent]:
+        """Which guest bytes are held at all; see :meth:`.extent.Layer.runs`."""
+        return self.layers[0].runs() if len(self.layers) == 1 else self.extents()
+
     def thin_extents(self, unit: int) -> Iterator[Extent]:
         """What a new overlay over the same base has to hold; see :func:`~.extent.thin_extents`."""
         return thin_extents(self.layers, unit)

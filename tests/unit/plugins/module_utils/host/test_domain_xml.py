@@ -87,6 +87,12 @@ def test_double_quotes_and_entities_stay_in_their_style() -> None:
     assert read_disks(after)[1].layers[0].path == '/vm/"b" & <c>.qcow2'
 
 
+def test_white_space_in_a_name_survives() -> None:
+    """A parser makes spaces of what is not written as a reference."""
+    name = "/vm/two\nlines\tand a tab\r.qcow2"
+    assert read_disks(repoint(RICH, [Change("vdb", 0, name, "qcow2")]))[1].layers[0].path == name
+
+
 def test_what_is_declared() -> None:
     disks = read_disks(RICH)
     assert [(disk.target, disk.device) for disk in disks] == [("vda", "disk"), ("vdb", "disk")]  # no empty drive, no metadata
