@@ -123,7 +123,8 @@ samples: $(RUN)/ready $(LINK) ## make fresh sample images under build/samples
 
 .PHONY: test
 test: setup ## every check and every test
-	@start=$$SECONDS; for step in lint sanity unit unit-pythons integration molecule; do $(MAKE) $$step; done; \
+	@start=$$SECONDS; $(MAKE) -j 2 --output-sync=recurse lint sanity; \
+	for step in unit unit-pythons integration molecule; do $(MAKE) $$step; done; \
 	printf '\n\033[1m== make test: all steps passed in %d s\033[0m\n' $$((SECONDS - start))
 
 .PHONY: lint
@@ -180,7 +181,7 @@ sanity-%: .venv-core-%/ready
 .PHONY: unit
 unit: $(DEV)/ready $(RUN)/ready $(LINK) ## pytest: unit, differential, faults, documentation, artifact; EXTRA="-k name"
 	$(call say,pytest)
-	@$(DEV)/bin/python -m pytest -n 2 --durations 20 $(EXTRA)
+	@$(DEV)/bin/python -m pytest -n 3 --durations 20 $(EXTRA)
 
 .PHONY: sanity-all
 sanity-all: ## the same on every supported core
@@ -192,12 +193,17 @@ unit-pythons: $(LINK) ## images converted, verified, checked and rolled back on 
 	$(call say,tests/compat/smoke.py on every Python)
 	@tests/compat/all-pythons.sh tests/compat/smoke.py
 
-# Each target on the newest supported core, and with modules running on Python 3.6 through the last core that can do that.
-.PHONY: integration
+.PHONY: integration integration-new integration-old
 integration: $(DEV)/ready .venv-core-2.16/ready ## ansible-test integration, every target, on new and oldest Python
-	$(call say,ansible-test integration)
 	@$(call at_least_one,tests/integration/targets/*/aliases)
+	@$(MAKE) -j 2 --output-sync=target integration-new integration-old
+
+integration-new:
+	$(call say,ansible-test integration)
 	@tests/support/ansible-test.sh .venv integration $(INTEGRATION)
+
+# Modules run on Python 3.6 through the last core that can do that.
+integration-old:
 	$(call say,ansible-test integration with modules on Python 3.6)
 	@if PATH=$$PATH:$$(echo $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.6*/bin) command -v python3.6 >/dev/null; then \
 		controller=$$(.venv-core-2.16/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \

@@ -19,8 +19,9 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import crypt, safety
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, DAMAGED, check
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import DAMAGED
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainQcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import HEADER_SIZE

@@ -14,12 +14,21 @@ from array import array
 from bisect import bisect_left, bisect_right
 from itertools import islice
 from operator import eq
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger, symptoms, xen
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, SECTOR, ZERO, Extent
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import ERROR, NOTE, WARNING, Finding, Findings
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import (
+    DAMAGED,
+    ERROR,
+    NOTE,
+    SOUND,
+    SUSPECT,
+    WARNING,
+    Findings,
+    Report,
+)
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import KIND_STREAM, KIND_TABLE_OUTSIDE, Damage, Qcow1, inflate_stream
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import CRYPT_AES, HEADER_SIZE
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import next_data
@@ -30,10 +39,6 @@ STRUCTURE = "structure"
 CONTENT = "content"
 """Level: the same, and every compressed cluster is inflated."""
 
-SOUND = "sound"
-SUSPECT = "suspect"
-DAMAGED = "damaged"
-
 _FEW_TABLES = 4096
 _MOST_TABLES = 1000000
 _SPARE = 1 << 18
@@ -41,37 +46,6 @@ _AMPLIFIED = 4
 _AMPLIFIED_FROM = 64 << 20
 _FRONT_UNIT = 4096
 _SAMPLES = 16
-
-
-class Report(NamedTuple):
-    """What the check of one image came to. All sizes in bytes."""
-
-    level: str  # STRUCTURE or CONTENT
-    verdict: str  # SOUND, SUSPECT (warnings: convertible as it is) or DAMAGED (errors: refuse)
-    findings: List[Finding]  # errors first; a bounded number of each kind
-    found: Dict[str, Dict[str, int]]  # by kind: ranges, items (clusters or tables) and bytes of all findings
-    file_size: int
-    virtual_size: int
-    cluster_size: int
-    clusters: int  # guest clusters of the disk
-    allocated_clusters: int  # stored as they are (or encrypted)
-    allocated_bytes: int  # guest bytes in them
-    compressed_clusters: int
-    compressed_bytes: int  # of the file, as often as they are referred to
-    lost_clusters: int  # claimed by a table, but not to be had
-    unallocated_clusters: int  # left to the backing file, or zeros
-    data_extents: int
-    tables: int  # L2 tables
-    unaligned_tables: int  # not at a multiple of the cluster size
-    unaligned_clusters: int  # at a multiple of 512, but not of the cluster size
-    orphan_bytes: int  # of the file, owned by nobody
-    l1_byteorder: str
-
-    def as_dict(self) -> Dict[str, Any]:
-        """The report as JSON takes it."""
-        result = dict(self._asdict())
-        result["findings"] = [finding.as_dict() for finding in self.findings]
-        return result
 
 
 def check(fd: int, path: bytes, level: str = STRUCTURE) -> Report:
@@ -239,40 +213,18 @@ class _Check:
         return end <= self.hole[1]
 
     def _own_clusters(self, start: int, entries: array, times: int) -> None:
-        """Enter the clusters of one table."""
-        in_order = entries[-1] - entries[0] == (len(entries) - 1) * self.image.cluster_size
-        if (
-            not in_order
-            and self.image.only_whole_clusters(start, entries)
-            and max(entries) >> self.image.header.cluster_bits < len(self.owners.marks)
-        ):
-            if self.first_pass:
-                self._mark_clusters(entries, times)
-        else:
+        """Enter the clusters of one table: as they are where they lie scattered and nothing is special about them, else extent by extent."""
+        image = self.image
+        in_order = entries[-1] - entries[0] == (len(entries) - 1) * image.cluster_size
+        if in_order or not image.only_whole_clusters(start, entries) or not self.owners.has_marks_for(max(entries)):
             self._own_extents(start, entries, times)
-
-    def _mark_clusters(self, entries: array, times: int) -> None:
-        """Those of a scattered table of whole clusters. With the next one the loop that sees every cluster: what they spare is worth sparing."""
-        bits, cluster = self.image.header.cluster_bits, self.image.cluster_size
-        marks = self.owners.marks
-        extents = 0
-        expected = -1
-        for entry in entries:
-            if entry:
-                place = entry >> bits
-                if marks[place] < 2:
-                    marks[place] += 1
-                if entry != expected:
-                    extents += 1
-                expected = entry + cluster
-            else:
-                expected = -1
-        clusters = len(entries) - entries.count(0)
-        if len(self.samples) < _SAMPLES:
-            self.samples.append(next(filter(None, entries)))
-        self.allocated += clusters * times
-        self.allocated_bytes += clusters * cluster * times
-        self.extents += extents * times
+        elif self.first_pass:
+            self.extents += self.owners.mark(entries) * times
+            clusters = len(entries) - entries.count(0)
+            self.allocated += clusters * times
+            self.allocated_bytes += clusters * image.cluster_size * times
+            if len(self.samples) < _SAMPLES:
+                self.samples.append(next(filter(None, entries)))
 
     def _own_extents(self, start: int, entries: array, times: int) -> None:
         cluster = self.image.cluster_size

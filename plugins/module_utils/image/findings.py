@@ -15,6 +15,10 @@ WARNING = "warning"
 NOTE = "note"
 """Worth knowing, nothing to do."""
 
+SOUND = "sound"
+SUSPECT = "suspect"
+DAMAGED = "damaged"
+
 MOST_FINDINGS = 64
 """Findings kept of one kind; the others are only counted."""
 
@@ -75,3 +79,34 @@ class Findings:
     def counts(self) -> Dict[str, Dict[str, int]]:
         """By kind: ``ranges``, ``items`` and ``bytes`` of everything found, kept or not."""
         return {kind: dict(counts) for kind, counts in self._counts.items()}
+
+
+class Report(NamedTuple):
+    """What the check of one image came to. All sizes in bytes."""
+
+    level: str  # STRUCTURE or CONTENT
+    verdict: str  # SOUND, SUSPECT (warnings: convertible as it is) or DAMAGED (errors: refuse)
+    findings: List[Finding]  # errors first; a bounded number of each kind
+    found: Dict[str, Dict[str, int]]  # by kind: ranges, items (clusters or tables) and bytes of all findings
+    file_size: int
+    virtual_size: int
+    cluster_size: int
+    clusters: int  # guest clusters of the disk
+    allocated_clusters: int  # stored as they are (or encrypted)
+    allocated_bytes: int  # guest bytes in them
+    compressed_clusters: int
+    compressed_bytes: int  # of the file, as often as they are referred to
+    lost_clusters: int  # claimed by a table, but not to be had
+    unallocated_clusters: int  # left to the backing file, or zeros
+    data_extents: int
+    tables: int  # L2 tables
+    unaligned_tables: int  # not at a multiple of the cluster size
+    unaligned_clusters: int  # at a multiple of 512, but not of the cluster size
+    orphan_bytes: int  # of the file, owned by nobody
+    l1_byteorder: str
+
+    def as_dict(self) -> Dict[str, Any]:
+        """The report as JSON takes it."""
+        result = dict(self._asdict())
+        result["findings"] = [finding.as_dict() for finding in self.findings]
+        return result

@@ -233,6 +233,27 @@ class Ledger:
         """Whether no other pass is needed."""
         return self._low >= max(1, self._file_size)
 
+    def has_marks_for(self, offset: int) -> bool:
+        """Whether the cluster at a byte of the file is among those that can be marked."""
+        return offset >> self._bits < len(self.marks)
+
+    def mark(self, entries: array) -> int:
+        """Mark the clusters that a table names, each at a multiple of its size; 0 names none. Returns in how many runs they lie."""
+        bits, cluster, marks = self._bits, 1 << self._bits, self.marks
+        runs = 0
+        expected = -1
+        for entry in entries:
+            if entry:
+                place = entry >> bits
+                if marks[place] < 2:
+                    marks[place] += 1
+                if entry != expected:
+                    runs += 1
+                expected = entry + cluster
+            else:
+                expected = -1
+        return runs
+
     def turn_page(self) -> None:
         """To be called after every few thousand entries: makes room where there are too many."""
         if self._low or self._high < _END:

@@ -12,9 +12,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.host import in_use, t
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import safety
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import NATIVE, Graph, Rules, follow
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import DAMAGED, SOUND, check
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import HEAD, UNKNOWN, Identity, identify
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import DAMAGED, SOUND
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2 import Qcow2
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import fingerprint

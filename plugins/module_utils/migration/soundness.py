@@ -8,9 +8,9 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Key
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import DAMAGED, Report, check
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import ERROR, WARNING, Finding
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import DAMAGED, ERROR, WARNING, Finding, Report
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show

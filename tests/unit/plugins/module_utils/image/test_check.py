@@ -16,7 +16,8 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import UnsupportedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, DAMAGED, SOUND, STRUCTURE, SUSPECT, check
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, STRUCTURE, check
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import DAMAGED, SOUND, SUSPECT
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.builder import (
     Backing,
