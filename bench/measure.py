@@ -4,12 +4,12 @@
 
 """Runs two commands in turn and tells what they took."""
 
+import ast
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from typing import Callable, List, NamedTuple, Optional, Sequence
 
 
@@ -37,19 +37,35 @@ class Contest(NamedTuple):
         return sum(run.cpu for run in self.theirs) / len(self.theirs) / (sum(run.cpu for run in self.ours) / len(self.ours))
 
 
+# A process of its own, small: the peak that the kernel tells of a process is never less than what its parent had in memory when it began.
+_LAUNCHER = """
+import os, sys, time
+tell = int(sys.argv[1])
+os.set_inheritable(tell, False)
+started = time.monotonic()
+pid = os.fork()
+if pid == 0:
+    os.execvp(sys.argv[2], sys.argv[2:])
+_pid, status, usage = os.wait4(pid, 0)
+figures = time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+os.write(tell, repr(figures).encode())
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def run(command: Sequence[str], cwd: Optional[str] = None) -> Run:
     """Run a command to its end; its output is thrown away. Exits where it fails."""
     # Byte code is kept, as for any installed program.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")}
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd, env=environment)
-    errors = process.stderr.read()
-    _pid, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit("%s\nended with %d: %s" % (" ".join(command)[:400], process.returncode, errors.decode(errors="replace")[-2000:]))
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10)
+    told, tell = os.pipe()
+    launch = [sys.executable, "-S", "-c", _LAUNCHER, str(tell), *command]
+    done = subprocess.run(launch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd, env=environment, pass_fds=[tell], check=False)
+    os.close(tell)
+    with os.fdopen(told, encoding="ascii") as stream:
+        figures = stream.read()
+    if done.returncode:
+        sys.exit("%s\nended with %d: %s" % (" ".join(command)[:400], done.returncode, done.stderr.decode(errors="replace")[-2000:]))
+    return Run(*ast.literal_eval(figures))
 
 
 def contest(

@@ -50,4 +50,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for nodeid, text, counts in sorted(told, key=lambda entry: entry[:2]):
             terminalreporter.write_line("%s: %s" % (nodeid, text))
             totals.update(counts)
-        terminalreporter.write_line("in all: " + ", ".join("%s %d" % entry for entry in sorted(totals.items())))
+        if totals:
+            terminalreporter.write_line("in all: " + ", ".join("%s %d" % entry for entry in sorted(totals.items())))

@@ -266,8 +266,8 @@ def test_overlay_made_since(tmp_path: Any) -> None:
     scene.assert_as_before()
 
 
-def test_base_of_a_kept_overlay_is_kept(tmp_path: Any) -> None:
-    """What the guest wrote to an overlay is worth nothing without the base below it."""
+def base_and_overlay_migrated(tmp_path: Any) -> tuple[Any, bytes, dict[str, Any]]:
+    """A chain of two after its migration: its directory, the state directory, and what the directory was like before."""
     images, state = tmp_path / "images", os.fsencode(str(tmp_path / "state"))
     images.mkdir()
     build(ImageSpec(size=1 << 20, clusters={1: Plain(b"base" * 1024)})).write(images / "base.qcow")
@@ -275,6 +275,12 @@ def test_base_of_a_kept_overlay_is_kept(tmp_path: Any) -> None:
     start = facts(str(images))
     requests = [Request(os.fsencode(str(images / name)), retire=True, state_dir=state) for name in ("base.qcow", "over.qcow")]
     assert all(result["changed"] for result in batch.run(requests, batch.Settings(state, reserve=0)))
+    return images, state, start
+
+
+def test_base_of_a_kept_overlay_is_kept(tmp_path: Any) -> None:
+    """What the guest wrote to an overlay is worth nothing without the base below it."""
+    images, state, start = base_and_overlay_migrated(tmp_path)
     write_as_guest(str(images / "over.qcow2"))
     newer = disk(str(images / "over.qcow2"), "qcow2", tmp_path)
     choice = Choice(state, paths=(os.fsencode(str(images)),))
@@ -290,13 +296,7 @@ def test_base_of_a_kept_overlay_is_kept(tmp_path: Any) -> None:
 
 def test_base_stays_where_its_overlay_could_not_be_rolled_back(tmp_path: Any) -> None:
     """The overlay still rests on the migrated base: without it the guest would not boot."""
-    images, state = tmp_path / "images", os.fsencode(str(tmp_path / "state"))
-    images.mkdir()
-    build(ImageSpec(size=1 << 20, clusters={1: Plain(b"base" * 1024)})).write(images / "base.qcow")
-    build(ImageSpec(size=1 << 20, clusters={2: Plain(b"over" * 1024)}, backing=Backing(b"base.qcow"))).write(images / "over.qcow")
-    start = facts(str(images))
-    requests = [Request(os.fsencode(str(images / name)), retire=True, state_dir=state) for name in ("base.qcow", "over.qcow")]
-    assert all(result["changed"] for result in batch.run(requests, batch.Settings(state, reserve=0)))
+    images, state, start = base_and_overlay_migrated(tmp_path)
     migrated = disk(str(images / "over.qcow2"), "qcow2", tmp_path)
     retired = next(record for record in Records(state).all() if record.path_of("src").endswith(b"over.qcow")).path_of("retired")
     choice = Choice(state, paths=(os.fsencode(str(images)),))

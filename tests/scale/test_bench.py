@@ -23,12 +23,11 @@ def test_case_runs(case: str, tmp_path: pathlib.Path) -> None:
         require_root()
     done = subprocess.run(
         [sys.executable, "-m", "ansible_collections.vmimage.qcow.bench.run", "--folder", str(tmp_path)],
-        cwd=tmp_path,
         env={**os.environ, "BENCH": case, "BENCH_SCALE": "small"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "our s" in done.stdout.replace("ours s", "our s") and " pair" in done.stdout, done.stdout
-    assert list(tmp_path.iterdir()) == [tmp_path / "build"], "something was left behind"
+    assert "1 pair" in done.stdout, done.stdout
+    assert list(tmp_path.iterdir()) == [], "something was left behind"

@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from itertools import islice
 from operator import eq
-from typing import Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger, symptoms, xen
@@ -61,7 +61,7 @@ def check(fd: int, path: bytes, level: str = STRUCTURE) -> Report:
         return _Check(fd, path, level, findings).run()
     except DamagedImage as error:
         findings.add("header", ERROR, None, 0, 0, error.message)
-        values = dict.fromkeys(Report._fields, 0)  # type: Dict[str, Any]
+        values: Dict[str, Any] = dict.fromkeys(Report._fields, 0)
         values.update(level=level, verdict=DAMAGED, findings=findings.listed(), found=findings.counts())
         values.update(file_size=os.lseek(fd, 0, os.SEEK_END), l1_byteorder="big")
         return Report(**values)
