@@ -294,6 +294,8 @@ class Ledger:
     def _marked(self, pattern: Any) -> Ranges:
         """The ranges of the file in which ``pattern`` finds runs of marks."""
         starts, ends = array("Q"), array("Q")
+        if self.marks.count(0) == len(self.marks):
+            return starts, ends  # told in a hundredth of the time
         for run in pattern.finditer(self.marks):
             starts.append(run.start() << self._bits)
             ends.append(run.end() << self._bits)
