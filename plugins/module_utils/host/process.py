@@ -5,6 +5,7 @@
 """Running a program so that it never outlives us, never waits for a terminal and never sees a shell."""
 
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -58,6 +59,7 @@ def run(
     timeout: Optional[float] = None,
     on_stdout: Optional[Callable[[bytes], None]] = None,
     tick: Optional[Callable[[], None]] = None,
+    memory: Optional[int] = None,
 ) -> Output:
     """Run a program to its end. Its whole process group ends with us: also on an exception, also when we are killed.
 
@@ -65,11 +67,11 @@ def run(
     :param timeout: seconds until it is ended, ``None`` for no limit.
     :param on_stdout: gets each piece of standard output as it comes.
     :param tick: is called a few times a second; what it raises ends the program and is passed on.
+    :param memory: bytes of address space that it gets at most, ``None`` for no limit.
     :raises ToolMissing: it cannot be started. :raises ToolFailed: the time is over.
     """
     environment: Dict[bytes, bytes] = dict(os.environb)
     environment.update({b"LC_ALL": b"C", b"LANGUAGE": b"C"})
-    die_with_us = _die_with_parent(os.getpid())
     try:
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function # run_command belongs to AnsibleModule, which is not known here
             list(argv),
@@ -78,7 +80,7 @@ def run(
             stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
-            preexec_fn=die_with_us,
+            preexec_fn=_before_exec(os.getpid(), memory),
         )
     except OSError as error:
         raise ToolMissing("cannot be started: {0}.".format(error.strerror), path=argv[0]) from error
@@ -91,16 +93,20 @@ def run(
                 stream.close()
 
 
-def _die_with_parent(parent: int) -> Optional[Callable[[], None]]:
+def _before_exec(parent: int, memory: Optional[int]) -> Callable[[], None]:
+    """What the new process does first: see that it dies with its parent, and limit itself."""
     try:
         prctl = linux.libc().prctl  # looked up here: between fork and exec nothing may be loaded
     except (OSError, AttributeError):
-        return None
+        prctl = None
 
     def before_exec() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(127)
+        if memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(127)
 
     return before_exec
 

@@ -113,6 +113,10 @@ def _probe_image() -> Tuple[bytes, bytes]:
     return image, plain + bytes(512) + packed
 
 
+_LOOK_MEMORY = 1 << 30
+"""Bytes that a look at somebody's image may take, whatever its header claims; oVirt and OpenStack allow as much."""
+
+
 class QemuImg:
     """One qemu-img program; what it can do is asked once and kept.
 
@@ -286,7 +290,7 @@ class QemuImg:
         """
         self._refuse_v1(path, image_format, "info")
         argv = [b"info", b"--output=json"] + self._operand(Node(path, image_format), [])
-        return self._json(self._run(argv), argv)
+        return self._json(self._run(argv, memory=_LOOK_MEMORY), argv)
 
     # ---- how it is run ----
 

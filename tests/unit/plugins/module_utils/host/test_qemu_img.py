@@ -342,6 +342,14 @@ def test_the_environment_is_pinned_and_stdin_is_closed(monkeypatch):
     assert output == (-9, b"C\n", b"")
 
 
+def test_memory_is_limited():
+    code = b"import sys; print(len(bytearray(int(sys.argv[1]))))"
+    argv = [os.fsencode(sys.executable), b"-c", code]
+    assert process.run([*argv, b"%d" % (2 << 20)], memory=1 << 30).stdout.split() == [b"2097152"]
+    output = process.run([*argv, b"%d" % (2 << 30)], memory=1 << 30)
+    assert output.rc != 0 and b"MemoryError" in output.stderr
+
+
 def test_a_busy_machine_gets_another_try(folder):
     """QEMU fails where its processor time stands still while it picks the iterations for LUKS: made to say so here, twice."""
     program = os.path.join(os.fsdecode(folder), "qemu-img-on-a-busy-machine")
