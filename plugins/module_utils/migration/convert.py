@@ -68,7 +68,7 @@ def execute(plan: Plan, records: Records, progress: Optional[OnProgress] = None)
 
 
 class Migration:
-    """One image on its way, with everything that it rests on (context manager). Nobody can write any of it until the end.
+    """One image on its way, with everything that it rests on (context manager). Nobody can write any of it until it is complete.
 
     :meth:`publish` gives a proven result its name; :meth:`complete` re-points what refers to the original and retires it. Between the two, other
     images of the same chain can be converted on top of the result.
@@ -118,7 +118,8 @@ class Migration:
         self._outcome = self._outcome._replace(record=record.id)
 
     def complete(self) -> Outcome:
-        """The rest: after this the record is done.
+        """The rest: after this the record is done, and nobody is kept out any more. Our own re-pointing of an overlay that another image of the
+        chain rests on would wait for this one's lease, too.
 
         :raises QcowError: the result stays, and the next run goes on.
         """
@@ -129,6 +130,8 @@ class Migration:
         except BaseException as error:
             self._undo(error)
             raise
+        finally:
+            self._stack.close()
         return self._outcome._replace(retired=self.plan.retired)
 
     def withdraw(self, reason: str) -> None:
