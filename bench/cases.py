@@ -6,7 +6,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -56,7 +55,7 @@ class Bench:
         """An image; made when it is asked for first, and read once, so that both sides find it in the page cache."""
         path = self.path(name)
         if not os.path.exists(path):
-            aside(make, path, *arguments, **options)
+            make(path, *arguments, **options)
         with open(path, "rb") as stream:
             while stream.read(8 * MIB):
                 pass
@@ -65,15 +64,6 @@ class Bench:
     def ours(self, src: str, dest: str, **options: Any) -> List[str]:
         """The command that migrates one image as the module would; unverified unless asked for."""
         return engine(do="migrate", state_dir=self.state, images=[[src, dest]], **{"verify": False, **options})
-
-
-def aside(make: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Call ``make`` in a process of its own: what this one has once needed counts as the peak of every process that it starts later."""
-    process = multiprocessing.get_context("fork").Process(target=make, args=arguments, kwargs=options)
-    process.start()
-    process.join()
-    if process.exitcode:
-        sys.exit("%s ended with %d" % (make.__name__, process.exitcode))
 
 
 def amount(size: int) -> str:
@@ -146,7 +136,7 @@ def compressed(bench: Bench) -> Iterator[Row]:
 def sparse(bench: Bench) -> Iterator[Row]:
     """Cost of virtual size."""
     src, dest = bench.path("sparse.qcow"), bench.path("sparse.result")
-    aside(images.sparse, src, bench.size(1 << 20), 64 * MIB)
+    images.sparse(src, bench.size(1 << 20), 64 * MIB)
     result = contest(bench.ours(src, dest), [*CONVERT, "qcow2", src, dest], 1, [dest])
     yield Row("sparse", "{0} holding 64 MiB -> qcow2".format(amount(bench.size(1 << 20))), "qemu-img convert", 150, result)
     os.unlink(src)
@@ -155,7 +145,7 @@ def sparse(bench: Bench) -> Iterator[Row]:
 def overlay(bench: Bench) -> Iterator[Row]:
     """Statistics of an overlay that holds nothing."""
     src = bench.path("overlay.qcow")
-    aside(images.overlay, src, bench.size(64 << 10))
+    images.overlay(src, bench.size(64 << 10))
     theirs = ["qemu-img", "map", "--output=json", "--image-opts"]
     theirs += ["driver=qcow,file.filename={0},backing.driver=raw,backing.file.filename={0}.base".format(src)]
     result = contest(engine(do="info", paths=[src]), theirs, min(bench.pairs, 3), [])
@@ -201,7 +191,7 @@ def tree(bench: Bench) -> Iterator[Row]:
     folder = bench.path("tree")
     files = max(2000, int(200000 * bench.scale) // 100 * 100)
     count = max(1, files // 2000)
-    aside(images.tree, folder, files, count)
+    images.tree(folder, files, count)
     ours = engine(do="info", paths=[folder], report="v1")
     what = "qcow_info of a tree of {0:,} files, {1} images in it".format(files, count)
     result = contest(ours, ["find", folder, "-type", "f", "-fprint", "/dev/null"], bench.pairs, [])
@@ -220,8 +210,8 @@ def fleet(bench: Bench) -> Iterator[Row]:
     count = max(10, int(1000 * bench.scale))
     part = max(5, count // 20)  # for the peer, which takes about a second for each
     folder, few, few_out = bench.path("fleet"), bench.path("few"), bench.path("few.out")
-    aside(_fleet, folder, count)
-    aside(_fleet, few, part)
+    _fleet(folder, count)
+    _fleet(few, part)
     here = os.path.dirname(os.path.abspath(__file__))
     playbook = [os.path.join(os.path.dirname(sys.executable), "ansible-playbook"), "-i", "localhost,", "-c", "local"]
     playbook += ["-e", "ansible_python_interpreter=" + sys.executable]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The benchmark in small: every case runs, and its results are right. The figures mean nothing at this size."""
+"""The benchmark in small: every case runs to its end, its own comparisons of results included. The figures mean nothing at this size."""
 
 import os
 import pathlib

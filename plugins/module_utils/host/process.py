@@ -94,15 +94,18 @@ def run(
 
 
 def _before_exec(parent: int, memory: Optional[int]) -> Callable[[], None]:
-    """What the new process does first: see that it dies with its parent, and limit itself."""
+    """What the new process does first: limit itself, and see that it dies with its parent."""
     try:
         prctl = linux.libc().prctl  # looked up here: between fork and exec nothing may be loaded
     except (OSError, AttributeError):
         prctl = None
 
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = memory if memory is None or hard == resource.RLIM_INFINITY else min(memory, hard)  # only root may raise what we were given
+
     def before_exec() -> None:
-        if memory is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != parent:

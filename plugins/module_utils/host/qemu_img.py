@@ -290,7 +290,13 @@ class QemuImg:
         """
         self._refuse_v1(path, image_format, "info")
         argv = [b"info", b"--output=json"] + self._operand(Node(path, image_format), [])
-        return self._json(self._run(argv, memory=_LOOK_MEMORY), argv)
+        try:
+            return self._json(self._run(argv, memory=_LOOK_MEMORY), argv)
+        except ToolFailed as error:
+            error.hint = "Nothing was changed. For this look qemu-img gets {0} bytes of memory, whatever the image asks for.".format(
+                _LOOK_MEMORY
+            )
+            raise
 
     # ---- how it is run ----
 

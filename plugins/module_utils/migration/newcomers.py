@@ -37,7 +37,7 @@ class Newcomers:
         found = [node.path for node in self._resting_on(dest) if node.path not in expected]
         if found:
             raise StateError(
-                "the result is the backing file of {0}, made since the migration".format(", ".join(show(path) for path in found)),
+                "the result is the backing file of {0}".format(", ".join(show(path) for path in found)),
                 dest,
                 reason="needed",
                 hint="Nothing was changed. Commit or move away what rests on it first; if it belongs to a migrated image, roll that back first.",
