@@ -215,8 +215,8 @@ class _Check:
     def _own_clusters(self, start: int, entries: array, times: int) -> None:
         """Enter the clusters of one table: as they are where they lie scattered and nothing is special about them, else extent by extent."""
         image = self.image
-        in_order = entries[-1] - entries[0] == (len(entries) - 1) * image.cluster_size
-        if in_order or not image.only_whole_clusters(start, entries) or not self.owners.has_marks_for(max(entries)):
+        inside = start + len(entries) * image.cluster_size <= image.virtual_size
+        if image.in_order(entries) or not (inside and image.only_whole_clusters(entries) and self.owners.has_marks_for(max(entries))):
             self._own_extents(start, entries, times)
         elif self.first_pass:
             self.extents += self.owners.mark(entries) * times

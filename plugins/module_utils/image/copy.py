@@ -6,31 +6,23 @@
 
 * A long run of stored bytes shares its blocks with the source where the filesystem can do that (XFS, Btrfs, ...). Zeros in it are shared too:
   they take no space that the source does not take already, and finding them would mean reading everything.
-* Anything else is read window by window, in the order in which it lies in the file, by one thread and written by another. Units of zeros are
-  dropped, and zeros inside a unit stay holes of the file.
-* Where the result is compressed, streams of its cluster size are carried over as they are; the rest is deflated by as many threads as there are
-  processors.
+* Anything else is read stretch by stretch, in the order in which it lies in the file, by a crew of processes, and written by this one. Units of
+  zeros are dropped, and zeros inside a unit stay holes of the file.
+* Where the result is compressed, streams of its cluster size are carried over as they are; the rest is deflated by the crew.
 """
 
 import os
+import threading
 import zlib
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, Extent, clip
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.gather import (
-    FRAGMENTED_WINDOW,
-    LONG,
-    WINDOW,
-    Segment,
-    read_streams,
-    read_window,
-    windows,
-)
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.crew import Crew, Room
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, STRETCH, Extent, Layer, Share, clip
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.gather import Segment, read_segments, read_streams, segments, stretches
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport import (
     clone_range,
     clone_unit,
-    expect,
+    copy_all,
     forget,
     start_writeback,
     write_all,
@@ -42,8 +34,10 @@ HOLE = 4096
 WRITEBACK = 32 << 20
 """Bytes written after which the kernel is asked to bring them to the disk, or, for a copy that is not to fill its cache, made to."""
 
+_LONG = 256 << 10  # bytes of a run whose blocks are shared; sharing shorter ones takes longer than copying them
 _ZEROS = bytes(1 << 21)  # one largest cluster
-_JOINED = 1 << 20  # bytes of small pieces written at a time
+_SHORT = 64 << 10  # bytes of a piece that is written together with its neighbours
+_JOINED = 1 << 20  # bytes that are written together
 
 OnProgress = Callable[[int], None]
 """Told of the guest bytes that have been dealt with since the last call; may sleep to limit the rate, may raise to stop."""
@@ -58,256 +52,286 @@ class Copied(NamedTuple):
     shared: int = 0  # of those, guest bytes whose blocks the result shares with its source
 
 
-def copy_extents(extents: Iterable[Extent], writer: Any, progress: Optional[OnProgress] = None, *, uncached: bool = False) -> Copied:
+class _Stored(NamedTuple):
+    """Whole units that follow each other, as a process of the crew has read them."""
+
+    start: int  # first guest byte
+    length: int
+    at: int  # of the first byte in memory
+    runs: List[Tuple[int, int]]  # (first, last) byte in memory of what is not zeros
+
+
+class _Shared(NamedTuple):
+    """A long run that nobody has read."""
+
+    start: int
+    length: int
+    fd: int
+    offset: int
+
+
+class _Packed(NamedTuple):
+    """One cluster of a compressed result."""
+
+    start: int
+    length: int
+    at: int
+    stored: int  # bytes of its stream in memory; 0 where it is stored as it is, -1 where it is zeros
+    carried: int  # guest bytes whose stream was there already
+
+
+_Part = Union[_Stored, _Shared, _Packed]
+
+
+def copy_extents(
+    extents: Iterable[Extent], layers: Sequence[Layer], writer: Any, progress: Optional[OnProgress] = None, *, uncached: bool = False
+) -> Copied:
     """Copy a stream of extents into a writer and finish it. Nothing is synced.
 
-    :param extents: in guest order, without overlaps.
+    :param extents: in guest order, without overlaps; begun by each process of the crew for itself.
+    :param layers: all whose files they lie in.
     :param writer: a ``RawWriter`` or ``Qcow2Writer`` on an empty file.
     :param uncached: leave neither source nor result in the page cache, so that what others need stays there.
     :raises QcowError: what reading the extents raises.
     :raises OSError: what writing raises.
     """
-    job = _Copy(writer, progress, uncached)
+    job = _Copy(layers, writer, progress, uncached)
     try:
         job.run(extents)
     finally:
-        job.close()
+        job.flushing.join()
     writer.finish()
     return Copied(job.read, job.written, job.carried, job.shared)
 
 
 class _Copy:
-    def __init__(self, writer: Any, progress: Optional[OnProgress], uncached: bool) -> None:
+    def __init__(self, layers: Sequence[Layer], writer: Any, progress: Optional[OnProgress], uncached: bool) -> None:
+        self.layers = layers
         self.writer = writer
         self.progress = progress
         self.uncached = uncached
         self.read = self.written = self.carried = self.shared = 0
-        self._clone_units: Dict[int, int] = {}  # descriptor: what clone_unit says
-        self._sources: Set[int] = set()  # descriptors read from
-        self._buffers = [bytearray(), bytearray()]
-        self._pending: List[Optional[Future]] = [None, None]
-        self._flushing: Optional[Future] = None
-        self._turn = 0
+        self.flushing = _Background()
         self._unsynced = 0
-        # Threads start when they get their first work: a small image never pays for them.
-        self._write_thread = ThreadPoolExecutor(1)
-        self._helpers = ThreadPoolExecutor(os.cpu_count() or 1)
+        self._clone_units: Dict[int, int] = {}  # descriptor: what clone_unit says
+        if not writer.compressed:
+            self._clone_units = {layer.fd: clone_unit(layer.fd, writer.fd) for layer in layers}
 
     def run(self, extents: Iterable[Extent]) -> None:
-        writer = self.writer
-        long = (1 << 62) if writer.compressed else LONG
-        for segments in windows(extents, writer.unit, writer.virtual_size, keep_zeros=writer.backed, long=long):
-            first = segments[0]
-            if first.length >= long and first.extents[0].kind == DATA and first.extents[0].length == first.length:
-                self._long(first)
-            else:
-                self._window(segments)
-        self._settle()
+        def produce(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, Tuple[int, List[_Part]]]]:
+            return self._produce(extents, Share(turn, turns), room)
 
-    def close(self) -> None:
-        for pool in (self._write_thread, self._helpers):
-            pool.shutdown()
+        with Crew(produce, STRETCH, sum(layer.held() for layer in self.layers)) as crew:
+            for start, (read, parts), memory in crew:
+                jobs: List[Tuple[int, int, int]] = []
+                for part in parts:
+                    if isinstance(part, _Stored):
+                        self._place(part, jobs)
+                    elif isinstance(part, _Packed):
+                        self._place_packed(part, jobs)
+                    else:
+                        self._share(part)
+                self._write(memory, jobs, start + STRETCH)
+                self.read += read
+                if self.progress is not None:
+                    self.progress(read)
 
-    def _long(self, segment: Segment) -> None:
-        """A run of whole units that lie together in the file."""
-        extent = segment.extents[0]
-        fd = extent.layer.fd
-        unit = self._clone_units.get(fd)
-        if unit is None:
-            self._settle()
-            unit = self._clone_units[fd] = clone_unit(fd, self.writer.fd)
-        if unit and not extent.offset % unit:
-            self._share(segment, extent, unit)
-            return
-        width = max(WINDOW, self.writer.unit)
-        for start in range(segment.start, segment.start + segment.length, width):
-            length = min(width, segment.start + segment.length - start)
-            piece = clip(extent, start, start + length)
-            if piece is not None:
-                expect(fd, piece.offset + length, 4 * WINDOW)
-                self._window([Segment(start, length, [piece])])
+    # ---- in the processes of the crew ----
 
-    def _share(self, segment: Segment, extent: Extent, unit: int) -> None:
-        source = extent.offset
-        for offset, length in self.writer.place(segment.start, segment.length):
-            whole = 0 if offset % unit or source % unit else length // unit * unit
-            if whole and not clone_range(extent.layer.fd, source, whole, self.writer.fd, offset):
-                whole = 0
-            self.shared += whole
-            self._copy_range(extent, source + whole, length - whole, offset + whole)
-            source += length
-        self.read += segment.length
-        self.written += segment.length
-        if self.progress is not None:
-            self.progress(segment.length)
-
-    def _copy_range(self, extent: Extent, source: int, length: int, offset: int) -> None:
-        """The rest of a run that could not be shared after all."""
-        while length:
-            piece = extent._replace(offset=source, stored=min(length, WINDOW), length=min(length, WINDOW), start=0)
-            buffer = bytearray(piece.length)
-            read_window([Segment(0, piece.length, [piece])], buffer)
-            write_all(self.writer.fd, buffer, offset)
-            source, offset, length = source + piece.length, offset + piece.length, length - piece.length
-
-    def _window(self, segments: List[Segment]) -> None:
-        self._wait(self._turn)
-        size = sum(segment.length for segment in segments)
-        buffer = self._buffers[self._turn]
-        if len(buffer) < size:
-            steps = [
-                step for step in (WINDOW >> 4, WINDOW, FRAGMENTED_WINDOW) if step >= size
-            ]  # a small image never pays for a large buffer
-            buffer = self._buffers[self._turn] = bytearray(steps[0] if steps else size)
-        done = sum(extent.length for segment in segments for extent in segment.extents)
-        if self.uncached:
-            self._sources.update(segment.extents[0].layer.fd for segment in segments)
-        place = self._place_streams if self.writer.compressed else self._place
-        jobs = place(segments, buffer)
-        self.read += done
-        if jobs and size <= WINDOW >> 2:
-            for turn in (0, 1):
-                self._wait(turn)
-            self._write(buffer, jobs, segments)  # done before a thread has woken up
-        elif jobs:
-            self._pending[self._turn] = self._write_thread.submit(self._write, buffer, jobs, segments)
-            self._turn = 1 - self._turn
-        if self.progress is not None:
-            self.progress(done)
-
-    def _wait(self, turn: int) -> None:
-        pending, self._pending[turn] = self._pending[turn], None
-        if pending is not None:
-            pending.result()
-
-    def _settle(self) -> None:
-        for turn in (0, 1):
-            self._wait(turn)
-        if self._flushing is not None:
-            self._flushing.result()
-
-    def _place(self, segments: List[Segment], buffer: bytearray) -> List[Tuple[Any, int]]:
-        """Read segments and find places for the units that are not all zeros: ``((start, stop) in the buffer, offset in the result)``."""
-        read_window(segments, buffer, self._helpers)
+    def _produce(self, extents: Iterable[Extent], share: Share, room: Room) -> Iterator[Tuple[int, Tuple[int, List[_Part]]]]:
         writer, unit = self.writer, self.writer.unit
-        jobs: List[Tuple[Any, int]] = []
-        base = 0
-        for segment in segments:
-            shift = base - segment.start
-            runs = list(nonzero_runs(buffer, base, base + segment.length, min(unit, HOLE)))
-            position = base
-            for start, stop in _whole_units(runs, base, base + segment.length, unit):
-                if writer.backed and start > position:
-                    writer.place_zeros(position - shift, start - position)
-                position = stop
-                self.written += stop - start
-                for offset, length in writer.place(start - shift, stop - start):
-                    # Inside a unit of the result, what is zero stays a hole of the file.
-                    end = start + length
-                    while runs and runs[0][0] < end:
-                        first, last = runs[0]
-                        jobs.append(((first, min(last, end)), offset + first - start))
-                        if last > end:
-                            runs[0] = (end, last)
-                            break
-                        del runs[0]
-                    start = end
-            base += segment.length
-            if writer.backed and position < base:
-                writer.place_zeros(position - shift, base - position)
-        return jobs
+        for layer in self.layers:
+            layer.share = share
+        for start, found in stretches(extents, share, keep_zeros=writer.backed):
+            read = sum(extent[1] for extent in found)
+            parts: List[_Part] = []
+            if any(self._clone_units.values()):
+                parts, found = self._apart(found)
+            gathered = segments(found, unit, writer.virtual_size)
+            size = sum(segment.length for segment in gathered)
+            memory = room(
+                -(-size // unit) * unit
+            )  # whole units, as the stream of a unit that the end of the disk cuts may be longer than the rest
+            if writer.compressed:
+                parts.extend(self._pack(gathered, memory))
+            else:
+                read_segments(gathered, memory)
+                base = 0
+                for segment in gathered:
+                    runs = list(nonzero_runs(memory, base, base + segment.length, min(unit, HOLE)))
+                    parts.append(_Stored(segment.start, segment.length, base, runs))
+                    base += segment.length
+                parts.sort()
+            yield start, (read, parts)
 
-    def _place_streams(self, segments: List[Segment], buffer: bytearray) -> List[Tuple[Any, int]]:
-        """The same for compressed results: ``(bytes, offset in the result)``."""
-        cluster, writer = self.writer.cluster_size, self.writer
+    def _apart(self, found: List[Extent]) -> Tuple[List[_Part], List[Extent]]:
+        """The long runs of whole units whose blocks can be shared, and all that is left."""
+        unit, size = self.writer.unit, self.writer.virtual_size
+        shared: List[_Part] = []
+        rest: List[Extent] = []
+        for extent in found:
+            block = self._clone_units.get(extent.layer.fd)
+            if extent.kind == DATA and extent.length >= _LONG and block:
+                stop = extent.start + extent.length
+                first = -(-extent.start // unit) * unit
+                last = stop if stop == size else stop // unit * unit
+                middle = clip(extent, first, last)
+                if middle is not None and middle.length >= _LONG and not middle.offset % block:
+                    shared.append(_Shared(first, last - first, extent.layer.fd, middle.offset))
+                    rest.extend(piece for piece in (clip(extent, 0, first), clip(extent, last, stop)) if piece is not None)
+                    continue
+            rest.append(extent)
+        return shared, rest
+
+    def _pack(self, gathered: List[Segment], memory: memoryview) -> Iterator[_Packed]:
+        """The clusters of a compressed result; a stream lies where its cluster would."""
+        cluster = self.writer.cluster_size
         kept: List[Tuple[int, Extent]] = []
         rest = []
-        for segment in segments:
+        for segment in gathered:
             carried = [(e.start, e) for e in segment.extents if e.kind == COMPRESSED and e.length == e.layer.cluster_size == cluster]
             kept.extend(carried)
             starts = {start for start, _extent in carried}
             rest.append(segment._replace(extents=[e for e in segment.extents if e.start not in starts]) if starts else segment)
-        ready: Dict[int, Any] = {start: stream for start, _extent, stream in read_streams(kept)}
-        self.carried += sum(extent.length for _start, extent in kept)
-        read_window(rest, buffer, self._helpers)
-        pieces = []
+        read_segments(rest, memory)
+        ready: Dict[int, bytes] = {start: stream for start, _extent, stream in read_streams(kept)}
         base = 0
-        for segment in segments:
-            for start in range(0, segment.length, cluster):
-                pieces.append((segment.start + start, base + start, base + min(start + cluster, segment.length)))
+        for segment in gathered:
+            for first in range(0, segment.length, cluster):
+                guest, at, length = segment.start + first, base + first, min(cluster, segment.length - first)
+                stream = ready.get(guest)
+                if stream is None and _is_zero(memory, at, at + length):
+                    yield _Packed(guest, length, at, -1, 0)
+                    continue
+                carried_bytes = 0 if stream is None else length
+                if stream is None:
+                    stream = deflate(memory[at : at + length], cluster)
+                if len(stream) < cluster:
+                    memory[at : at + len(stream)] = stream
+                    yield _Packed(guest, length, at, len(stream), carried_bytes)
+                else:
+                    yield _Packed(guest, length, at, 0, carried_bytes)
             base += segment.length
-        raw = [piece for piece in pieces if piece[0] not in ready and not _is_zero(buffer, piece[1], piece[2])]
-        for (guest, first, last), stream in zip(raw, self._deflate_all([buffer[first:last] for _guest, first, last in raw], cluster)):
-            ready[guest] = stream if len(stream) < cluster else buffer[first:last]
-        jobs: List[Tuple[Any, int]] = []
-        for guest, first, last in pieces:
-            found = ready.get(guest)
-            if found is None:
-                if writer.backed:
-                    writer.place_zeros(guest, last - first)
-                continue
-            self.written += last - first
-            if len(found) < cluster and not isinstance(found, bytearray):
-                jobs.append((found, writer.place_stream(guest, len(found))))
-            else:
-                jobs.extend((found, offset) for offset, _length in writer.place(guest, last - first))
-        return jobs
 
-    def _deflate_all(self, pieces: List[bytearray], cluster: int) -> Iterable[bytes]:
-        if len(pieces) < 2:
-            return [deflate(piece, cluster) for piece in pieces]
-        step = max(1, WINDOW // 8 // cluster)
-        batches = [pieces[first : first + step] for first in range(0, len(pieces), step)]
-        return [
-            stream
-            for streams in self._helpers.map(lambda batch: [deflate(piece, cluster) for piece in batch], batches)
-            for stream in streams
-        ]
+    # ---- here ----
 
-    def _write(self, buffer: bytearray, jobs: List[Tuple[Any, int]], segments: List[Segment]) -> None:
-        """Runs in the writing thread."""
+    def _place(self, part: _Stored, jobs: List[Tuple[int, int, int]]) -> None:
+        """Find places for the units that are not all zeros: ``(first, last byte in memory, offset in the result)``."""
+        writer, runs = self.writer, part.runs
+        base, shift = part.at, part.at - part.start
+        end = position = base
+        stop_all = base + part.length
+        place = 0
+        for start, stop in _whole_units(runs, base, stop_all, writer.unit):
+            if writer.backed and start > position:
+                writer.place_zeros(position - shift, start - position)
+            position = stop
+            self.written += stop - start
+            for offset, length in writer.place(start - shift, stop - start):
+                # Inside a unit of the result, what is zero stays a hole of the file.
+                end = start + length
+                while place < len(runs) and runs[place][0] < end:
+                    first, last = runs[place]
+                    jobs.append((first, min(last, end), offset + first - start))
+                    if last > end:
+                        runs[place] = (end, last)
+                        break
+                    place += 1
+                start = end
+        if writer.backed and position < stop_all:
+            writer.place_zeros(position - shift, stop_all - position)
+
+    def _place_packed(self, part: _Packed, jobs: List[Tuple[int, int, int]]) -> None:
+        writer = self.writer
+        if part.stored < 0:
+            if writer.backed:
+                writer.place_zeros(part.start, part.length)
+            return
+        self.written += part.length
+        self.carried += part.carried
+        if part.stored:
+            jobs.append((part.at, part.at + part.stored, writer.place_stream(part.start, part.stored)))
+        else:
+            jobs.extend((part.at, part.at + part.length, offset) for offset, _length in writer.place(part.start, part.length))
+
+    def _share(self, part: _Shared) -> None:
+        unit, source = self._clone_units[part.fd], part.offset
+        layer = next(layer for layer in self.layers if layer.fd == part.fd)
+        for offset, length in self.writer.place(part.start, part.length):
+            whole = 0 if offset % unit or source % unit else length // unit * unit
+            if whole and not clone_range(part.fd, source, whole, self.writer.fd, offset):
+                whole = 0
+            self.shared += whole
+            copy_all(layer, source + whole, length - whole, self.writer.fd, offset + whole)
+            source += length
+        self.written += part.length
+
+    def _write(self, memory: memoryview, jobs: List[Tuple[int, int, int]], stop: int) -> None:
         fd = self.writer.fd
-        written = 0
-        with memoryview(buffer) as view:
-            for data, offset in _joined(jobs):
-                piece = view[data[0] : data[1]] if isinstance(data, tuple) else data
-                write_all(fd, piece, offset)
-                written += len(piece)
-        self._unsynced += written
+        for piece, offset in _joined(jobs, memory):
+            write_all(fd, piece, offset)
+            self._unsynced += len(piece)
         if self._unsynced >= WRITEBACK:
-            end = os.lseek(fd, 0, os.SEEK_END) if self.writer.format != "raw" else segments[-1].start + segments[-1].length
-            if self._flushing is not None:
-                self._flushing.result()  # an error of the disk is told once only: to us
-            self._flushing = self._helpers.submit(self._flush, max(0, end - self._unsynced), self._unsynced)
+            end = os.lseek(fd, 0, os.SEEK_END) if self.writer.format != "raw" else stop
+            self.flushing.start(self._flush, max(0, end - self._unsynced), self._unsynced)
             self._unsynced = 0
 
     def _flush(self, offset: int, length: int) -> None:
-        """Runs in a helper thread, beside the writing."""
+        """Runs beside the writing."""
         if not self.uncached:
             start_writeback(self.writer.fd, offset, length)
             return
         os.fdatasync(self.writer.fd)
-        for fd in [self.writer.fd, *self._sources]:
+        for fd in [self.writer.fd] + [layer.fd for layer in self.layers]:
             forget(fd)
 
 
-def _joined(jobs: List[Tuple[Any, int]]) -> Iterator[Tuple[Any, int]]:
-    """Small pieces that follow each other in the result, as one."""
-    parts: List[bytes] = []
+class _Background:
+    """One call at a time in a thread of its own. What it raises is raised by the next call, as a disk tells of an error only once."""
+
+    def __init__(self) -> None:
+        self._thread: Optional[threading.Thread] = None
+        self._error: Optional[OSError] = None
+
+    def start(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Begin a call, once the one before has ended."""
+        self.join()
+        self._thread = threading.Thread(target=self._run, args=(function, arguments), daemon=True)
+        self._thread.start()
+
+    def _run(self, function: Callable[..., None], arguments: Tuple[Any, ...]) -> None:
+        try:
+            function(*arguments)
+        except OSError as error:
+            self._error = error
+
+    def join(self) -> None:
+        """Wait for the call that is under way."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def _joined(jobs: List[Tuple[int, int, int]], memory: memoryview) -> Iterator[Tuple[Any, int]]:
+    """What is to be written: ``(bytes, offset)``. Short pieces that follow each other in the result come as one."""
+    parts: List[memoryview] = []
     begin = end = 0
-    for data, offset in jobs:
-        if parts and (offset != end or isinstance(data, tuple) or end - begin > _JOINED):
-            yield b"".join(parts), begin
+    for first, last, offset in jobs:
+        if parts and (offset != end or end - begin >= _JOINED):
+            yield b"".join(parts) if len(parts) > 1 else parts[0], begin
             parts = []
-        if isinstance(data, tuple):
-            yield data, offset
-            continue
         if not parts:
+            if last - first >= _SHORT:
+                yield memory[first:last], offset
+                continue
             begin = offset
-        parts.append(data)
-        end = offset + len(data)
+        parts.append(memory[first:last])
+        end = offset + last - first
     if parts:
-        yield b"".join(parts), begin
+        yield b"".join(parts) if len(parts) > 1 else parts[0], begin
 
 
 def deflate(data: Any, cluster: int) -> bytes:
@@ -316,21 +340,20 @@ def deflate(data: Any, cluster: int) -> bytes:
     return compressor.compress(data) + compressor.compress(bytes(cluster - len(data))) + compressor.flush()
 
 
-def _is_zero(buffer: bytearray, start: int, stop: int) -> bool:
-    # Compares in place, and stops at the first byte that differs.
-    return buffer.startswith(_ZEROS[: stop - start], start)
+def _is_zero(view: memoryview, start: int, stop: int) -> bool:
+    return not view[start] and view[start:stop].tobytes() == _ZEROS[: stop - start]
 
 
-def nonzero_runs(buffer: bytearray, begin: int, end: int, unit: int) -> Iterator[Tuple[int, int]]:
-    """``(start, stop)`` of the runs of units in ``buffer[begin:end]`` that hold anything but zeros; the last unit may be short."""
-    heads = buffer[begin:end:unit]  # a unit whose first byte is not zero needs no further look
+def nonzero_runs(view: memoryview, begin: int, end: int, unit: int) -> Iterator[Tuple[int, int]]:
+    """``(start, stop)`` of the runs of units in ``view[begin:end]`` that hold anything but zeros; the last unit may be short."""
+    heads = view[begin:end:unit].tobytes()  # a unit whose first byte is not zero needs no further look
     zeros = _ZEROS[:unit]
     start = begin
     candidate = heads.find(0)
     while candidate >= 0:
         position = begin + candidate * unit
         stop = min(position + unit, end)
-        if buffer.startswith(zeros if stop - position == unit else zeros[: stop - position], position):
+        if view[position:stop].tobytes() == (zeros if stop - position == unit else zeros[: stop - position]):
             if start < position:
                 yield start, position
             start = stop

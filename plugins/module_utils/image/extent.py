@@ -10,6 +10,7 @@ the guest reads zeros.
 """
 
 import os
+import stat
 from typing import Iterable, Iterator, List, NamedTuple, Optional
 
 DATA = "data"
@@ -40,14 +41,35 @@ class Extent(NamedTuple):
     skip: int  # compressed only: bytes of the inflated cluster before ``start``
 
 
+STRETCH = 4 << 20
+"""Guest bytes that are handled at a time: a multiple of every cluster size. More would leave a processor's cache, less would sort fewer reads."""
+
+
+class Share(NamedTuple):
+    """Every ``turns``-th stretch of the guest, beginning with stretch ``turn``."""
+
+    turn: int
+    turns: int
+
+    def touches(self, start: int, length: int) -> bool:
+        """Whether any of guest bytes [start, start + length) belongs to it."""
+        first, last = start // STRETCH, (start + length - 1) // STRETCH
+        return last - first + 1 >= self.turns or (self.turn - first) % self.turns <= last - first
+
+
+EVERYTHING = Share(0, 1)
+
+
 class Layer:
     """One open image file of a backing chain.
 
     ``fd`` is a read-only descriptor owned by the caller; ``path`` the name it was opened under (for messages and for relative backing
     names); ``virtual_size`` the guest's disk in bytes, exactly as the file states it; ``cluster_size`` the layer's allocation unit in bytes.
+    ``share`` is what of the guest is wanted: a layer need not look at tables of other parts.
     """
 
     format = "raw"
+    share = EVERYTHING
 
     def __init__(self, fd: int, path: bytes) -> None:
         self.fd = fd
@@ -55,6 +77,11 @@ class Layer:
         self.file_size = os.lseek(fd, 0, os.SEEK_END)
         self.virtual_size = self.file_size
         self.cluster_size = SECTOR
+
+    def held(self) -> int:
+        """Bytes of the file, but for holes; of a block device, all."""
+        status = os.fstat(self.fd)
+        return 512 * status.st_blocks if stat.S_ISREG(status.st_mode) else self.file_size
 
     def extents(self) -> Iterator[Extent]:
         """What this layer itself holds, in guest order, without overlaps, never past ``virtual_size``."""

@@ -28,7 +28,7 @@ Decrypt = Callable[[int, bytes], bytes]
 
 
 class PlainImage:
-    """One file of a chain, read plainly. ``size`` is the virtual size in bytes. Copies may be used by different threads."""
+    """One file of a chain, read plainly. ``size`` is the virtual size in bytes."""
 
     size = 0
 
@@ -46,10 +46,6 @@ class PlainImage:
 
     def covers(self, block: int, count: int = 1) -> bool:
         """Whether :meth:`fill` is certain to set every byte of ``count`` blocks."""
-        return False
-
-    def laborious(self) -> bool:
-        """Whether its blocks take much more than reading them."""
         return False
 
 
@@ -117,13 +113,6 @@ class _Tabled(PlainImage):
             if table[number * width : (number + 1) * width] != zeros:
                 yield first + number
 
-    def laborious(self) -> bool:
-        for index in self._tables():
-            table = self._load(index)
-            words = struct.unpack(">%dQ" % (len(table) // 8), table[: len(table) // 8 * 8])
-            return any(word & self.compressed_flag for word in words)
-        return False
-
     def _load(self, index: int) -> bytes:
         if index != self._table_index:
             offset = self.table_at(self._l1(index)) if index < self.l1_size else 0
@@ -137,7 +126,7 @@ class _Tabled(PlainImage):
         if self.special_flags == _ALL or BLOCK < self.cluster or slot + clusters > self.per_table or (block + count) * BLOCK > self.size:
             return False
         entries = self._load(index)[8 * slot : 8 * (slot + clusters)]
-        return len(entries) == 8 * clusters and all(word & self.address_bits for word in struct.unpack(">%dQ" % clusters, entries))
+        return len(entries) == 8 * clusters and all(map(self.address_bits.__and__, struct.unpack(">%dQ" % clusters, entries)))
 
     def fill(self, block: int, view: memoryview) -> None:
         start = block * BLOCK
@@ -243,9 +232,6 @@ class PlainQcow1(_Tabled):
         self.compressed_flag = 1 << 63
         if not self.encrypted and not self.lost:
             self.special_flags = self.compressed_flag
-
-    def laborious(self) -> bool:
-        return self.encrypted or super().laborious()
 
     def _first_entry_is_little(self) -> bool:
         """Whether the first L1 entry that is not zero names a byte of the file only when it is read backwards."""

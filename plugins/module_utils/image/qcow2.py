@@ -158,7 +158,7 @@ class Qcow2(Layer):
         coverage = self.cluster_size // (8 * self._words) * self.cluster_size
         for index, entry in enumerate(_entries(raw)):
             offset = entry & _OFFSET
-            if not offset:
+            if not offset or not self.share.touches(index * coverage, coverage):
                 continue
             if offset % self.cluster_size or offset + self.cluster_size > self.file_size:
                 raise DamagedImage("the L2 table at byte {0} is misaligned or outside the file".format(offset), self.path)

@@ -15,9 +15,9 @@ from array import array
 from typing import Iterator, List, Optional
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import UnsupportedImage
+from ansible_collections.vmimage.qcow.plugins.module_utils.image import whole_table
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import HOLE, Copied, OnProgress, nonzero_runs
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, SECTOR, Extent, clip
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.gather import WINDOW
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import (
     COMPRESSED_FLAG,
@@ -28,11 +28,12 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer im
     header_cluster,
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import data_ranges
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport import clone_file, read_all, write_all
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport import PIECE, clone_file, read_all, write_all
 
 MAX_CLUSTERS = 20 << 20
 """Clusters of a file whose references are counted: two bytes of memory each."""
 
+_ONE = array("H", [1]).tobytes()
 _MAX_REFCOUNT_TABLE = 8 << 20  # bytes; QEMU refuses a larger one (QCOW_MAX_REFTABLE_SIZE)
 
 
@@ -79,13 +80,12 @@ def transcode(image: Qcow1, fd: int, options: Qcow2Options, progress: Optional[O
 
 
 def _copy_file(image: Qcow1, fd: int, progress: Optional[OnProgress]) -> None:
-    buffer = bytearray(WINDOW)
-    with memoryview(buffer) as view:
+    with memoryview(bytearray(PIECE)) as view:
         for start, length in data_ranges(image.fd, image.file_size):
-            for position in range(start, start + length, WINDOW):
-                size = min(WINDOW, start + length - position)
+            for position in range(start, start + length, PIECE):
+                size = min(PIECE, start + length - position)
                 read_all(image, position, view[:size])
-                for first, last in nonzero_runs(buffer, 0, size, HOLE):
+                for first, last in nonzero_runs(view, 0, size, HOLE):
                     write_all(fd, view[first:last], position + first)
                 if progress is not None:
                     progress(size)
@@ -191,9 +191,9 @@ class _Transcoding:
                 yield array("Q", [self._append(data) | COPIED])
             return
         first = offset // cluster
-        entries = array("Q", range(offset | COPIED, (offset + count * cluster) | COPIED, cluster))
+        entries = whole_table.ascending(count, offset | COPIED, cluster)
         counted = self.references[first : first + count]
-        if max(counted) > 1:
+        if counted.tobytes() != _ONE * count:
             for number, references in enumerate(counted):
                 if references > 1:
                     entries[number] &= ~COPIED
@@ -245,7 +245,7 @@ class _Buffered:
         self._start = self._size = 0
 
     def write(self, offset: int, data: bytes) -> None:
-        if self._size and offset != self._start + self._size or self._size >= WINDOW:
+        if self._size and offset != self._start + self._size or self._size >= PIECE:
             self.flush()
         if not self._size:
             self._start = offset

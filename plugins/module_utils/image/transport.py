@@ -31,16 +31,20 @@ _FICLONERANGE = _IOW | _RANGE.size << 16 | 0x94 << 8 | 13
 _NOT_CLONED = frozenset((errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY))
 
 _SYNC_FILE_RANGE_WRITE = 2
+PIECE = 1 << 20
+"""Bytes read or written at a time where nothing asks for more or less."""
 
 
 if hasattr(os, "preadv"):
 
-    def _read_into(fd: int, view: memoryview, offset: int) -> int:
+    def read_into(fd: int, view: memoryview, offset: int) -> int:
+        """Read into ``view`` from byte ``offset``; the number of bytes that came."""
         return os.preadv(fd, (view,), offset)
 
 else:  # Python 3.6
 
-    def _read_into(fd: int, view: memoryview, offset: int) -> int:
+    def read_into(fd: int, view: memoryview, offset: int) -> int:
+        """See above."""
         data = os.pread(fd, len(view), offset)
         view[: len(data)] = data
         return len(data)
@@ -52,9 +56,9 @@ def read_all(layer: Any, offset: int, view: memoryview) -> None:
     :raises ImageChanged: where the file has become shorter than it was when it was opened.
     """
     wanted = len(view)
-    done = _read_into(layer.fd, view, offset)
+    done = read_into(layer.fd, view, offset)
     while done < wanted:
-        count = _read_into(layer.fd, view[done:], offset + done)
+        count = read_into(layer.fd, view[done:], offset + done)
         if not count:
             raise ImageChanged(
                 "the file ends at byte {0} while it is being read".format(offset + done), layer.path, hint="Nothing was published."
@@ -69,6 +73,18 @@ def write_all(fd: int, data: Any, offset: int) -> None:
         view = memoryview(data)
         while done < len(view):
             done += os.pwrite(fd, view[done:], offset + done)
+
+
+def copy_all(layer: Any, offset: int, length: int, target: int, at: int) -> None:
+    """Copy ``length`` bytes from byte ``offset`` of a layer's file to byte ``at`` of another.
+
+    :raises ImageChanged: see :func:`read_all`.
+    """
+    while length:
+        piece = bytearray(min(length, PIECE))
+        read_all(layer, offset, memoryview(piece))
+        write_all(target, piece, at)
+        offset, at, length = offset + len(piece), at + len(piece), length - len(piece)
 
 
 def clone_file(source: int, target: int) -> bool:

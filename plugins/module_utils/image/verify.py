@@ -10,24 +10,18 @@ The fingerprint does not depend on format, cluster size or allocation, and costs
     big-endian 64-bit number; then, for each 64 KiB block of the guest that is not all zeros, in ascending order: its index as a big-endian
     64-bit number and the 32 bytes of the SHA-256 of its 65,536 bytes (zeros behind the end of the disk).
 
-The blocks are hashed by the threads that read them: in a verification, each of the two readers hashes half of the regions. Which one does not
-matter, as a fingerprint is given only to disks that have been found equal byte for byte.
+The regions are read, compared and hashed by the processes of a crew. In a verification the source's blocks are hashed; the result's have been
+found equal to them byte for byte.
 """
 
 import hashlib
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import VerificationFailed
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.crew import Crew, Room
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import (
-    ALL_REGIONS,
-    BLOCKS,
-    EVEN_REGIONS,
-    ODD_REGIONS,
-    Reading,
-    Region,
-)
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import BLOCKS, Region, guest_regions
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport import forget
 
 _SCHEME = "sha256-64k:"
@@ -36,6 +30,9 @@ _ZEROS = bytes(BLOCK)
 _FORGET = 64 << 20  # bytes after which the page cache is emptied of them
 
 OnProgress = Callable[[int], None]
+
+Digests = List[Tuple[int, bytes]]
+"""``(index, SHA-256)`` of blocks."""
 
 
 class Fingerprint:
@@ -47,9 +44,9 @@ class Fingerprint:
     def __init__(self, size: int) -> None:
         self._digest = hashlib.sha256(_PREAMBLE + rounded(size).to_bytes(8, "big"))
 
-    def add(self, region: Optional[Region]) -> None:
-        """Take in the blocks of a region that has digests; ``None`` is a region of zeros."""
-        for index, digest in region.digests if region is not None else ():
+    def add(self, digests: Digests) -> None:
+        """Take in blocks that are not all zeros."""
+        for index, digest in digests:
             self._digest.update(index.to_bytes(8, "big") + digest)
 
     def text(self) -> str:
@@ -64,13 +61,7 @@ def rounded(size: int) -> int:
 
 def fingerprint(chain: List[PlainImage], progress: Optional[OnProgress] = None) -> str:
     """The fingerprint of what a guest sees through a backing chain, ``chain[0]`` being the image itself."""
-    result = Fingerprint(chain[0].size)
-    with Reading(chain, ALL_REGIONS) as regions:
-        for region in regions:
-            result.add(region)
-            if progress is not None:
-                progress(BLOCK * len(region.blocks))
-    return result.text()
+    return _prove([chain], b"", progress, uncached=False)
 
 
 def verify(
@@ -89,28 +80,55 @@ def verify(
             path,
             hint="Nothing was published.",
         )
-    proof = Fingerprint(source[0].size)
-    files = [image.fd for image in source + result if hasattr(image, "fd")] if uncached else []
+    return _prove([source, result], path, progress, uncached=uncached)
+
+
+def _prove(sides: List[List[PlainImage]], path: bytes, progress: Optional[OnProgress], *, uncached: bool) -> str:
+    """The fingerprint of one side, or of two that are equal."""
+    proof = Fingerprint(sides[0][0].size)
+    files = [image.fd for side in sides for image in side if hasattr(image, "fd")] if uncached else []
     passed = 0
-    with Reading(source, EVEN_REGIONS) as ours, Reading(result, ODD_REGIONS) as theirs:
-        here, there = next(ours, None), next(theirs, None)
-        while here is not None or there is not None:
-            number = min(region.number for region in (here, there) if region is not None)
-            left = here if here is not None and here.number == number else None
-            right = there if there is not None and there.number == number else None
-            _compare(left, right, path)
-            proof.add(right if number % 2 else left)
-            done = BLOCK * len(left.blocks) if left is not None else 0
+
+    def produce(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, Tuple[int, Digests]]]:
+        for number, regions in _aligned([guest_regions(side, turn, turns) for side in sides]):
+            if len(regions) > 1:
+                _compare(regions[0], regions[1], path)
+            room(0)
+            yield number, (0, []) if regions[0] is None else (BLOCK * len(regions[0].blocks), _digests(regions[0]))
+
+    with Crew(produce, 0, sum(image.held() for image in sides[0])) as crew:
+        for _number, (count, digests), _memory in crew:
+            proof.add(digests)
             if progress is not None:
-                progress(done)
-            passed += done
+                progress(count)
+            passed += count
             if passed >= _FORGET:
                 passed = 0
                 _forget_all(files)
-            here = here if left is None else next(ours, None)
-            there = there if right is None else next(theirs, None)
     _forget_all(files)
     return proof.text()
+
+
+def _aligned(streams: List[Iterator[Region]]) -> Iterator[Tuple[int, List[Optional[Region]]]]:
+    """``(number, regions)``: what each stream has under that number, ``None`` where it has none."""
+    heads = [next(stream, None) for stream in streams]
+    while True:
+        numbers = [head.number for head in heads if head is not None]
+        if not numbers:
+            return
+        number = min(numbers)
+        yield number, [head if head is not None and head.number == number else None for head in heads]
+        heads = [next(stream, None) if head is not None and head.number == number else head for head, stream in zip(heads, streams)]
+
+
+def _digests(region: Region) -> Digests:
+    found = []
+    with memoryview(region.buffer) as view:
+        for block in region.blocks:
+            start = region.position(block)
+            if not region.buffer.startswith(_ZEROS, start):
+                found.append((block, hashlib.sha256(view[start : start + BLOCK]).digest()))
+    return found
 
 
 def _forget_all(files: List[int]) -> None:

@@ -254,7 +254,7 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
         started = time.monotonic()
         source.materialise(os.path.dirname(plan.request.src), temporary_beside(temporary_path(record), b"base"))
         extents = filled(source.extents(), source.layers[0], plan.virtual_size)
-        copy_extents(extents, DeviceWriter(fd, plan.virtual_size), _stage(progress, plan, "copy", guard))
+        copy_extents(extents, source.layers, DeviceWriter(fd, plan.virtual_size), _stage(progress, plan, "copy", guard))
         os.fsync(fd)
         copied = time.monotonic()
         proof = None

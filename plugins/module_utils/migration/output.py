@@ -60,7 +60,7 @@ def _write_natively(plan: Plan, source: Source, fd: int, progress: OnProgress) -
     extents = source.extents() if plan.backing is None else source.thin_extents(writer.unit)
     if request.preallocation != "off" and request.format == "qcow2":
         extents = filled(extents, source.layers[0], plan.virtual_size)
-    copy_extents(extents, writer, progress, uncached=request.page_cache == "spare")
+    copy_extents(extents, source.layers, writer, progress, uncached=request.page_cache == "spare")
     if request.preallocation in ("falloc", "full"):
         preallocate(fd, full=request.preallocation == "full")
 
@@ -75,7 +75,7 @@ def _write_staged(plan: Plan, source: Source, temporary: bytes, progress: OnProg
     path = os.path.join(directory, name)
     fd = create_temporary(directory, name)
     try:
-        copy_extents(source.extents(), Qcow2Writer(fd, plan.virtual_size), progress)
+        copy_extents(source.extents(), source.layers, Qcow2Writer(fd, plan.virtual_size), progress)
         _convert(plan, Node(path, "qcow2"), temporary)
     finally:
         os.unlink(path)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Every way in which bytes travel arrives at the same bytes: windows, runs, streams, shared blocks, holes; with and without new system calls."""
+"""Every way in which bytes travel arrives at the same bytes: stretches, runs, streams, shared blocks, holes; with and without new system calls."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, ImageChanged
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import copy, gather, transport
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ZERO, Extent, Layer
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, STRETCH, ZERO, Extent, Layer, Share
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainQcow2, PlainRaw
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import Qcow2Options, Qcow2Writer
@@ -24,6 +24,8 @@ from ansible_collections.vmimage.qcow.tests.support.big_image import write_dense
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
 
 MIB = 1 << 20
+
+pytestmark = pytest.mark.usefixtures("hands")
 
 
 class Numbers(Layer):
@@ -46,24 +48,28 @@ def random_extents(source: random.Random, size: int) -> Iterator[Extent]:
         position += length
 
 
+@pytest.mark.parametrize("turns", [1, 3])
 @pytest.mark.parametrize("keep_zeros", [False, True])
 @pytest.mark.parametrize("unit", [512, 4096, 65536, 2 * MIB])
 @pytest.mark.parametrize("seed", range(5))
-def test_windows_lose_nothing_and_split_no_unit(seed: int, unit: int, keep_zeros: bool) -> None:
+def test_stretches_lose_nothing_and_split_no_unit(seed: int, unit: int, keep_zeros: bool, turns: int) -> None:
     size = 40 * MIB + 512
     extents = list(random_extents(random.Random(seed), size))
+    found = {}
+    for turn in range(turns):
+        for start, inside in gather.stretches(iter(extents), Share(turn, turns), keep_zeros=keep_zeros):
+            assert start not in found and start % STRETCH == 0 and start // STRETCH % turns == turn
+            found[start] = gather.segments(inside, unit, size)
     seen: List[Extent] = []
-    end = 0
-    for segments in gather.windows(iter(extents), unit, size, keep_zeros=keep_zeros):
-        total = sum(segment.length for segment in segments)
-        long = len(segments) == 1 and len(segments[0].extents) == 1 and total >= gather.LONG and segments[0].extents[0].kind == DATA
-        assert long or total <= max(gather.FRAGMENTED_WINDOW, unit)
+    for start, segments in sorted(found.items()):
+        end = start
         for segment in segments:
             assert segment.start % unit == 0 and segment.start >= end
             end = segment.start + segment.length
             assert end % unit == 0 or end == size
             assert all(segment.start <= e.start and e.start + e.length <= end for e in segment.extents)
             seen.extend(segment.extents)
+        assert end <= start + STRETCH
     wanted = [e for e in extents if keep_zeros or e.kind != ZERO]
     assert _bytes_of(seen) == _bytes_of(wanted)
 
@@ -88,7 +94,7 @@ def test_runs_of_what_is_not_zero(unit: int) -> None:
         units = [source.choice([bytes(unit), bytes(unit - 1) + b"x", b"x" * unit]) for _number in range(source.randrange(1, 12))]
         data = b"".join(units)[: -source.randrange(unit) or None]
         front, back = source.randrange(100), source.randrange(100)
-        buffer = bytearray(os.urandom(front) + data + os.urandom(back))
+        buffer = memoryview(os.urandom(front) + data + os.urandom(back))
         runs = list(copy.nonzero_runs(buffer, front, front + len(data), unit))
         inside = bytearray(len(data))
         for start, stop in runs:
@@ -110,7 +116,7 @@ def convert(src: Any, dest: Any, kind: str, **options: Any) -> copy.Copied:
             if kind == "raw"
             else Qcow2Writer(new.fileno(), image.virtual_size, Qcow2Options(**options))
         )
-        copied = copy.copy_extents(image.extents(), writer, uncached=uncached)
+        copied = copy.copy_extents(image.extents(), [image], writer, uncached=uncached)
         plain = PlainRaw if kind == "raw" else PlainQcow2
         verify([PlainQcow1(old.fileno(), b"old")], [plain(new.fileno(), b"new")], b"new", uncached=uncached)
     if kind == "qcow2":
@@ -146,7 +152,8 @@ def test_as_on_an_old_python(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
         view[: len(data)] = data
         return len(data)
 
-    monkeypatch.setattr(transport, "_read_into", read_into)
+    monkeypatch.setattr(gather, "read_into", read_into)
+    monkeypatch.setattr(transport, "read_into", read_into)
     monkeypatch.setattr(transport, "ctypes", None)
     monkeypatch.setattr(transport, "_sync_file_range", None)
     monkeypatch.delattr(os, "POSIX_FADV_WILLNEED")
@@ -178,19 +185,19 @@ def test_zeros_take_no_space(tmp_path: pathlib.Path) -> None:
     with open(tmp_path / "old", "rb") as old, open(tmp_path / "new", "w+b") as new:
         layer = Raw(old.fileno(), b"old")
         writer = Qcow2Writer(new.fileno(), layer.virtual_size)
-        assert copy.copy_extents(layer.extents(), writer).written < 4 * 65536
+        assert copy.copy_extents(layer.extents(), [layer], writer).written < 4 * 65536
         assert os.fstat(new.fileno()).st_blocks * 512 < 6 * 65536
         verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
 
 
-def test_errors_of_helper_threads_arrive(tmp_path: pathlib.Path) -> None:
-    write_dense(tmp_path / "old", 4 * MIB, compressed=True)
+def test_what_a_process_raises_arrives(tmp_path: pathlib.Path) -> None:
+    write_dense(tmp_path / "old", 24 * MIB, compressed=True)
     with open(tmp_path / "old", "r+b") as old, open(tmp_path / "new", "w+b") as new:
         image = Qcow1(old.fileno(), b"old")
         last = [extent for extent in image.extents() if extent.kind == COMPRESSED][-1]
         os.pwrite(old.fileno(), b"\xff" * last.stored, last.offset)
         with pytest.raises(DamagedImage, match="compressed cluster"):
-            copy.copy_extents(image.extents(), Qcow2Writer(new.fileno(), image.virtual_size))
+            copy.copy_extents(image.extents(), [image], Qcow2Writer(new.fileno(), image.virtual_size))
 
 
 def test_a_file_that_shrinks_is_no_result(tmp_path: pathlib.Path) -> None:
@@ -200,7 +207,7 @@ def test_a_file_that_shrinks_is_no_result(tmp_path: pathlib.Path) -> None:
         extents = list(image.extents())
         old.truncate(3 * MIB)
         with pytest.raises(ImageChanged, match="while it is being read"):
-            copy.copy_extents(extents, RawWriter(new.fileno(), image.virtual_size))
+            copy.copy_extents(extents, [image], RawWriter(new.fileno(), image.virtual_size))
 
 
 @pytest.mark.parametrize("cluster_size", [4096, 65536, 2 * MIB])
@@ -214,6 +221,6 @@ def test_scattered_runs_of_all_lengths(tmp_path: pathlib.Path, seed: int, cluste
             length = source.choice([4096, 20480, 300 * 1024, 307200, MIB, 3 * MIB])
             os.pwrite(old.fileno(), source.randbytes(length), source.randrange(48 * MIB - length) // 4096 * 4096)
         layer = Raw(old.fileno(), b"old")
-        copy.copy_extents(layer.extents(), Qcow2Writer(new.fileno(), layer.virtual_size, Qcow2Options(cluster_size)))
+        copy.copy_extents(layer.extents(), [layer], Qcow2Writer(new.fileno(), layer.virtual_size, Qcow2Options(cluster_size)))
         verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
     oracle.assert_clean(tmp_path / "new")

@@ -98,7 +98,7 @@ def test_case_34_right_passphrase_by_both_paths(way, opened, tmp_path):
     image = opened(spec)
     assert crypt.unlock(image, b"pw").ok
     with open(tmp_path / "out", "w+b") as out:
-        copy.copy_extents(image.extents(), raw.RawWriter(out.fileno(), 1 << 20))
+        copy.copy_extents(image.extents(), [image], raw.RawWriter(out.fileno(), 1 << 20))
         assert os.pread(out.fileno(), 1 << 20, 0) == build(spec).guest_bytes()
     plain = bytearray(1 << 20)
     for index, block in guest_blocks([PlainQcow1(image.fd, image.path, crypt.decryptor(b"pw"))]):
@@ -127,7 +127,7 @@ def test_what_qemu_encrypts_we_decrypt(way, tmp_path):
     with open(path, "rb") as stream, open(tmp_path / "out", "w+b") as out:
         image = Qcow1(stream.fileno(), os.fsencode(path))
         assert crypt.unlock(image, crypt.read_passphrase(os.fsencode(tmp_path / "pw"))).ok
-        copy.copy_extents(image.extents(), raw.RawWriter(out.fileno(), 1 << 20))
+        copy.copy_extents(image.extents(), [image], raw.RawWriter(out.fileno(), 1 << 20))
         assert os.pread(out.fileno(), 1 << 20, 0) == guest
 
 

@@ -6,6 +6,7 @@
 
 import pathlib
 import random
+from array import array
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.measure import measure
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
-from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Packed, Plain, build
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.whole_table import runs, whole_clusters
+from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Packed, Plain, build, header
 
 NOISE = random.Random(3).randbytes(65536)
 CUTS = (0, 1, 511, 512, 5000)
@@ -35,7 +37,7 @@ def look(path: pathlib.Path) -> Any:
 
 @pytest.mark.parametrize("order", ["guest", "shuffled", "reversed"])
 @pytest.mark.parametrize("bits", [9, 12, 16])
-@pytest.mark.parametrize("what", ["full", "holes", "compressed", "encrypted", "odd-size"])
+@pytest.mark.parametrize("what", ["full", "holes", "compressed", "streams", "encrypted", "odd-size"])
 def test_short_cuts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, what: str, bits: int, order: str) -> None:
     count = 300
     size = (count << bits) - (700 if what == "odd-size" else 0)
@@ -43,6 +45,8 @@ def test_short_cuts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, wha
     clusters: dict[int, Any] = {number: Plain(NOISE[: 1 << bits]) for number in range(count) if number not in left_out}
     if what == "compressed":
         clusters[70] = Packed(b"again " * 80)
+    if what == "streams":
+        clusters = {number: Packed(b"again %d " % number * 9) for number in range(count)}
     image = build(
         ImageSpec(size=size, cluster_bits=bits, l2_bits=6, clusters=clusters, order=order, password=b"pw" if what == "encrypted" else None)
     )
@@ -53,6 +57,54 @@ def test_short_cuts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, wha
         path.write_bytes(whole.read_bytes()[: -cut or None])
         short = look(path)
         with monkeypatch.context() as patch:
-            patch.setattr(Qcow1, "_in_order", lambda *arguments: False)
+            patch.setattr(Qcow1, "in_order", lambda *arguments: False)
             patch.setattr(Qcow1, "only_whole_clusters", lambda *arguments: False)
+            patch.setattr(Qcow1, "_only_streams", lambda *arguments: False)
             assert look(path) == short
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tables_at_random(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Few different entries, so that every kind of neighbour comes up; the first cluster of the file among them."""
+    source = random.Random(seed)
+    path = tmp_path / "image.qcow"
+    path.write_bytes(header(64 << 20, cluster_bits=12, l2_bits=9).ljust(24 * 4096, b"\0"))
+    with open(path, "rb") as stream:
+        image = Qcow1(stream.fileno(), bytes(path))
+        for _round in range(200):
+            choice = [0] * source.randrange(3) + [4096 * number for number in range(source.randrange(5) == 0, 24)]
+            entries = array("Q", source.choices(choice, k=source.randrange(1, 513)))
+            for place in range(source.randrange(len(entries))):
+                if source.random() < 0.7 and entries[place] and entries[place] < 22 * 4096:
+                    entries[place + 1] = entries[place] + 4096
+            found = list(image.table_extents(2 << 20, entries))
+            with monkeypatch.context() as patch:
+                patch.setattr(Qcow1, "in_order", lambda *arguments: False)
+                patch.setattr(Qcow1, "only_whole_clusters", lambda *arguments: False)
+                assert list(image.table_extents(2 << 20, entries)) == found
+            assert runs(entries, 4096)[1] == [length for _first, length in slowly(entries)]
+
+
+def slowly(entries: Any) -> list[tuple[int, int]]:
+    """The runs of a table, looked for one by one."""
+    found: list[tuple[int, int]] = []
+    for place, entry in enumerate(entries):
+        if place and entry == entries[place - 1] + 4096:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((place, 1))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_words_taken_together(seed: int) -> None:
+    source = random.Random(seed)
+    for _round in range(200):
+        limit = source.choice([0, 4096, 40 * 4096 + 7, (1 << 63) - 1])
+        odd = [source.choice([1, 511, 4095, 1 << 63, limit + 1, limit + 4096])] if source.random() < 0.5 else []
+        words = [4096 * source.randrange(limit // 4096 + 1) for _entry in range(source.randrange(1, 600))] + odd
+        source.shuffle(words)
+        entries = array("Q", words)
+        wanted = all(entry % 4096 == 0 and entry <= limit for entry in entries)
+        assert whole_clusters(entries, 4096, limit) is wanted
+        assert not whole_clusters(entries, 4096, -1)

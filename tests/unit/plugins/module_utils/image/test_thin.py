@@ -20,6 +20,8 @@ from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain
 
+pytestmark = pytest.mark.usefixtures("hands")
+
 OPTIONS = [
     Qcow2Options(cluster_size, extended_l2=extended, compressed=compressed, backing_name=b"base.qcow", backing_format="qcow")
     for cluster_size, extended, compressed in [
@@ -56,7 +58,7 @@ def test_thin_overlays_show_the_same(tmp_path: pathlib.Path, seed: int, options:
     with open(tmp_path / "overlay.qcow", "rb") as top, open(tmp_path / "base.qcow", "rb") as below, open(tmp_path / "new", "w+b") as new:
         layers = [Qcow1(top.fileno(), b"overlay"), Qcow1(below.fileno(), b"base")]
         writer = Qcow2Writer(new.fileno(), rounded(size), options)
-        copy_extents(thin_extents(layers, writer.unit), writer)
+        copy_extents(thin_extents(layers, writer.unit), layers, writer)
         before = [PlainQcow1(top.fileno(), b"overlay"), PlainQcow1(below.fileno(), b"base")]
         verify(before, [PlainQcow2(new.fileno(), b"new"), before[1]], b"new")
     oracle.assert_clean(tmp_path / "new")
@@ -76,6 +78,6 @@ def test_subclusters_and_small_clusters_copy_nothing_up(tmp_path: pathlib.Path) 
         for options in OPTIONS[:5]:
             with open(tmp_path / "new", "w+b") as new:
                 writer = Qcow2Writer(new.fileno(), 1 << 20, options)
-                written[options.cluster_size, options.extended_l2] = copy_extents(thin_extents(layers, writer.unit), writer).written
+                written[options.cluster_size, options.extended_l2] = copy_extents(thin_extents(layers, writer.unit), layers, writer).written
                 assert os.fstat(new.fileno()).st_size % options.cluster_size == 0
     assert written == {(512, False): 512, (4096, False): 4096, (65536, False): 65536, (16384, True): 512, (65536, True): 2048}

@@ -25,6 +25,8 @@ from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest
 MIB = 1 << 20
 SIZE = 12 * MIB
 
+pytestmark = pytest.mark.usefixtures("hands")
+
 
 def described(guest: bytes, size: int) -> str:
     """The fingerprint by its description in words."""
@@ -44,7 +46,7 @@ def _pair(request: Any, tmp_path: pathlib.Path) -> Any:
     with open(tmp_path / "old", "r+b") as old, open(tmp_path / "new", "w+b") as new:
         image = Qcow1(old.fileno(), b"old")
         options = Qcow2Options(4096, compressed=True) if kind == "compressed" else None
-        copy_extents(image.extents(), Qcow2Writer(new.fileno(), SIZE, options))
+        copy_extents(image.extents(), [image], Qcow2Writer(new.fileno(), SIZE, options))
         yield kind, old.fileno(), new.fileno()
     assert threading.active_count() == 1
 

@@ -41,7 +41,7 @@ def opened(tmp_path):
 def guest_of(image, tmp_path) -> bytes:
     target = os.open(tmp_path / "out.raw", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
-        copy.copy_extents(image.extents(), raw.RawWriter(target, image.virtual_size))
+        copy.copy_extents(image.extents(), [image], raw.RawWriter(target, image.virtual_size))
         return os.pread(target, image.virtual_size, 0)
     finally:
         os.close(target)

@@ -1,0 +1,74 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What can be told of all entries of an L2 table at once, in a tenth of the time that looking at each of them takes.
+
+Where the answer is yes, nothing can be wrong with any of them; where it is no, they have to be looked at one by one.
+"""
+
+import sys
+from array import array
+from functools import lru_cache
+from itertools import chain, compress, islice
+from operator import ne, sub
+from typing import Callable, List, Tuple
+
+_FLAG = 1 << 63
+
+
+@lru_cache(maxsize=8)
+def _lanes(count: int, value: int) -> int:
+    """A table of ``count`` times the same 64-bit word, as one number, so that arithmetic on all entries is one operation."""
+    return int.from_bytes((array("Q", [value]) * count).tobytes(), sys.byteorder)
+
+
+@lru_cache(maxsize=4)
+def _steps(count: int, cluster: int) -> int:
+    """The table 0, ``cluster``, 2 * ``cluster``, ... as one number."""
+    return int.from_bytes(array("Q", range(0, count * cluster, cluster)).tobytes(), sys.byteorder)
+
+
+def _number(entries: array) -> int:
+    return int.from_bytes(entries.tobytes(), sys.byteorder)
+
+
+def ascending(count: int, first: int, cluster: int) -> array:
+    """The table ``first``, ``first`` + ``cluster``, ``first`` + 2 * ``cluster``, ..."""
+    table = array("Q")
+    table.frombytes((_steps(count, cluster) + first * _lanes(count, 1)).to_bytes(8 * count, sys.byteorder))
+    return table
+
+
+def in_order(entries: array, cluster: int) -> bool:
+    """Whether each entry is the one before it plus ``cluster``; not for an empty table."""
+    count = len(entries)
+    return bool(count) and _number(entries) == _steps(count, cluster) + entries[0] * _lanes(count, 1)
+
+
+def whole_clusters(entries: array, cluster: int, limit: int) -> bool:
+    """Whether all entries are multiples of ``cluster`` up to ``limit`` (bytes, less than 2^63), zeros included; so none has a flag."""
+    count = len(entries)
+    flags = _lanes(count, _FLAG)
+    number = _number(entries)
+    if limit < 0 or number & (flags | _lanes(count, cluster - 1)):
+        return False
+    # What is above the limit reaches the highest bit of its word, and no word overflows into the next.
+    return not number + _lanes(count, _FLAG - 1 - limit) & flags
+
+
+def streams(entries: array, cluster: int, low: int, high: int) -> bool:
+    """Whether all entries name compressed clusters of at least one byte that begin in bytes [``low``, ``high``) of the file."""
+    if not entries or not entries[0] & _FLAG or min(entries) < _FLAG:
+        return False
+    bits = 64 - cluster.bit_length()
+    address, stored = (1 << bits) - 1, cluster - 1 << bits
+    return all(entry & stored and low <= entry & address < high for entry in entries)
+
+
+def runs(entries: array, cluster: int) -> Tuple[List[int], List[int]]:
+    """The runs of entries each of which is the one before it plus ``cluster``: their first indexes, and how many entries they have."""
+    follows: Callable[[int], int] = cluster.__add__
+    breaks = compress(range(1, len(entries)), map(ne, islice(entries, 1, None), map(follows, entries)))
+    first = list(chain((0,), breaks))
+    return first, list(map(sub, chain(islice(first, 1, None), (len(entries),)), first))
