@@ -115,7 +115,7 @@ class _Copy:
         self._unsynced = 0
         self._clone_units: Dict[int, int] = {}  # descriptor: what clone_unit says
         if not writer.compressed:
-            self._clone_units = {layer.fd: clone_unit(layer.fd, writer.fd) for layer in layers}
+            self._clone_units = {layer.fd: clone_unit(layer.fd, writer.fd) for layer in layers if layer.held() >= _LONG}
 
     def run(self, extents: Iterable[Extent]) -> None:
         def produce(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, Tuple[int, List[_Part]]]]:
@@ -148,10 +148,8 @@ class _Copy:
             if any(self._clone_units.values()):
                 parts, found = self._apart(found)
             gathered = segments(found, unit, writer.virtual_size)
-            size = sum(segment.length for segment in gathered)
-            memory = room(
-                -(-size // unit) * unit
-            )  # whole units, as the stream of a unit that the end of the disk cuts may be longer than the rest
+            # Whole units: the stream of one that the end of the disk cuts may be longer than what is left of it.
+            memory = room(-(-sum(segment.length for segment in gathered) // unit) * unit)
             if writer.compressed:
                 parts.extend(self._pack(gathered, memory))
             else:
