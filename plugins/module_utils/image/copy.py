@@ -18,7 +18,14 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.crew import Crew, Room
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, STRETCH, Extent, Layer, Share, clip
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.gather import Segment, read_segments, read_streams, segments, stretches
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.gather import (
+    Segment,
+    length_of,
+    read_segments,
+    read_streams,
+    segments,
+    stretches,
+)
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport import (
     clone_range,
     clone_unit,
@@ -143,7 +150,7 @@ class _Copy:
         for layer in self.layers:
             layer.share = share
         for start, found in stretches(extents, share, keep_zeros=writer.backed):
-            read = sum(extent[1] for extent in found)
+            read = length_of(found)
             parts: List[_Part] = []
             if any(self._clone_units.values()):
                 parts, found = self._apart(found)

@@ -25,8 +25,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport impor
 _GAP = 4096  # bytes between two streams (a table may lie there) that are read over
 
 _ZEROS = bytes(1 << 21)  # one largest cluster
-_length_of = itemgetter(1)
-_offset_of = itemgetter(4)
+_get_length = itemgetter(1)
+_get_offset = itemgetter(4)
 
 
 class Segment(NamedTuple):
@@ -35,6 +35,11 @@ class Segment(NamedTuple):
     start: int  # first guest byte
     length: int  # guest bytes; ends early only at the end of the disk
     extents: List[Extent]
+
+
+def length_of(extents: List[Extent]) -> int:
+    """Guest bytes that extents hold together."""
+    return sum(map(_get_length, extents))
 
 
 def stretches(extents: Iterable[Extent], share: Share = EVERYTHING, *, keep_zeros: bool = False) -> Iterator[Tuple[int, List[Extent]]]:
@@ -72,11 +77,17 @@ def stretches(extents: Iterable[Extent], share: Share = EVERYTHING, *, keep_zero
         yield border - STRETCH, found
 
 
-def segments(extents: Iterable[Extent], unit: int, size: int) -> List[Segment]:
+def segments(extents: List[Extent], unit: int, size: int) -> List[Segment]:
     """The extents of a stretch gathered into segments: a unit that several extents touch is never split.
 
     :param unit: bytes that the result places by themselves. :param size: virtual size of the result in bytes.
     """
+    if not extents:
+        return []
+    begin, end = extents[0][0], extents[-1][0] + extents[-1][1]
+    if length_of(extents) == end - begin:  # no gaps: one segment, without a look at each
+        first = begin // unit * unit
+        return [Segment(first, min(-(-end // unit) * unit, size) - first, extents)]
     gathered: List[Segment] = []
     first = stop = -1
     inside: List[Extent] = []
@@ -123,14 +134,14 @@ def read_segments(gathered: List[Segment], view: memoryview) -> None:
 def _read_segment(segment: Segment, view: memoryview, base: int, streams: List[Tuple[int, Extent]]) -> None:
     shift = base - segment.start
     extents = segment.extents
-    if sum(map(_length_of, extents)) < segment.length:
+    if length_of(extents) < segment.length:
         position = segment.start
         for extent in extents:
             blank(view, position + shift, extent[0] + shift)
             position = extent[0] + extent[1]
         blank(view, position + shift, base + segment.length)
     if len(extents) > 1:
-        extents = sorted(extents, key=_offset_of)
+        extents = sorted(extents, key=_get_offset)
     for extent in extents:
         start, length, kind, layer, offset, _stored, _skip = extent
         at = start + shift
