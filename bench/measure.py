@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import Callable, List, NamedTuple, Optional, Sequence
 
-_MOST_TOUCHED = 5 << 30  # bytes: more than any case writes
+_MOST_TOUCHED = 3 << 30  # bytes: more than any case writes
 
 
 class Run(NamedTuple):
