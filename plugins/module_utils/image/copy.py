@@ -194,9 +194,9 @@ class _Copy:
         kept: List[Tuple[int, Extent]] = []
         rest = []
         for segment in gathered:
-            carried = [(e.start, e) for e in segment.extents if e.kind == COMPRESSED and e.length == e.layer.cluster_size == cluster]
-            kept.extend(carried)
-            starts = {start for start, _extent in carried}
+            there = [(e.start, e) for e in segment.extents if e.kind == COMPRESSED and e.length == e.layer.cluster_size == cluster]
+            kept.extend(there)
+            starts = {start for start, _extent in there}
             rest.append(segment._replace(extents=[e for e in segment.extents if e.start not in starts]) if starts else segment)
         read_segments(rest, memory)
         ready: Dict[int, bytes] = {start: stream for start, _extent, stream in read_streams(kept)}
@@ -208,14 +208,12 @@ class _Copy:
                 if stream is None and _is_zero(memory, at, at + length):
                     yield _Packed(guest, length, at, -1, 0)
                     continue
-                carried_bytes = 0 if stream is None else length
+                carried = 0 if stream is None else length
                 if stream is None:
                     stream = deflate(memory[at : at + length], cluster)
-                if len(stream) < cluster:
-                    memory[at : at + len(stream)] = stream
-                    yield _Packed(guest, length, at, len(stream), carried_bytes)
-                else:
-                    yield _Packed(guest, length, at, 0, carried_bytes)
+                stored = len(stream) if len(stream) < cluster else 0
+                memory[at : at + stored] = stream[:stored]
+                yield _Packed(guest, length, at, stored, carried)
             base += segment.length
 
     # ---- here ----

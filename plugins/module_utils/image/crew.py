@@ -117,7 +117,9 @@ class _Member:
                 made = pickle.load(self._made)
             except (EOFError, pickle.UnpicklingError):
                 raise QcowError(
-                    "a process that read the image {0}".format(self._fate()), reason="process", hint="Nothing was published. Run again."
+                    "a process that read the image {0}".format(self._fate()),
+                    reason="process",
+                    hint="The image was not changed. After signal 9 see whether the host ran out of memory. Run again.",
                 ) from None
             if made is None:
                 return

@@ -188,13 +188,9 @@ class Qcow1(Layer):
 
     def in_order(self, entries: array) -> bool:
         """Whether a table names whole clusters that follow each other inside the file."""
-        end = entries[0] + len(entries) * self.cluster_size if entries else 0
-        return (
-            HEADER_SIZE <= end - len(entries) * self.cluster_size
-            and end <= self.file_size
-            and not entries[0] % SECTOR
-            and (whole_table.in_order(entries, self.cluster_size))
-        )
+        first, length = entries[0] if entries else 0, len(entries) * self.cluster_size
+        inside = HEADER_SIZE <= first <= self.file_size - length and not first % SECTOR
+        return inside and whole_table.in_order(entries, self.cluster_size)
 
     def table_extents(self, start: int, entries: array) -> Iterator[Extent]:
         """The extents of one L2 table whose first entry stands for guest byte ``start``.

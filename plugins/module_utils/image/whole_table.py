@@ -12,7 +12,7 @@ from array import array
 from functools import lru_cache
 from itertools import chain, compress, islice
 from operator import ne, sub
-from typing import Callable, List, Tuple
+from typing import List, Tuple
 
 _FLAG = 1 << 63
 
@@ -68,7 +68,6 @@ def streams(entries: array, cluster: int, low: int, high: int) -> bool:
 
 def runs(entries: array, cluster: int) -> Tuple[List[int], List[int]]:
     """The runs of entries each of which is the one before it plus ``cluster``: their first indexes, and how many entries they have."""
-    follows: Callable[[int], int] = cluster.__add__
-    breaks = compress(range(1, len(entries)), map(ne, islice(entries, 1, None), map(follows, entries)))
+    breaks = compress(range(1, len(entries)), map(ne, islice(entries, 1, None), map(cluster.__add__, entries)))
     first = list(chain((0,), breaks))
     return first, list(map(sub, chain(islice(first, 1, None), (len(entries),)), first))
