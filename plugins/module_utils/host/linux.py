@@ -8,7 +8,6 @@ import array
 import errno
 import fcntl
 import os
-import platform
 import struct
 from typing import Any, List, NamedTuple, Optional
 
@@ -35,7 +34,7 @@ _NR_RENAMEAT2 = {
 
 # <linux/fs.h>: FS_IOC_GETFLAGS is _IOR('f', 1, long), FS_IOC_SETFLAGS is _IOW('f', 2, long); the kernel moves an int all the same.
 _LONG = struct.calcsize("l")
-_REVERSED_IOC = platform.machine().startswith(("ppc", "mips", "sparc", "alpha"))  # these number the directions differently
+_REVERSED_IOC = os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha"))  # these number the directions differently
 _IOC_READ, _IOC_WRITE, _IOC_SHIFT = (2, 4, 29) if _REVERSED_IOC else (2, 1, 30)
 _FS_IOC_GETFLAGS = (_IOC_READ << _IOC_SHIFT) | (_LONG << 16) | (ord("f") << 8) | 1
 _FS_IOC_SETFLAGS = (_IOC_WRITE << _IOC_SHIFT) | (_LONG << 16) | (ord("f") << 8) | 2
@@ -78,7 +77,7 @@ def renameat2(source: bytes, dest: bytes, flags: int) -> None:
     if hasattr(library, "renameat2"):
         failed = library.renameat2(_AT_FDCWD, ctypes.c_char_p(source), _AT_FDCWD, ctypes.c_char_p(dest), ctypes.c_uint(flags))
     else:
-        number = _NR_RENAMEAT2.get(platform.machine())
+        number = _NR_RENAMEAT2.get(os.uname().machine)
         if number is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), source, None, dest)
         failed = library.syscall(

@@ -10,7 +10,7 @@ import select
 import struct
 from typing import Any, Callable, Dict, List, Optional
 
-_AHEAD = 4  # directories a worker may have in hand, so that it need not wait for us
+_BATCH = 16  # directories given to a worker at once, at most: a message and a wake-up cost as much as a directory of a hundred files
 
 
 class Pool:
@@ -45,31 +45,39 @@ class Pool:
             self._hand_out()
             if path in self._results:
                 break
-            if any(path in worker.in_hand for worker in self._workers):
-                self._collect(None)
-            else:
+            if not any(path in worker.in_hand for worker in self._workers):
                 if path in self._waiting:
                     self._waiting.remove(path)
-                self._keep(path, self._function(path))
+                self._list(path)
+            elif self._waiting:
+                self._list(self._waiting.pop())
+            else:
+                self._collect(None)
         return self._results.pop(path)
 
     def _hand_out(self) -> None:
-        for depth in range(1, _AHEAD + 1):
-            for worker in list(self._workers):
-                if self._waiting and len(worker.in_hand) < depth:
-                    path = self._waiting.pop()
-                    if not worker.give(path):
-                        self._waiting.append(path)
-                        self._give_up(worker)
+        # Only to a worker that waits: it reads what we write, so that neither waits for the other with a full pipe.
+        for worker in [worker for worker in self._workers if not worker.in_hand]:
+            count = min(_BATCH, len(self._waiting) // (len(self._workers) + 1))
+            if count:
+                batch = self._waiting[: -count - 1 : -1]
+                del self._waiting[-count:]
+                if not worker.give(batch):
+                    self._give_up(worker)
 
     def _collect(self, timeout: Optional[float]) -> None:
         busy = [worker for worker in self._workers if worker.in_hand]
         for worker in select.select(busy, [], [], timeout)[0] if busy else ():
-            listing = worker.take()
-            if listing is None:
+            listings = worker.take()
+            if listings is None:
                 self._give_up(worker)
             else:
-                self._keep(worker.in_hand.pop(0), listing[0])
+                batch, worker.in_hand = worker.in_hand, []
+                for path, listing in zip(batch, listings):
+                    self._keep(path, listing)
+
+    def _list(self, path: bytes) -> None:
+        self._keep(path, self._function(path))
 
     def _keep(self, path: bytes, listing: Any) -> None:
         self._results[path] = listing
@@ -102,19 +110,18 @@ class _Worker:
         """For select: readable when there is a listing to take."""
         return self.source
 
-    def give(self, path: bytes) -> bool:
-        """Hand it a directory; False where it has died."""
+    def give(self, batch: List[bytes]) -> bool:
+        """Hand it directories; False where it has died."""
+        self.in_hand = batch
         try:
-            os.write(self.sink, struct.pack("=I", len(path)) + path)
+            _send(self.sink, batch)
         except OSError:
             return False
-        self.in_hand.append(path)
         return True
 
     def take(self) -> Optional[List[Any]]:
-        """Its next listing in a list of one, or ``None`` where it has died."""
-        data = _receive(self.source)
-        return None if data is None else [pickle.loads(data)]
+        """The listings of what it has in hand, or ``None`` where it has died."""
+        return _receive(self.source)
 
     def end(self) -> None:
         """Close its pipes, by which it ends, and wait for it."""
@@ -123,7 +130,14 @@ class _Worker:
         os.waitpid(self.pid, 0)
 
 
-def _receive(fd: int) -> Optional[bytes]:
+def _send(fd: int, message: List[Any]) -> None:
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    view = memoryview(struct.pack("=I", len(data)) + data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _receive(fd: int) -> Optional[List[Any]]:
     """One message, or ``None`` where the other side has ended."""
     parts: List[bytes] = []
     missing, header = 4, True
@@ -138,7 +152,7 @@ def _receive(fd: int) -> Optional[bytes]:
         missing -= len(part)
         if header and not missing:
             missing, header, parts = struct.unpack("=I", b"".join(parts))[0], False, []
-    return b"".join(parts)
+    return pickle.loads(b"".join(parts))
 
 
 def _serve(function: Callable[[bytes], Any], source: int, sink: int) -> None:
@@ -146,13 +160,10 @@ def _serve(function: Callable[[bytes], Any], source: int, sink: int) -> None:
     code = 1
     try:
         while True:
-            path = _receive(source)
-            if path is None:
+            batch = _receive(source)
+            if batch is None:
                 code = 0
                 break
-            data = pickle.dumps(function(path), pickle.HIGHEST_PROTOCOL)
-            message = memoryview(struct.pack("=I", len(data)) + data)
-            while message:
-                message = message[os.write(sink, message) :]
+            _send(sink, [function(path) for path in batch])
     finally:
         os._exit(code)

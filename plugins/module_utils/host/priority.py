@@ -5,7 +5,6 @@
 """Behind everybody else: processor and disk priority of this process and of those it starts."""
 
 import os
-import platform
 from typing import List
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import linux
@@ -34,7 +33,7 @@ def lower() -> List[str]:
         os.nice(_LOWEST_NICE)
     except OSError as error:
         problems.append("the processor priority could not be lowered: {0}".format(error.strerror))
-    number = _NR_IOPRIO_SET.get(platform.machine())
+    number = _NR_IOPRIO_SET.get(os.uname().machine)
     try:
         if number is None or linux.libc().syscall(number, _PROCESS, 0, _BEST_EFFORT << _SHIFT | _LOWEST_LEVEL) != 0:
             problems.append("the disk priority could not be lowered")

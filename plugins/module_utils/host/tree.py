@@ -9,13 +9,14 @@ import fnmatch
 import os
 import re
 import stat
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import linux
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.listing_pool import Pool
 
+_LEAST = 8  # bytes: no image of any format is shorter
 _O_NOATIME = getattr(os, "O_NOATIME", 0)
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -51,12 +52,11 @@ class Counts:
 def walk(
     paths: Iterable[bytes],
     *,
-    wanted: Optional[Callable[[bytes], bool]] = None,
+    prefix: bytes = b"",
     exclude: Iterable[bytes] = (),
     one_filesystem: bool = False,
     recurse: bool = True,
     head_size: int = 4096,
-    minimum_size: int = 8,
     block_devices: bool = False,
     counts: Optional[Counts] = None,
     workers: int = 1,
@@ -67,16 +67,16 @@ def walk(
     allow. Nothing is raised for what cannot be read. The kernel's own trees (/proc, /sys, ...) are left out.
 
     :param paths: files and directories. A file named here is always reported, whatever it is.
-    :param wanted: says from the first bytes whether a file found in a directory is reported; ``None`` reports all.
+    :param prefix: a file found in a directory is reported if it begins with these bytes and has at least 8.
     :param exclude: shell patterns; what matches one by its name or its full path is left out, a directory with all below it.
     :param one_filesystem: stay on the filesystem (for Btrfs: the subvolume) of each path.
     :param recurse: False looks at the files directly in each directory only.
-    :param head_size: how many bytes of each file are read. :param minimum_size: shorter files, in bytes, are left out.
+    :param head_size: how many bytes of each file are read.
     :param block_devices: report block devices too.
-    :param workers: processes that look into directories, this one included; more than one only with ``wanted``, which keeps
+    :param workers: processes that look into directories, this one included; more than one only with ``prefix``, which keeps
         what they have to tell small.
     """
-    walker = _Walker(wanted, _matcher(exclude), head_size, minimum_size, block_devices, counts or Counts())
+    walker = _Walker(prefix, _matcher(exclude), head_size, block_devices, counts or Counts())
     for path in paths:
         try:
             status = os.stat(path)
@@ -85,7 +85,7 @@ def walk(
             yield _failed(path, error)
             continue
         if stat.S_ISDIR(status.st_mode):
-            yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse, workers if wanted else 1)
+            yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse, workers if prefix else 1)
         else:
             yield walker.named(os.path.realpath(path) if os.path.islink(path) else path)
 
@@ -109,19 +109,10 @@ class _Listing(NamedTuple):
 
 
 class _Walker:
-    def __init__(
-        self,
-        wanted: Optional[Callable[[bytes], bool]],
-        excluded: Optional[Any],
-        head_size: int,
-        minimum_size: int,
-        block_devices: bool,
-        counts: Counts,
-    ) -> None:
-        self._wanted = wanted
+    def __init__(self, prefix: bytes, excluded: Optional[Any], head_size: int, block_devices: bool, counts: Counts) -> None:
+        self._prefix = prefix
         self._excluded = excluded
         self._head_size = head_size
-        self._minimum_size = minimum_size
         self._block_devices = block_devices
         self.counts = counts
         self._visited: Set[Tuple[int, int]] = set()
@@ -218,8 +209,9 @@ class _Walker:
 
     def _read_heads(self, directory: int, prefix: bytes, files: List[Any], reported: List[Found]) -> None:
         # The loop that is run a million times: no stat (the directory says what is a file, a short read what is too short),
-        # no path longer than a name, no call into our own code but for `wanted`.
-        wanted, size, least = self._wanted, self._head_size, self._minimum_size
+        # no path longer than a name, no call into our own code, and no more read than decides.
+        magic, size = self._prefix, self._head_size
+        first = len(magic) or size
         flags = _FILE_FLAGS | _O_NOATIME
         open_, read, close = os.open, os.read, os.close
         for entry in files:
@@ -230,10 +222,12 @@ class _Walker:
                 except PermissionError:
                     fd = open_(name, _FILE_FLAGS, dir_fd=directory)
                 try:
-                    head = read(fd, size)
-                    if len(head) >= least and (wanted is None or wanted(head)):
+                    head = read(fd, first)
+                    if head == magic or not magic:
+                        if first < size:
+                            head += read(fd, size - first)
                         status = os.fstat(fd)
-                        if stat.S_ISREG(status.st_mode):
+                        if len(head) >= _LEAST and stat.S_ISREG(status.st_mode):
                             reported.append(Found(prefix + name, status, head, None))
                 finally:
                     close(fd)

@@ -10,6 +10,8 @@ HEAD = 4096
 """Bytes of the start of a file that :func:`identify` wants; fewer where the file is shorter."""
 
 QCOW_MAGIC = b"QFI\xfb"
+QCOW1_MAGIC = QCOW_MAGIC + b"\x00\x00\x00\x01"
+"""Magic and version of QCOW version 1."""
 
 UNKNOWN = "unknown"
 """Raw or unknown: no magic says what it is, and we do not guess."""
@@ -55,7 +57,7 @@ _VHD_FOOTER = 512
 
 def is_qcow1(head: bytes) -> bool:
     """Whether a file that starts with ``head`` claims to be QCOW version 1: eight bytes decide."""
-    return head[:8] == QCOW_MAGIC + b"\x00\x00\x00\x01"
+    return head.startswith(QCOW1_MAGIC)
 
 
 def identify(head: bytes, size: int, read_at: Optional[ReadAt] = None) -> Identity:

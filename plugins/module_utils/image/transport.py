@@ -10,7 +10,6 @@ Everything here works on every Linux and every Python from 3.6; where a call is 
 import errno
 import fcntl
 import os
-import platform
 import struct
 from typing import Any, Optional
 
@@ -23,7 +22,7 @@ except ImportError:  # a Python may be built without it
 
 # <linux/fs.h>: FICLONE is _IOW(0x94, 9, int), FICLONERANGE is _IOW(0x94, 13, struct file_clone_range).
 _RANGE = struct.Struct("=qQQQ")  # source descriptor, source offset, length, offset in the result
-_IOW = 0x80000000 if platform.machine().startswith(("ppc", "mips", "sparc", "alpha")) else 0x40000000
+_IOW = 0x80000000 if os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha")) else 0x40000000
 _FICLONE = _IOW | 4 << 16 | 0x94 << 8 | 9
 _FICLONERANGE = _IOW | _RANGE.size << 16 | 0x94 << 8 | 13
 

@@ -88,13 +88,9 @@ def survey(trees: List[bytes], directories: List[bytes]) -> Graph:
 
 
 def _qcow_files(paths: List[bytes], *, recurse: bool) -> Iterable[bytes]:
-    for found in tree.walk(paths, wanted=_is_qcow, recurse=recurse, head_size=8):
+    for found in tree.walk(paths, prefix=QCOW_MAGIC, recurse=recurse, head_size=8):
         if found.error is None and not is_retired(found.path) and not is_overlay(found.path):
             yield found.path
-
-
-def _is_qcow(head: bytes) -> bool:
-    return head[:4] == QCOW_MAGIC
 
 
 def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> List[int]:

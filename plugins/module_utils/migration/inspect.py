@@ -13,7 +13,15 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import ope
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import safety
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import NATIVE, Graph, Rules, follow
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import check
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import HEAD, UNKNOWN, Identity, identify
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import (
+    HEAD,
+    QCOW1_MAGIC,
+    QCOW_MAGIC,
+    UNKNOWN,
+    Identity,
+    identify,
+    is_qcow1,
+)
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import DAMAGED, SOUND
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
@@ -50,20 +58,20 @@ def look(question: Question) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
     counts = tree.Counts()
     named = set(question.paths)
     graph = Graph()
-    wanted = None if question.report != "v1" else _is_qcow if question.chains else _is_v1
+    prefix = b"" if question.report != "v1" else QCOW_MAGIC if question.chains else QCOW1_MAGIC
     images = []
     for found in tree.walk(
         question.paths,
-        wanted=wanted,
+        prefix=prefix,
         workers=WALKERS,
         exclude=question.exclude,
         one_filesystem=question.one_filesystem,
         recurse=question.recurse,
         counts=counts,
     ):
-        if question.chains and found.error is None and _is_qcow(found.head) and not is_retired(found.path):
+        if question.chains and found.error is None and found.head.startswith(QCOW_MAGIC) and not is_retired(found.path):
             graph.add(found.path, open_source)
-        if question.report == "v1" and found.error is None and not _is_v1(found.head) and found.path not in named:
+        if question.report == "v1" and found.error is None and not is_qcow1(found.head) and found.path not in named:
             continue
         image = _describe(found, question)
         if found.path in named or found.error or question.report == "all" or image["format"] != UNKNOWN:
@@ -75,14 +83,6 @@ def look(question: Question) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
     for image in images:
         del image["_key"]
     return images, _summary(images, counts)
-
-
-def _is_qcow(head: bytes) -> bool:
-    return head[:4] == b"QFI\xfb"
-
-
-def _is_v1(head: bytes) -> bool:
-    return head[:4] == b"QFI\xfb" and head[4:8] == b"\0\0\0\1"
 
 
 def _describe(found: tree.Found, question: Question) -> Dict[str, Any]:

@@ -28,10 +28,6 @@ def paths(*arguments, **options):
     return [found.path for found in tree.walk(*arguments, **options)]
 
 
-def v1(head):
-    return head.startswith(MAGIC)
-
-
 @pytest.fixture
 def top(tmp_path):
     return os.fsencode(tmp_path)
@@ -61,8 +57,8 @@ def test_decoys_are_passed_by_and_untouched(top):
     for name in (b"text", b"image"):
         os.utime(top + b"/" + name, ns=(1, 1))
     counts = tree.Counts()
-    assert paths([top], wanted=v1, counts=counts) == [top + b"/image"]
-    assert paths([top], wanted=v1, head_size=8) == [top + b"/image"]
+    assert paths([top], prefix=MAGIC, counts=counts) == [top + b"/image"]
+    assert paths([top], prefix=MAGIC, head_size=8) == [top + b"/image"]
     assert (counts.directories, counts.files, counts.errors) == (1, 5 - 1, 0)
     assert os.stat(top + b"/image").st_atime_ns == os.stat(top + b"/text").st_atime_ns == 1
     server.close()
@@ -72,7 +68,9 @@ def test_head_and_minimum(top):
     put(top + b"/x", MAGIC + b"y" * 5000)
     assert [len(found.head) for found in tree.walk([top])] == [4096]
     assert [len(found.head) for found in tree.walk([top], head_size=16)] == [16]
-    assert paths([top], minimum_size=4096) == [top + b"/x"]
+    assert [found.head for found in tree.walk([top], head_size=16, prefix=MAGIC)] == [MAGIC + b"y" * 8]
+    put(top + b"/seven", MAGIC[:7])
+    assert paths([top], prefix=MAGIC[:4]) == paths([top]) == [top + b"/x"]
 
 
 def test_what_is_named_is_always_reported(top):
@@ -80,7 +78,7 @@ def test_what_is_named_is_always_reported(top):
     put(top + b"/image")
     os.symlink(b"image", top + b"/link")
     os.mkfifo(top + b"/fifo")
-    found = list(tree.walk([top + b"/small", top + b"/link", top + b"/fifo", top + b"/none", b"/dev/null"], wanted=v1))
+    found = list(tree.walk([top + b"/small", top + b"/link", top + b"/fifo", top + b"/none", b"/dev/null"], prefix=MAGIC))
     assert [item.path for item in found] == [top + b"/small", top + b"/image", top + b"/fifo", top + b"/none", b"/dev/null"]
     assert [item.error is None for item in found] == [True, True, False, False, False]
     assert "FIFO" in found[2].error and "No such file" in found[3].error
@@ -194,26 +192,45 @@ def wide(top):
 @pytest.mark.parametrize("workers", [2, 3, 8])
 def test_workers_change_nothing_but_the_time(wide, workers):
     expected_counts, counts = tree.Counts(), tree.Counts()
-    expected = list(tree.walk([wide], wanted=v1, counts=expected_counts))
+    expected = list(tree.walk([wide], prefix=MAGIC, counts=expected_counts))
     assert len(expected) == 100
-    assert list(tree.walk([wide, wide], wanted=v1, workers=workers, counts=counts)) == expected
+    assert list(tree.walk([wide, wide], prefix=MAGIC, workers=workers, counts=counts)) == expected
     assert vars(counts) == vars(expected_counts)
-    assert paths([wide + b"/3"], wanted=v1, workers=workers, recurse=False) == []
+    assert paths([wide + b"/3"], prefix=MAGIC, workers=workers, recurse=False) == []
 
 
-def test_a_worker_that_dies_loses_nothing(wide):
+def test_a_worker_that_dies_loses_nothing(wide, monkeypatch):
+    expected = paths([wide], prefix=MAGIC)
     first = os.getpid()
+    looked_at = []
 
-    def deadly(head):
-        if os.getpid() != first:
+    def deadly(walker, directory, *arguments):
+        looked_at.append(directory)
+        if os.getpid() != first and len(looked_at) > 20:
             os.kill(os.getpid(), signal.SIGKILL)
-        return v1(head)
+        return listing(walker, directory, *arguments)
 
-    assert paths([wide], wanted=deadly, workers=3) == paths([wide], wanted=v1)
+    listing = tree._Walker._listing
+    monkeypatch.setattr(tree._Walker, "_listing", deadly)
+    assert paths([wide], prefix=MAGIC, workers=3) == expected
+
+
+def test_long_paths_and_many_directories(top):
+    """More bytes of paths than a pipe holds."""
+    folder = top
+    while len(folder) < 3600:
+        folder += b"/" + b"d" * 200
+    os.makedirs(folder)
+    for number in range(200):
+        os.mkdir(folder + b"/%03d" % number)
+        put(folder + b"/%03d/%s" % (number, b"f" * 200))
+    expected = paths([top], prefix=MAGIC)
+    assert len(expected) == 200 == len(paths([top]))
+    assert paths([top], prefix=MAGIC, workers=3) == expected
 
 
 def test_workers_end_with_the_walk(wide):
-    walk = tree.walk([wide], wanted=v1, workers=3)
+    walk = tree.walk([wide], prefix=MAGIC, workers=3)
     next(walk)
     walk.close()
     with pytest.raises(ChildProcessError):
@@ -229,5 +246,5 @@ def test_descriptors_are_given_back(top):
     next(walk)
     walk.close()
     list(tree.walk([top]))
-    list(tree.walk([top], wanted=v1, workers=3))
+    list(tree.walk([top], prefix=MAGIC, workers=3))
     assert len(os.listdir("/proc/self/fd")) == before
