@@ -14,6 +14,9 @@ BLOCKS = 8
 
 REGION = BLOCKS * BLOCK
 
+BATCH = 8
+"""Regions in a row that one process reads."""
+
 
 class Region(NamedTuple):
     """Up to :data:`REGION` bytes of the guest, read. Only the blocks that are listed are; what else the buffer holds means nothing."""
@@ -32,7 +35,7 @@ def guest_regions(chain: List[PlainImage], turn: int = 0, turns: int = 1) -> Ite
 
     Blocks are zero behind the end of the disk. A region is good until the next one is asked for.
 
-    :param turn: together with ``turns``: only every so manieth region, so that several processes can share the work.
+    :param turn: together with ``turns``: only every so manieth batch of regions, so that several processes can share the work.
     """
     buffer = bytearray(REGION)
     size = chain[0].size
@@ -45,12 +48,12 @@ def guest_regions(chain: List[PlainImage], turn: int = 0, turns: int = 1) -> Ite
         if wanted and block == wanted[-1]:
             continue
         if block // BLOCKS != number:
-            if wanted and number % turns == turn:
+            if wanted and number // BATCH % turns == turn:
                 yield _read(chain, number, wanted, buffer)
             number = block // BLOCKS
             wanted = []
         wanted.append(block)
-    if wanted and number % turns == turn:
+    if wanted and number // BATCH % turns == turn:
         yield _read(chain, number, wanted, buffer)
 
 

@@ -15,13 +15,14 @@ found equal to them byte for byte.
 """
 
 import hashlib
+from itertools import groupby
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import VerificationFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.crew import Crew, Room
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import BLOCKS, Region, guest_regions
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import BATCH, BLOCKS, Region, guest_regions
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport import forget
 
 _SCHEME = "sha256-64k:"
@@ -90,11 +91,17 @@ def _prove(sides: List[List[PlainImage]], path: bytes, progress: Optional[OnProg
     passed = 0
 
     def produce(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, Tuple[int, Digests]]]:
-        for number, regions in _aligned([guest_regions(side, turn, turns) for side in sides]):
-            if len(regions) > 1:
-                _compare(regions[0], regions[1], path)
+        regions = _aligned([guest_regions(side, turn, turns) for side in sides])
+        for batch, together in groupby(regions, lambda numbered: numbered[0] // BATCH):
+            count, digests = 0, []  # type: Tuple[int, Digests]
+            for _number, found in together:
+                if len(found) > 1:
+                    _compare(found[0], found[1], path)
+                if found[0] is not None:
+                    count += BLOCK * len(found[0].blocks)
+                    digests += _digests(found[0])
             room(0)
-            yield number, (0, []) if regions[0] is None else (BLOCK * len(regions[0].blocks), _digests(regions[0]))
+            yield batch, (count, digests)
 
     with Crew(produce, 0, sum(image.held() for image in sides[0])) as crew:
         for _number, (count, digests), _memory in crew:
