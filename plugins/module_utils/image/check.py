@@ -13,7 +13,7 @@ import stat
 from array import array
 from bisect import bisect_left, bisect_right
 from itertools import islice
-from operator import eq
+from operator import add, eq
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage
@@ -216,7 +216,14 @@ class _Check:
         """Enter the clusters of one table: as they are where they lie scattered and nothing is special about them, else extent by extent."""
         image = self.image
         inside = start + len(entries) * image.cluster_size <= image.virtual_size
-        if image.in_order(entries) or not (inside and image.only_whole_clusters(entries) and self.owners.has_marks_for(max(entries))):
+        streams = image.only_streams(entries) if self.level != CONTENT and image.header.crypt_method != CRYPT_AES else None
+        if streams is not None:
+            self.owners.streams.starts.extend(streams[0])
+            self.owners.streams.ends.extend(map(add, *streams))
+            if self.first_pass:
+                self.compressed += len(entries) * times
+                self.compressed_bytes += sum(streams[1]) * times
+        elif image.in_order(entries) or not (inside and image.only_whole_clusters(entries) and self.owners.has_marks_for(max(entries))):
             self._own_extents(start, entries, times)
         elif self.first_pass:
             self.extents += self.owners.mark(entries) * times

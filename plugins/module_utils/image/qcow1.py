@@ -14,7 +14,7 @@ import zlib
 from array import array
 from itertools import repeat
 from operator import itemgetter
-from typing import Callable, Iterator, NamedTuple, Optional, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, PassphraseError
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import whole_table, xen
@@ -173,7 +173,7 @@ class Qcow1(Layer):
             if (
                 start + length <= self.virtual_size
                 and 0 not in entries
-                and (self._only_streams(entries) or self.only_whole_clusters(entries))
+                and (self.only_streams(entries) or self.only_whole_clusters(entries))
             ):
                 yield Extent(start, length, DATA, self, 0, length, 0)
             else:
@@ -183,7 +183,8 @@ class Qcow1(Layer):
         """Whether all that a table names are whole clusters at multiples of their size inside the file, stored as they are; 0 names none."""
         return whole_table.whole_clusters(entries, self.cluster_size, self.file_size - self.cluster_size)
 
-    def _only_streams(self, entries: array) -> bool:
+    def only_streams(self, entries: array) -> Optional[Tuple[List[int], List[int]]]:
+        """Where the compressed clusters of a table begin and their stored bytes; ``None`` if it names anything else, or bytes outside."""
         return whole_table.streams(entries, self.cluster_size, HEADER_SIZE, self.file_size)
 
     def in_order(self, entries: array) -> bool:
@@ -203,7 +204,15 @@ class Qcow1(Layer):
         if self.in_order(entries):
             yield self._plain(start, len(entries) * cluster, kind, entries[0])
             return
-        if start + len(entries) * cluster <= size and self._has_only_runs(entries):
+        whole = start + len(entries) * cluster <= size
+        streams = self.only_streams(entries) if whole else None
+        if streams is not None:
+            guest = range(start, start + len(entries) * cluster, cluster)
+            yield from map(
+                _new, repeat(Extent), zip(guest, repeat(cluster), repeat(COMPRESSED), repeat(self), streams[0], streams[1], repeat(0))
+            )
+            return
+        if whole and self._has_only_runs(entries):
             first, counts = whole_table.runs(entries, cluster)
             guest = range(start, start + len(entries) * cluster, cluster)
             lengths = list(map(cluster.__mul__, counts))

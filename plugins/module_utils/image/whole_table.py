@@ -10,9 +10,9 @@ Where the answer is yes, nothing can be wrong with any of them; where it is no, 
 import sys
 from array import array
 from functools import lru_cache
-from itertools import chain, compress, islice
-from operator import ne, sub
-from typing import List, Tuple
+from itertools import chain, compress, islice, repeat
+from operator import add, ne, rshift, sub
+from typing import List, Optional, Tuple
 
 _FLAG = 1 << 63
 
@@ -57,13 +57,18 @@ def whole_clusters(entries: array, cluster: int, limit: int) -> bool:
     return not number + _lanes(count, _FLAG - 1 - limit) & flags
 
 
-def streams(entries: array, cluster: int, low: int, high: int) -> bool:
-    """Whether all entries name compressed clusters of at least one byte that begin in bytes [``low``, ``high``) of the file."""
+def streams(entries: array, cluster: int, low: int, high: int) -> Optional[Tuple[List[int], List[int]]]:
+    """Where the streams begin that entries name, and how many bytes they have.
+
+    ``None`` unless all entries name compressed clusters of at least one byte in bytes [``low``, ``high``) of the file.
+    """
     if not entries or not entries[0] & _FLAG or min(entries) < _FLAG:
-        return False
+        return None
     bits = 64 - cluster.bit_length()
-    address, stored = (1 << bits) - 1, cluster - 1 << bits
-    return all(entry & stored and low <= entry & address < high for entry in entries)
+    offsets = list(map(((1 << bits) - 1).__and__, entries))
+    stored = list(map((cluster - 1).__and__, map(rshift, entries, repeat(bits))))
+    inside = min(stored) and min(offsets) >= low and max(map(add, offsets, stored)) <= high
+    return (offsets, stored) if inside else None
 
 
 def runs(entries: array, cluster: int) -> Tuple[List[int], List[int]]:
