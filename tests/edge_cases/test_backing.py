@@ -83,7 +83,7 @@ def test_39_loop_is_noticed_at_once(workbench, length: int) -> None:
         workbench.image(overlay(b"disk%d.qcow" % ((number + 1) % length)), "disk%d.qcow" % number)
     started = time.monotonic()
     workbench.is_refused(workbench.directory / "disk0.qcow", "unsafe", "loop", **FLAT)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20  # or for ever
 
 
 def test_39_loop_through_hard_link_and_symbolic_link(workbench) -> None:
