@@ -11,6 +11,7 @@ the guest reads zeros.
 
 import os
 import stat
+from array import array
 from typing import Iterable, Iterator, List, NamedTuple, Optional
 
 DATA = "data"
@@ -24,6 +25,9 @@ COMPRESSED = "compressed"
 
 ENCRYPTED = "encrypted"
 """The guest bytes lie in the layer's file, each 512-byte sector encrypted with the layer's key."""
+
+SCATTERED = "scattered"
+"""Whole clusters that follow each other in the guest and lie anywhere in the layer's file: a :class:`Scattered` says where."""
 
 SECTOR = 512
 """Bytes in a sector, the unit in which hypervisors hand out a disk."""
@@ -39,6 +43,12 @@ class Extent(NamedTuple):
     offset: int  # byte in that file; of a compressed stream its first byte
     stored: int  # bytes in that file; of a compressed stream its whole length
     skip: int  # compressed only: bytes of the inflated cluster before ``start``
+
+
+class Scattered(Extent):
+    """An extent of kind :data:`SCATTERED`: so many clusters do not cost an object each. Its own ``offset`` says nothing."""
+
+    offsets: array  # bytes of the file where the clusters lie
 
 
 STRETCH = 4 << 20
@@ -89,6 +99,10 @@ class Layer:
 
     def runs(self) -> Iterator[Extent]:
         """The same for who asks which guest bytes are held, and not where: in as few pieces as that allows; ``offset`` says nothing."""
+        return self.extents()
+
+    def bulk_extents(self) -> Iterator[Extent]:
+        """The same for who reads everything stretch by stretch: what lies scattered comes as :class:`Scattered`, never in two stretches."""
         return self.extents()
 
     def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:

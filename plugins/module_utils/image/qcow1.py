@@ -18,7 +18,18 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, PassphraseError
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import whole_table, xen
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ENCRYPTED, SECTOR, ZERO, Extent, Layer
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import (
+    COMPRESSED,
+    DATA,
+    ENCRYPTED,
+    SCATTERED,
+    SECTOR,
+    STRETCH,
+    ZERO,
+    Extent,
+    Layer,
+    Scattered,
+)
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import CRYPT_AES, HEADER_SIZE, parse_header, read_backing_name
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import next_data
 
@@ -164,6 +175,31 @@ class Qcow1(Layer):
         """See :meth:`Layer.extents`. Damaged ranges come as zeros after ``on_damage`` has let them pass."""
         for start, offset in self.l2_tables():
             yield from self.table_extents(start, self.read_l2(start, offset))
+
+    def bulk_extents(self) -> Iterator[Extent]:
+        """See :meth:`Layer.bulk_extents`."""
+        for start, offset in self.l2_tables():
+            entries = self.read_l2(start, offset)
+            length = len(entries) * self.cluster_size
+            if self._is_scattered(start, length, entries):
+                extent = Scattered(start, length, SCATTERED, self, 0, length, 0)
+                extent.offsets = entries
+                yield extent
+            else:
+                yield from self.table_extents(start, entries)
+
+    def _is_scattered(self, start: int, length: int, entries: array) -> bool:
+        """Whether a table names whole clusters only, few of them beside each other, for guest bytes of one stretch."""
+        return (
+            self.header.crypt_method != CRYPT_AES
+            and start + length <= self.virtual_size
+            and start // STRETCH == (start + length - 1) // STRETCH
+            and bool(entries)
+            and entries[-1] - entries[0] != length - self.cluster_size  # else it is probably in order, which is told at once
+            and 0 not in entries
+            and self.only_whole_clusters(entries)
+            and 8 * whole_table.neighbours(entries, self.cluster_size) < len(entries)
+        )
 
     def runs(self) -> Iterator[Extent]:
         """See :meth:`Layer.runs`. A table in random order costs no more than one in order."""

@@ -11,7 +11,7 @@ import sys
 from array import array
 from functools import lru_cache
 from itertools import chain, compress, islice, repeat
-from operator import add, ne, rshift, sub
+from operator import add, eq, ne, rshift, sub
 from typing import List, Optional, Tuple
 
 _FLAG = 1 << 63
@@ -69,6 +69,11 @@ def streams(entries: array, cluster: int, low: int, high: int) -> Optional[Tuple
     stored = list(map((cluster - 1).__and__, map(rshift, entries, repeat(bits))))
     inside = min(stored) and min(offsets) >= low and max(map(add, offsets, stored)) <= high
     return (offsets, stored) if inside else None
+
+
+def neighbours(entries: array, cluster: int) -> int:
+    """How many entries are the one before them plus ``cluster``."""
+    return sum(map(eq, islice(entries, 1, None), map(cluster.__add__, entries)))
 
 
 def runs(entries: array, cluster: int) -> Tuple[List[int], List[int]]:

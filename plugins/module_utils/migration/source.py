@@ -177,7 +177,7 @@ class Source:
 
     def extents(self) -> Iterator[Extent]:
         """What the guest sees, as a stream of extents."""
-        return chain_extents(self.layers)
+        return self.layers[0].bulk_extents() if len(self.layers) == 1 else chain_extents(self.layers)
 
     def runs(self) -> Iterator[Extent]:
         """Which guest bytes are held at all; see :meth:`.extent.Layer.runs`."""

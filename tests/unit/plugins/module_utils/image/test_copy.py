@@ -13,7 +13,16 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, ImageChanged
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import copy, gather, transport
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, STRETCH, ZERO, Extent, Layer, Share
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import (
+    COMPRESSED,
+    DATA,
+    SCATTERED,
+    STRETCH,
+    ZERO,
+    Extent,
+    Layer,
+    Share,
+)
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainQcow2, PlainRaw
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import Qcow2Options, Qcow2Writer
@@ -116,7 +125,7 @@ def convert(src: Any, dest: Any, kind: str, **options: Any) -> copy.Copied:
             if kind == "raw"
             else Qcow2Writer(new.fileno(), image.virtual_size, Qcow2Options(**options))
         )
-        copied = copy.copy_extents(image.extents(), [image], writer, uncached=uncached)
+        copied = copy.copy_extents(image.bulk_extents(), [image], writer, uncached=uncached)
         plain = PlainRaw if kind == "raw" else PlainQcow2
         verify([PlainQcow1(old.fileno(), b"old")], [plain(new.fileno(), b"new")], b"new", uncached=uncached)
     if kind == "qcow2":
@@ -200,11 +209,13 @@ def test_what_a_process_raises_arrives(tmp_path: pathlib.Path) -> None:
             copy.copy_extents(image.extents(), [image], Qcow2Writer(new.fileno(), image.virtual_size))
 
 
-def test_a_file_that_shrinks_is_no_result(tmp_path: pathlib.Path) -> None:
-    write_dense(tmp_path / "old", 4 * MIB)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_file_that_shrinks_is_no_result(tmp_path: pathlib.Path, shuffled: bool) -> None:
+    write_dense(tmp_path / "old", 4 * MIB, shuffled=shuffled)
     with open(tmp_path / "old", "r+b") as old, open(tmp_path / "new", "w+b") as new:
         image = Qcow1(old.fileno(), b"old")
-        extents = list(image.extents())
+        extents = list(image.bulk_extents())
+        assert any(extent.kind == SCATTERED for extent in extents) is shuffled
         old.truncate(3 * MIB)
         with pytest.raises(ImageChanged, match="while it is being read"):
             copy.copy_extents(extents, [image], RawWriter(new.fileno(), image.virtual_size))

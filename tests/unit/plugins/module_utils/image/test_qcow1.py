@@ -7,11 +7,12 @@
 import pathlib
 import random
 from array import array
-from typing import Any
+from typing import Any, Iterator
 
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import check
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import DATA, SCATTERED, STRETCH, Extent, Scattered
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.measure import measure
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Damage, Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.whole_table import runs, whole_clusters
@@ -32,7 +33,25 @@ def look(path: pathlib.Path) -> Any:
             for size in (512, 4096, 65536)
             for tables in (True, False)
         ]
-        return extents, damage, needs, check(stream.fileno(), bytes(path)).as_dict()
+        told = list(damage)
+        assert [tuple(extent[:3]) + tuple(extent[4:]) for extent in apart(image.bulk_extents(), image)] == extents
+        return extents, told, needs, check(stream.fileno(), bytes(path)).as_dict()
+
+
+def apart(extents: Iterator[Extent], image: Qcow1) -> Iterator[Extent]:
+    """Scattered clusters one by one, or run by run."""
+    for extent in extents:
+        if not isinstance(extent, Scattered):
+            yield extent
+            continue
+        cluster, place = image.cluster_size, 0
+        assert extent.length == cluster * len(extent.offsets) and extent.start % STRETCH + extent.length <= STRETCH
+        while place < len(extent.offsets):
+            count = 1
+            while place + count < len(extent.offsets) and extent.offsets[place + count] == extent.offsets[place] + count * cluster:
+                count += 1
+            yield Extent(extent.start + place * cluster, count * cluster, DATA, image, extent.offsets[place], count * cluster, 0)
+            place += count
 
 
 @pytest.mark.parametrize("order", ["guest", "shuffled", "reversed"])
@@ -52,6 +71,10 @@ def test_short_cuts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, wha
     )
     whole = tmp_path / "whole.qcow"
     image.write(whole)
+    if what == "full":
+        with open(whole, "rb") as stream:
+            extents = Qcow1(stream.fileno(), bytes(whole)).bulk_extents()
+            assert {extent.kind for extent in extents} == {DATA if order == "guest" else SCATTERED}
     for cut in CUTS:
         path = tmp_path / ("%d.qcow" % cut)
         path.write_bytes(whole.read_bytes()[: -cut or None])
