@@ -12,11 +12,12 @@ import subprocess
 import sys
 from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
-from ansible_collections.vmimage.qcow.bench import images
-from ansible_collections.vmimage.qcow.bench.measure import Contest, contest, run
+from ansible_collections.vmimage.qcow.bench import images, measure
+from ansible_collections.vmimage.qcow.bench.measure import Contest, run
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
 
 MIB = 1 << 20
+_MOST_WRITTEN = 3 << 30  # bytes: more than any case writes at scale 1
 CONVERT = ["qemu-img", "convert", "-f", "qcow", "-O"]
 
 
@@ -65,6 +66,17 @@ class Bench:
         """The command that migrates one image as the module would; unverified unless asked for."""
         return engine(do="migrate", state_dir=self.state, images=[[src, dest]], **{"verify": False, **options})
 
+    def contest(
+        self,
+        ours: Sequence[str],
+        theirs: Sequence[str],
+        results: Sequence[str],
+        check: Optional[Callable[[], None]] = None,
+        most: Optional[int] = None,
+    ) -> Contest:
+        """See :func:`measure.contest`. :param most: pairs, where the peer is too slow for as many as were asked for."""
+        return measure.contest(ours, theirs, min(self.pairs, most or self.pairs), results, int(_MOST_WRITTEN * self.scale), check)
+
 
 def amount(size: int) -> str:
     """A number of bytes for people."""
@@ -98,7 +110,7 @@ def dense(bench: Bench) -> Iterator[Row]:
 
     def against(name: str, to: str, peer: str, goal: float, theirs: Sequence[str], **options: Any) -> Row:
         check = identical(dest, options.get("format", "qcow2"), src)
-        return Row("dense", title + to, peer, goal, contest(bench.ours(src, dest, **options), theirs, bench.pairs, [dest], check))
+        return Row("dense", title + to, peer, goal, bench.contest(bench.ours(src, dest, **options), theirs, [dest], check))
 
     yield against("dense", "qcow2", "qemu-img convert", 10, defaults)
     yield against(
@@ -113,7 +125,7 @@ def dense(bench: Bench) -> Iterator[Row]:
 def shuffled(bench: Bench) -> Iterator[Row]:
     """The same, the clusters in random order."""
     src, dest = bench.made("shuffled.qcow", images.shuffled, bench.size(2048)), bench.path("shuffled.result")
-    result = contest(bench.ours(src, dest), [*CONVERT, "qcow2", src, dest], bench.pairs, [dest], identical(dest, "qcow2", src))
+    result = bench.contest(bench.ours(src, dest), [*CONVERT, "qcow2", src, dest], [dest], identical(dest, "qcow2", src))
     yield Row("shuffled", "shuffled 4 KiB clusters, {0} -> qcow2".format(amount(bench.size(2048))), "qemu-img convert", 7, result)
     os.unlink(src)
 
@@ -122,13 +134,13 @@ def compressed(bench: Bench) -> Iterator[Row]:
     """Compressed images."""
     src, dest = bench.made("compressed.qcow", images.compressed, bench.size(512)), bench.path("compressed.result")
     what = "compressed, {0} -> ".format(amount(bench.size(512)))
-    result = contest(bench.ours(src, dest), [*CONVERT, "qcow2", src, dest], bench.pairs, [dest], identical(dest, "qcow2", src))
+    result = bench.contest(bench.ours(src, dest), [*CONVERT, "qcow2", src, dest], [dest], identical(dest, "qcow2", src))
     yield Row("compressed", what + "qcow2", "qemu-img convert", 5, result)
     theirs = ["qemu-img", "convert", "-c", *CONVERT[2:], "qcow2", src, dest]
     ours = bench.ours(src, dest, compression="zlib", cluster_size=4096)
-    result = contest(ours, theirs, min(bench.pairs, 3), [dest], identical(dest, "qcow2", src))
+    result = bench.contest(ours, theirs, [dest], identical(dest, "qcow2", src), most=3)
     yield Row("compressed", what + "compressed qcow2, streams carried over", "qemu-img convert -c", 10, result)
-    result = contest(bench.ours(src, dest, layout="keep"), theirs, min(bench.pairs, 3), [dest], identical(dest, "qcow2", src))
+    result = bench.contest(bench.ours(src, dest, layout="keep"), theirs, [dest], identical(dest, "qcow2", src), most=3)
     yield Row("compressed", what + "compressed qcow2, layout kept", "qemu-img convert -c", 10, result)
     os.unlink(src)
 
@@ -137,7 +149,7 @@ def sparse(bench: Bench) -> Iterator[Row]:
     """Cost of virtual size."""
     src, dest = bench.path("sparse.qcow"), bench.path("sparse.result")
     images.sparse(src, bench.size(1 << 20), 64 * MIB)
-    result = contest(bench.ours(src, dest), [*CONVERT, "qcow2", src, dest], 1, [dest])
+    result = bench.contest(bench.ours(src, dest), [*CONVERT, "qcow2", src, dest], [dest], most=1)
     yield Row("sparse", "{0} holding 64 MiB -> qcow2".format(amount(bench.size(1 << 20))), "qemu-img convert", 150, result)
     os.unlink(src)
 
@@ -148,7 +160,7 @@ def overlay(bench: Bench) -> Iterator[Row]:
     images.overlay(src, bench.size(64 << 10))
     theirs = ["qemu-img", "map", "--output=json", "--image-opts"]
     theirs += ["driver=qcow,file.filename={0},backing.driver=raw,backing.file.filename={0}.base".format(src)]
-    result = contest(engine(do="info", paths=[src]), theirs, 1, [])
+    result = bench.contest(engine(do="info", paths=[src]), theirs, [], most=1)
     yield Row(
         "overlay",
         "qcow_info of an empty overlay of {0}, 512-byte clusters".format(amount(bench.size(64 << 10))),
@@ -169,9 +181,9 @@ def reflink(bench: Bench) -> Iterator[Row]:
         for to, options in (("raw", {"format": "raw"}), ("qcow2", {}), ("qcow2 (layout kept)", {"layout": "keep"})):
             kind = options.get("format", "qcow2")
             ours = inside.ours(src, dest, **options)
-            result = contest(ours, [*CONVERT, kind, src, dest], min(bench.pairs, 3), [dest], identical(dest, kind, src))
+            result = bench.contest(ours, [*CONVERT, kind, src, dest], [dest], identical(dest, kind, src), most=3)
             yield Row("reflink", what + to, "qemu-img convert", 200, result)
-        result = contest(inside.ours(src, dest), ["cp", "--reflink=always", src, dest], bench.pairs, [dest])
+        result = bench.contest(inside.ours(src, dest), ["cp", "--reflink=always", src, dest], [dest])
         yield Row("reflink", what + "qcow2", "cp --reflink=always", 0, result)
 
 
@@ -194,13 +206,13 @@ def tree(bench: Bench) -> Iterator[Row]:
     images.tree(folder, files, count)
     ours = engine(do="info", paths=[folder], report="v1")
     what = "qcow_info of a tree of {0:,} files, {1} images in it".format(files, count)
-    result = contest(ours, ["find", folder, "-type", "f", "-fprint", "/dev/null"], bench.pairs, [])
+    result = bench.contest(ours, ["find", folder, "-type", "f", "-fprint", "/dev/null"], [])
     yield Row("tree", what, "find -type f", 1 / 4, result)
     # A process for every file takes a quarter of an hour: the peer gets one directory in a hundred.
     part = 100 if files >= 100000 else 4
     folders = sorted(os.path.join(top, name) for top, names, _files in os.walk(folder) for name in names if len(name) == 3)[::part]
     theirs = ["find", *folders, "-type", "f", "-exec", "qemu-img", "info", "{}", ";"]
-    result = contest(ours, theirs, min(bench.pairs, 3), [])
+    result = bench.contest(ours, theirs, [], most=3)
     yield Row("tree", what, "find -exec qemu-img info", 300, result, files / (len(folders) * 100))
     shutil.rmtree(folder)
 
@@ -231,7 +243,7 @@ def fleet(bench: Bench) -> Iterator[Row]:
         for number in range(count)
         for suffix in ("qcow2", "raw")
     ]
-    result = contest(ours, theirs, 1, results)
+    result = bench.contest(ours, theirs, results, most=1)
     # What starting Ansible takes is not multiplied.
     grown = [their._replace(seconds=idle.seconds + (their.seconds - idle.seconds) * count / part) for their in result.theirs]
     yield Row(

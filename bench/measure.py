@@ -12,8 +12,6 @@ import subprocess
 import sys
 from typing import Callable, List, NamedTuple, Optional, Sequence
 
-_MOST_TOUCHED = 3 << 30  # bytes: more than any case writes
-
 
 class Run(NamedTuple):
     """What one process and its children took, as ``wait4`` (and so ``/usr/bin/time``) tells it."""
@@ -71,23 +69,24 @@ def run(command: Sequence[str], cwd: Optional[str] = None) -> Run:
 
 
 def contest(
-    ours: Sequence[str], theirs: Sequence[str], pairs: int, results: Sequence[str], check: Optional[Callable[[], None]] = None
+    ours: Sequence[str], theirs: Sequence[str], pairs: int, results: Sequence[str], room: int, check: Optional[Callable[[], None]] = None
 ) -> Contest:
     """Ours and the peer's in turn, ``pairs`` times. What they write (``results``) is removed before each, and nothing waits to be written.
 
+    :param room: bytes of memory that are touched before each, more than they write.
     :param check: called once, when ours has run.
     """
     mine, peers = [], []
     written = 0
     for number in range(pairs):
-        clear(results)
+        _clear(results, room)
         mine.append(run(ours))
         written = max([written] + [os.stat(path).st_blocks * 512 for path in results if os.path.isfile(path)])
         if check is not None and not number:
             check()
-        clear(results)
+        _clear(results, room)
         peers.append(run(theirs))
-    clear(results)
+    _clear(results, 0)
     return Contest(mine, peers, written)
 
 
@@ -101,8 +100,8 @@ for page in range(0, len(memory), 4096):
 """
 
 
-def clear(paths: Sequence[str]) -> None:
-    """Remove files and directories, let the disk come to rest, and see that half of the free memory is really there."""
+def _clear(paths: Sequence[str], room: int) -> None:
+    """Remove files and directories, let the disk come to rest, and see that ``room`` bytes of the free memory, at most half, are really there."""
     for path in paths:
         if os.path.isdir(path):
             shutil.rmtree(path)
@@ -110,7 +109,7 @@ def clear(paths: Sequence[str]) -> None:
             os.unlink(path)
     os.sync()
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    subprocess.run([sys.executable, "-S", "-c", _TOUCH, str(min(free // 2, _MOST_TOUCHED))], check=True)
+    subprocess.run([sys.executable, "-S", "-c", _TOUCH, str(max(1, min(free // 2, room)))], check=True)
 
 
 def median(values: Sequence[float]) -> float:

@@ -167,7 +167,7 @@ class QemuImg:
         return self._reads_v1
 
     def _probe(self) -> bool:
-        import tempfile  # not at the start: it brings a sixth of all modules along, for an engine that is seldom asked
+        import tempfile  # not at the start: it brings shutil and random along, for an engine that is seldom asked
 
         image, expected = _probe_image()
         try:
