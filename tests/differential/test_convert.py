@@ -21,6 +21,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.image import crew
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
+from ansible_collections.vmimage.qcow.tests.support.fingerprint import described
 from ansible_collections.vmimage.qcow.tests.support.strategies import FAMILIES, Chain, layer_name, write_chain
 
 EXAMPLES = int(os.environ.get("VMIMAGE_QCOW_DIFFERENTIAL_EXAMPLES", "600"))
@@ -71,12 +72,15 @@ class Tally:
         # Its own records for each image: looking through those of all others would be most of the work.
         # Random content looks like that of a wrong passphrase, so that is not judged here.
         common = {"passwords": passwords, "state_dir": os.path.join(results, "state"), "chains": "flatten", "force_passphrase": True}
-        engine.convert(top, raw, format="raw", **common)
-        engine.convert(top, qcow2, format="qcow2", **common, **options)
+        proofs = [
+            engine.convert(top, raw, format="raw", **common)["fingerprint"],
+            engine.convert(top, qcow2, format="qcow2", **common, **options)["fingerprint"],
+        ]
         theirs, ours = oracle.guest_bytes(*nodes), pathlib.Path(raw).read_bytes()
         # qemu-img drops the bytes behind the last whole sector; those must be what was put there.
         assert ours[: len(theirs)] == theirs
         assert ours == disk
+        assert proofs == [described(disk, len(disk))] * 2
         oracle.assert_clean(qcow2)
         assert oracle.identical(oracle.Node(qcow2, "qcow2"), oracle.Node(raw, "raw"))
         with open(qcow2, "rb") as result:

@@ -22,7 +22,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image import crypt, s
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, check
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import DAMAGED
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainQcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.fingerprint import BLOCK
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import HEADER_SIZE
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import guest_blocks

@@ -9,6 +9,7 @@
 * Anything else is read stretch by stretch, in the order in which it lies in the file, by a crew of processes, and written by this one. Units of
   zeros are dropped, and zeros inside a unit stay holes of the file.
 * Where the result is compressed, streams of its cluster size are carried over as they are; the rest is deflated by the crew.
+* Where a fingerprint is wanted and every byte passes through, the crew hashes what it has read while it is at hand.
 """
 
 import os
@@ -18,6 +19,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.crew import Crew, Room
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, STRETCH, Extent, Layer, Share, clip
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.fingerprint import Digests, Fingerprint, block_digests
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.gather import (
     Segment,
     length_of,
@@ -57,6 +59,7 @@ class Copied(NamedTuple):
     written: int  # guest bytes that were placed in the result
     carried: int  # of those, guest bytes whose compressed streams were taken over as they are
     shared: int = 0  # of those, guest bytes whose blocks the result shares with its source
+    fingerprint: Optional[str] = None  # of what was written, where that was wanted and all of it passed through memory
 
 
 class _Stored(NamedTuple):
@@ -89,35 +92,47 @@ class _Packed(NamedTuple):
 
 _Part = Union[_Stored, _Shared, _Packed]
 
+_Stretch = Tuple[int, List[_Part], Optional[Digests]]
+"""Guest bytes that the extents held, what becomes of them, and the digests of the blocks, where they are known."""
+
 
 def copy_extents(
-    extents: Iterable[Extent], layers: Sequence[Layer], writer: Any, progress: Optional[OnProgress] = None, *, uncached: bool = False
+    extents: Iterable[Extent],
+    layers: Sequence[Layer],
+    writer: Any,
+    progress: Optional[OnProgress] = None,
+    *,
+    hashed: bool = False,
+    uncached: bool = False,
 ) -> Copied:
     """Copy a stream of extents into a writer and finish it. Nothing is synced.
 
     :param extents: in guest order, without overlaps; begun by each process of the crew for itself.
     :param layers: all whose files they lie in.
     :param writer: a ``RawWriter`` or ``Qcow2Writer`` on an empty file.
+    :param hashed: the extents are all that the guest sees: make its fingerprint, if that needs no further reading.
     :param uncached: leave neither source nor result in the page cache, so that what others need stays there.
     :raises QcowError: what reading the extents raises.
     :raises OSError: what writing raises.
     """
-    job = _Copy(layers, writer, progress, uncached)
+    job = _Copy(layers, writer, progress, hashed, uncached)
     try:
         job.run(extents)
     finally:
         job.flushing.join()
     writer.finish()
-    return Copied(job.read, job.written, job.carried, job.shared)
+    return Copied(job.read, job.written, job.carried, job.shared, None if job.proof is None else job.proof.text())
 
 
 class _Copy:
-    def __init__(self, layers: Sequence[Layer], writer: Any, progress: Optional[OnProgress], uncached: bool) -> None:
+    def __init__(self, layers: Sequence[Layer], writer: Any, progress: Optional[OnProgress], hashed: bool, uncached: bool) -> None:
         self.layers = layers
         self.writer = writer
         self.progress = progress
         self.uncached = uncached
         self.read = self.written = self.carried = self.shared = 0
+        # Here: of all that has come so far; in a process of the crew: whether to go on hashing.
+        self.proof = Fingerprint(writer.virtual_size) if hashed else None
         self.flushing = _Background()
         self._unsynced = 0
         self._clone_units: Dict[int, int] = {}  # descriptor: what clone_unit says
@@ -125,11 +140,15 @@ class _Copy:
             self._clone_units = {layer.fd: clone_unit(layer.fd, writer.fd) for layer in layers if layer.held() >= _LONG}
 
     def run(self, extents: Iterable[Extent]) -> None:
-        def produce(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, Tuple[int, List[_Part]]]]:
+        def produce(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, _Stretch]]:
             return self._produce(extents, Share(turn, turns), room)
 
         with Crew(produce, STRETCH, sum(layer.held() for layer in self.layers)) as crew:
-            for start, (read, parts), memory in crew:
+            for start, (read, parts, digests), memory in crew:
+                if digests is None:
+                    self.proof = None
+                elif self.proof is not None:
+                    self.proof.add(digests)
                 jobs: List[Tuple[int, int, int]] = []
                 for part in parts:
                     if isinstance(part, _Stored):
@@ -145,7 +164,7 @@ class _Copy:
 
     # ---- in the processes of the crew ----
 
-    def _produce(self, extents: Iterable[Extent], share: Share, room: Room) -> Iterator[Tuple[int, Tuple[int, List[_Part]]]]:
+    def _produce(self, extents: Iterable[Extent], share: Share, room: Room) -> Iterator[Tuple[int, _Stretch]]:
         writer, unit = self.writer, self.writer.unit
         for layer in self.layers:
             layer.share = share
@@ -157,17 +176,18 @@ class _Copy:
             gathered = segments(found, unit, writer.virtual_size)
             # Whole units: the stream of one that the end of the disk cuts may be longer than what is left of it.
             memory = room(-(-sum(segment.length for segment in gathered) // unit) * unit)
+            carried, rest = _streams_apart(gathered, writer.cluster_size) if writer.compressed else ([], gathered)
+            read_segments(rest, memory)
+            if parts or carried:
+                self.proof = None
+            stored = [] if writer.compressed and self.proof is None else list(self._stored(gathered, memory))
+            digests = None if self.proof is None else block_digests(_pieces(stored, memory))
             if writer.compressed:
-                parts.extend(self._pack(gathered, memory))
+                parts.extend(self._pack(gathered, carried, memory))
             else:
-                read_segments(gathered, memory)
-                base = 0
-                for segment in gathered:
-                    runs = list(nonzero_runs(memory, base, base + segment.length, min(unit, HOLE)))
-                    parts.append(_Stored(segment.start, segment.length, base, runs))
-                    base += segment.length
+                parts.extend(stored)
                 parts.sort()
-            yield start, (read, parts)
+            yield start, (read, parts, digests)
 
     def _apart(self, found: List[Extent]) -> Tuple[List[_Part], List[Extent]]:
         """The long runs of whole units whose blocks can be shared, and all that is left."""
@@ -188,18 +208,17 @@ class _Copy:
             rest.append(extent)
         return shared, rest
 
-    def _pack(self, gathered: List[Segment], memory: memoryview) -> Iterator[_Packed]:
-        """The clusters of a compressed result; a stream lies where its cluster would."""
-        cluster = self.writer.cluster_size
-        kept: List[Tuple[int, Extent]] = []
-        rest = []
+    def _stored(self, gathered: List[Segment], memory: memoryview) -> Iterator[_Stored]:
+        base = 0
         for segment in gathered:
-            there = [(e.start, e) for e in segment.extents if e.kind == COMPRESSED and e.length == e.layer.cluster_size == cluster]
-            kept.extend(there)
-            starts = {start for start, _extent in there}
-            rest.append(segment._replace(extents=[e for e in segment.extents if e.start not in starts]) if starts else segment)
-        read_segments(rest, memory)
-        ready: Dict[int, bytes] = {start: stream for start, _extent, stream in read_streams(kept)}
+            runs = list(nonzero_runs(memory, base, base + segment.length, min(self.writer.unit, HOLE)))
+            yield _Stored(segment.start, segment.length, base, runs)
+            base += segment.length
+
+    def _pack(self, gathered: List[Segment], carried: List[Tuple[int, Extent]], memory: memoryview) -> Iterator[_Packed]:
+        """The clusters of a compressed result; a stream is left where its cluster would lie."""
+        cluster = self.writer.cluster_size
+        ready: Dict[int, bytes] = {start: stream for start, _extent, stream in read_streams(carried)}
         base = 0
         for segment in gathered:
             for first in range(0, segment.length, cluster):
@@ -208,12 +227,12 @@ class _Copy:
                 if stream is None and _is_zero(memory, at, at + length):
                     yield _Packed(guest, length, at, -1, 0)
                     continue
-                carried = 0 if stream is None else length
+                taken_over = 0 if stream is None else length
                 if stream is None:
                     stream = deflate(memory[at : at + length], cluster)
                 stored = len(stream) if len(stream) < cluster else 0
                 memory[at : at + stored] = stream[:stored]
-                yield _Packed(guest, length, at, stored, carried)
+                yield _Packed(guest, length, at, stored, taken_over)
             base += segment.length
 
     # ---- here ----
@@ -335,6 +354,25 @@ def _joined(jobs: List[Tuple[int, int, int]], memory: memoryview) -> Iterator[Tu
         end = offset + last - first
     if parts:
         yield b"".join(parts) if len(parts) > 1 else parts[0], begin
+
+
+def _streams_apart(gathered: List[Segment], cluster: int) -> Tuple[List[Tuple[int, Extent]], List[Segment]]:
+    """The compressed extents whose streams are whole clusters of the result, by their first guest bytes, and the segments without them."""
+    streams: List[Tuple[int, Extent]] = []
+    rest = []
+    for segment in gathered:
+        there = [(e.start, e) for e in segment.extents if e.kind == COMPRESSED and e.length == e.layer.cluster_size == cluster]
+        streams.extend(there)
+        starts = {start for start, _extent in there}
+        rest.append(segment._replace(extents=[e for e in segment.extents if e.start not in starts]) if starts else segment)
+    return streams, rest
+
+
+def _pieces(stored: List[_Stored], memory: memoryview) -> Iterator[Tuple[int, memoryview]]:
+    """``(first guest byte, bytes)`` of what is not zeros."""
+    for part in stored:
+        for first, last in part.runs:
+            yield part.start + first - part.at, memory[first:last]
 
 
 def deflate(data: Any, cluster: int) -> bytes:

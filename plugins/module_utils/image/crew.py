@@ -24,7 +24,7 @@ SMALL = 8 << 20
 """Bytes that are not worth a process."""
 
 _MOST = 4  # processes for one image
-_AHEAD = 2  # items that a process may be ahead of who takes them
+_AHEAD = 3  # items that a process may be ahead of who takes them; with two, one waits while another is not given a processor
 
 Room = Callable[[int], memoryview]
 """Memory of as many bytes for the item that is made next; what was in it before is there still."""

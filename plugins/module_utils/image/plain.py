@@ -12,13 +12,11 @@ inside of what is asked for at a time, ranges without an L2 table cost nothing.
 import os
 import struct
 import zlib
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import data_ranges
-
-BLOCK = 1 << 16
-"""Bytes of the pieces in which two images are compared and fingerprinted; independent of any cluster size."""
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.fingerprint import BLOCK
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import data_ranges, next_data
 
 _ALL = (1 << 64) - 1
 _L1_CHUNK = 4096  # entries
@@ -32,21 +30,20 @@ class PlainImage:
 
     size = 0
 
-    def blocks(self) -> Iterator[int]:
-        """Indexes of the blocks in which this file may hold something, ascending, perhaps repeated."""
+    def blocks(self) -> Iterator[range]:
+        """Indexes of the blocks in which this file may hold something, in ranges whose beginnings ascend; they may overlap."""
         raise NotImplementedError
 
-    def fill(self, block: int, view: memoryview) -> None:
-        """Lay what this file holds of a block, and of those behind it, over ``view`` (whole blocks long)."""
+    def fill(self, block: int, view: memoryview, *, lowest: bool) -> None:
+        """Lay what this file holds of a block, and of those behind it, over ``view`` (whole blocks long).
+
+        :param lowest: nothing lies below: what the file does not hold, up to its virtual size, becomes zeros.
+        """
         raise NotImplementedError
 
     def held(self) -> int:
         """Bytes of the file, but for holes."""
         return 0
-
-    def covers(self, block: int, count: int = 1) -> bool:
-        """Whether :meth:`fill` is certain to set every byte of ``count`` blocks."""
-        return False
 
 
 class _Tabled(PlainImage):
@@ -83,35 +80,42 @@ class _Tabled(PlainImage):
 
     def _tables(self) -> Iterator[int]:
         """Indexes of the L1 entries that are not zero; holes of the file and runs of zeros are passed over whole."""
-        for start, length in data_ranges(self.fd, self.l1_offset + 8 * self.l1_size):
-            first = max(0, (start - self.l1_offset) // 8)
-            last = -(-(start + length - self.l1_offset) // 8)
-            while first < last:
-                chunk = os.pread(self.fd, 8 * min(_L1_CHUNK, last - first), self.l1_offset + 8 * first)
-                if not _ZEROS.startswith(chunk):
-                    words = struct.unpack(">%dQ" % (len(chunk) // 8), chunk[: len(chunk) // 8 * 8])
-                    for number, word in enumerate(words, first):
-                        if word:
-                            yield number
-                first += _L1_CHUNK
+        first = 0
+        while first < self.l1_size:
+            data_at = next_data(self.fd, self.l1_offset + 8 * first)
+            if data_at is None:
+                return
+            first = (data_at - self.l1_offset) // 8
+            chunk = os.pread(self.fd, 8 * max(0, min(_L1_CHUNK, self.l1_size - first)), self.l1_offset + 8 * first)
+            if not _ZEROS.startswith(chunk):
+                words = struct.unpack(">%dQ" % (len(chunk) // 8), chunk[: len(chunk) // 8 * 8])
+                for number, word in enumerate(words, first):
+                    if word:
+                        yield number
+            first += _L1_CHUNK
 
-    def blocks(self) -> Iterator[int]:
+    def blocks(self) -> Iterator[range]:
         reach = self.per_table * self.cluster
         for index in self._tables():
             begin = index * reach
             yield from self._occupied(index, begin // BLOCK, -(-min(begin + reach, self.size) // BLOCK))
 
-    def _occupied(self, index: int, first: int, last: int) -> Iterator[int]:
+    def _occupied(self, index: int, first: int, last: int) -> Iterator[range]:
         """Those blocks of one table in which an entry is not zero."""
         table = self._load(index)
         width = BLOCK // self.cluster * self.entry_size
         if width < self.entry_size or len(table) <= width:
-            yield from range(first, last)
+            yield range(first, last)
             return
         zeros = bytes(width)
-        for number in range(last - first):
-            if table[number * width : (number + 1) * width] != zeros:
-                yield first + number
+        begin = first
+        for number in range(first, last):
+            if table.startswith(zeros, (number - first) * width):
+                if begin < number:
+                    yield range(begin, number)
+                begin = number + 1
+        if begin < last:
+            yield range(begin, last)
 
     def _load(self, index: int) -> bytes:
         if index != self._table_index:
@@ -120,15 +124,7 @@ class _Tabled(PlainImage):
             self._table_index = index
         return self._table
 
-    def covers(self, block: int, count: int = 1) -> bool:
-        index, slot = divmod(block * BLOCK // self.cluster, self.per_table)
-        clusters = count * BLOCK // self.cluster
-        if self.special_flags == _ALL or BLOCK < self.cluster or slot + clusters > self.per_table or (block + count) * BLOCK > self.size:
-            return False
-        entries = self._load(index)[8 * slot : 8 * (slot + clusters)]
-        return len(entries) == 8 * clusters and all(map(self.address_bits.__and__, struct.unpack(">%dQ" % clusters, entries)))
-
-    def fill(self, block: int, view: memoryview) -> None:
+    def fill(self, block: int, view: memoryview, *, lowest: bool) -> None:
         start = block * BLOCK
         stop = min(start + len(view), self.size)
         guest = start
@@ -140,9 +136,11 @@ class _Tabled(PlainImage):
             entries = table[slot * self.entry_size : (slot + count) * self.entry_size]
             part = view[guest - start : guest - start + step]
             if self.special_flags == _ALL or guest % self.cluster or len(entries) < 8 * count:
+                if lowest:
+                    part[:] = bytes(step)
                 self._one_by_one(guest, entries, part)
             else:
-                self._in_runs(guest, entries, part)
+                self._in_runs(guest, struct.unpack(">%dQ" % count, entries), part, lowest)
             guest += step
 
     def _one_by_one(self, guest: int, entries: bytes, view: memoryview) -> None:
@@ -154,12 +152,16 @@ class _Tabled(PlainImage):
                 self.overlay(guest + done, entry, view[done : done + step])
             done += step
 
-    def _in_runs(self, guest: int, entries: bytes, view: memoryview) -> None:
+    def _in_runs(self, guest: int, words: Tuple[int, ...], view: memoryview, lowest: bool) -> None:
         """The same for tables of simple words: clusters that follow each other in the file, too, are read at once."""
         cluster, special, usual = self.cluster, self.special_flags, self.address_bits
+        first = words[0]
+        if first & usual and not first & special and words == tuple(range(first, first + len(words) * cluster, cluster)):
+            self._stored(first & usual, view)
+            return
         expected = -1
         begin = at = address = 0
-        for word in struct.unpack(">%dQ" % (len(entries) // 8), entries):
+        for word in words:
             if word != expected:
                 if expected >= 0:
                     self._stored(address, view[begin:at])
@@ -168,8 +170,11 @@ class _Tabled(PlainImage):
                     expected = word + cluster
                 else:
                     expected = -1
+                    part = view[at : at + cluster]
+                    if lowest:
+                        part[:] = bytes(len(part))
                     if word:
-                        self.overlay(guest + at, word.to_bytes(8, "big"), view[at : at + cluster])
+                        self.overlay(guest + at, word.to_bytes(8, "big"), part)
             else:
                 expected += cluster
             at += cluster
@@ -300,11 +305,11 @@ class PlainLost(PlainImage):
         self.size = size
         self.lost = sorted(lost)
 
-    def blocks(self) -> Iterator[int]:
+    def blocks(self) -> Iterator[range]:
         for start, length in self.lost:
-            yield from range(start // BLOCK, -(-(start + length) // BLOCK))
+            yield range(start // BLOCK, -(-(start + length) // BLOCK))
 
-    def fill(self, block: int, view: memoryview) -> None:
+    def fill(self, block: int, view: memoryview, *, lowest: bool) -> None:
         for start, length in self.lost:
             first = max(start - block * BLOCK, 0)
             last = min(start + length - block * BLOCK, len(view))
@@ -371,15 +376,16 @@ class PlainRaw(PlainImage):
     def held(self) -> int:
         return 512 * os.fstat(self.fd).st_blocks
 
-    def blocks(self) -> Iterator[int]:
+    def blocks(self) -> Iterator[range]:
         for start, length in data_ranges(self.fd, self.size):
-            yield from range(start // BLOCK, -(-(start + length) // BLOCK))
+            yield range(start // BLOCK, -(-(start + length) // BLOCK))
 
-    def fill(self, block: int, view: memoryview) -> None:
+    def fill(self, block: int, view: memoryview, *, lowest: bool) -> None:
         done = _read_into(self.fd, view, block * BLOCK)
-        while 0 < done < len(view):
+        while done < len(view):
             data = os.pread(self.fd, len(view) - done, block * BLOCK + done)
             if not data:
+                view[done:] = bytes(len(view) - done)
                 return
             view[done : done + len(data)] = data
             done += len(data)

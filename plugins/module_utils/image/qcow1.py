@@ -206,10 +206,8 @@ class Qcow1(Layer):
         for start, offset in self.l2_tables():
             entries = self.read_l2(start, offset)
             length = len(entries) * self.cluster_size
-            if (
-                start + length <= self.virtual_size
-                and 0 not in entries
-                and (self.only_streams(entries) or self.only_whole_clusters(entries))
+            if start + length <= self.virtual_size and (
+                self.in_order(entries) or 0 not in entries and (self.only_streams(entries) or self.only_whole_clusters(entries))
             ):
                 yield Extent(start, length, DATA, self, 0, length, 0)
             else:

@@ -5,9 +5,12 @@
 """What a guest sees through a chain of plainly read images, region by region."""
 
 import heapq
-from typing import Iterator, List, NamedTuple, Tuple
+from itertools import chain as joined
+from operator import attrgetter
+from typing import Iterator, List, NamedTuple, Sequence, Tuple
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainImage
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.fingerprint import BLOCK
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainImage
 
 BLOCKS = 8
 """Blocks handed on at a time."""
@@ -22,7 +25,7 @@ class Region(NamedTuple):
     """Up to :data:`REGION` bytes of the guest, read. Only the blocks that are listed are; what else the buffer holds means nothing."""
 
     number: int  # of the region; its first block is ``number * BLOCKS``
-    blocks: List[int]  # indexes of the guest's blocks in which something may lie, ascending
+    blocks: Sequence[int]  # indexes of the guest's blocks in which something may lie, ascending
     buffer: bytearray
 
     def position(self, block: int) -> int:
@@ -38,48 +41,49 @@ def guest_regions(chain: List[PlainImage], turn: int = 0, turns: int = 1) -> Ite
     :param turn: together with ``turns``: only every so manieth batch of regions, so that several processes can share the work.
     """
     buffer = bytearray(REGION)
-    size = chain[0].size
-    streams = [image.blocks() for image in chain]
-    wanted = []  # type: List[int]
-    number = -1
-    for block in heapq.merge(*streams) if len(streams) > 1 else streams[0]:
-        if block * BLOCK >= size:
-            break
-        if wanted and block == wanted[-1]:
-            continue
-        if block // BLOCKS != number:
-            if wanted and number // BATCH % turns == turn:
-                yield _read(chain, number, wanted, buffer)
-            number = block // BLOCKS
-            wanted = []
-        wanted.append(block)
-    if wanted and number // BATCH % turns == turn:
-        yield _read(chain, number, wanted, buffer)
+    for number, runs in _by_region(_united(chain), turn, turns):
+        yield _read(chain, number, runs, buffer)
 
 
-def _read(chain: List[PlainImage], number: int, blocks: List[int], buffer: bytearray) -> Region:
+def _united(chain: List[PlainImage]) -> Iterator[range]:
+    """The blocks of all files of a chain that lie on the disk, each once."""
+    position, end = 0, -(-chain[0].size // BLOCK)
+    for run in heapq.merge(*(image.blocks() for image in chain), key=attrgetter("start")):
+        if run.start >= end:
+            return
+        if run.stop > position:
+            yield range(max(run.start, position), min(run.stop, end))
+            position = run.stop
+
+
+def _by_region(blocks: Iterator[range], turn: int, turns: int) -> Iterator[Tuple[int, List[range]]]:
+    """``(number, runs of blocks)`` of the regions that this process is to read."""
+    number, runs = -1, []  # type: Tuple[int, List[range]]
+    for run in blocks:
+        for other in range(run.start // BLOCKS, (run.stop - 1) // BLOCKS + 1):
+            if other // BATCH % turns != turn:
+                continue
+            if other != number:
+                if runs:
+                    yield number, runs
+                number, runs = other, []
+            runs.append(range(max(run.start, number * BLOCKS), min(run.stop, (number + 1) * BLOCKS)))
+    if runs:
+        yield number, runs
+
+
+def _read(chain: List[PlainImage], number: int, runs: List[range], buffer: bytearray) -> Region:
     with memoryview(buffer) as whole:
-        for block, count in _runs(blocks):
-            start, size = (block - number * BLOCKS) * BLOCK, count * BLOCK
-            if len(chain) > 1 or not chain[0].covers(block, count):
-                buffer[start : start + size] = bytes(size)
+        for run in runs:
+            start, size = (run.start - number * BLOCKS) * BLOCK, len(run) * BLOCK
             view = whole[start : start + size]
             for image in reversed(chain):
-                image.fill(block, view)
+                image.fill(run.start, view, lowest=image is chain[-1])
                 # Behind its end a base shows zeros to its overlay, whatever lies below it.
-                end = max(0, image.size - block * BLOCK)
+                end = max(0, image.size - run.start * BLOCK)
                 if end < size:
                     view[end:] = bytes(size - end)
-    return Region(number, blocks, buffer)
-
-
-def _runs(blocks: List[int]) -> Iterator[Tuple[int, int]]:
-    """``(first, number)`` of blocks that follow each other."""
-    first = 0
-    for place in range(1, len(blocks) + 1):
-        if place == len(blocks) or blocks[place] != blocks[place - 1] + 1:
-            yield blocks[first], place - first
-            first = place
+    return Region(number, runs[0] if len(runs) == 1 else list(joined.from_iterable(runs)), buffer)
 
 
 def guest_blocks(chain: List[PlainImage]) -> Iterator[Tuple[int, bytearray]]:

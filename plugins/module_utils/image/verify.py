@@ -2,75 +2,49 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Proof: two streams of guest blocks compared, and one number that stands for what the guest sees.
+"""Proof: what two chains show a guest, read by the second path and compared block by block.
 
-The fingerprint does not depend on format, cluster size or allocation, and costs what is allocated. It is, in words anybody can re-implement:
-
-    SHA-256 of: the text ``vmimage.qcow fingerprint 1`` and a zero byte; the virtual size in bytes, rounded up to a multiple of 512, as a
-    big-endian 64-bit number; then, for each 64 KiB block of the guest that is not all zeros, in ascending order: its index as a big-endian
-    64-bit number and the 32 bytes of the SHA-256 of its 65,536 bytes (zeros behind the end of the disk).
-
-The regions are read, compared and hashed by the processes of a crew. In a verification the source's blocks are hashed; the result's have been
-found equal to them byte for byte.
+The regions are read, compared and, where nobody has done it yet, hashed by the processes of a crew. It is the source's blocks that are hashed; the
+result's have been found equal to them byte for byte.
 """
 
-import hashlib
 from itertools import groupby
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import VerificationFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.crew import Crew, Room
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import BLOCK, PlainImage
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.fingerprint import BLOCK, Digests, Fingerprint, block_digests, rounded
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainImage
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import BATCH, BLOCKS, Region, guest_regions
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.transport import forget
 
-_SCHEME = "sha256-64k:"
-_PREAMBLE = b"vmimage.qcow fingerprint 1\0"
 _ZEROS = bytes(BLOCK)
 _FORGET = 64 << 20  # bytes after which the page cache is emptied of them
 
 OnProgress = Callable[[int], None]
 
-Digests = List[Tuple[int, bytes]]
-"""``(index, SHA-256)`` of blocks."""
-
-
-class Fingerprint:
-    """Takes the guest's blocks in ascending order; see the module's text for what it computes.
-
-    :param size: virtual size in bytes.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._digest = hashlib.sha256(_PREAMBLE + rounded(size).to_bytes(8, "big"))
-
-    def add(self, digests: Digests) -> None:
-        """Take in blocks that are not all zeros."""
-        for index, digest in digests:
-            self._digest.update(index.to_bytes(8, "big") + digest)
-
-    def text(self) -> str:
-        """The fingerprint with its scheme: ``sha256-64k:`` and 64 hexadecimal digits."""
-        return _SCHEME + self._digest.hexdigest()
-
-
-def rounded(size: int) -> int:
-    """A virtual size in bytes rounded up to whole sectors, which is what hypervisors hand out."""
-    return -(-size // SECTOR) * SECTOR
-
 
 def fingerprint(chain: List[PlainImage], progress: Optional[OnProgress] = None) -> str:
     """The fingerprint of what a guest sees through a backing chain, ``chain[0]`` being the image itself."""
-    return _prove([chain], b"", progress, uncached=False)
+    proof = Fingerprint(chain[0].size)
+    _pass([chain], b"", progress, proof, uncached=False)
+    return proof.text()
 
 
 def verify(
-    source: List[PlainImage], result: List[PlainImage], path: bytes, progress: Optional[OnProgress] = None, *, uncached: bool = False
+    source: List[PlainImage],
+    result: List[PlainImage],
+    path: bytes,
+    progress: Optional[OnProgress] = None,
+    *,
+    copied: Optional[str] = None,
+    uncached: bool = False,
 ) -> str:
-    """Prove that two chains show a guest the same bytes.
+    """Proves that two chains show a guest the same bytes.
 
     :param path: the result's name, for messages.
+    :param copied: the fingerprint of all the bytes that were written into the result, where the copy has made one. A result that is equal to its
+        source was made of the source's bytes, so that they need not be hashed again.
     :param uncached: leave neither source nor result in the page cache.
     :return: the fingerprint of both.
     :raises VerificationFailed: at the first block that differs, or where the virtual sizes do.
@@ -81,12 +55,18 @@ def verify(
             path,
             hint="Nothing was published.",
         )
-    return _prove([source, result], path, progress, uncached=uncached)
+    if copied is not None:
+        _pass([source, result], path, progress, None, uncached=uncached)
+        return copied
+    proof = Fingerprint(source[0].size)
+    _pass([source, result], path, progress, proof, uncached=uncached)
+    return proof.text()
 
 
-def _prove(sides: List[List[PlainImage]], path: bytes, progress: Optional[OnProgress], *, uncached: bool) -> str:
-    """The fingerprint of one side, or of two that are equal."""
-    proof = Fingerprint(sides[0][0].size)
+def _pass(
+    sides: List[List[PlainImage]], path: bytes, progress: Optional[OnProgress], proof: Optional[Fingerprint], *, uncached: bool
+) -> None:
+    """Read one side, or two that have to be equal, and take in what the guest sees where a fingerprint is wanted."""
     files = [image.fd for side in sides for image in side if hasattr(image, "fd")] if uncached else []
     passed = 0
 
@@ -99,13 +79,15 @@ def _prove(sides: List[List[PlainImage]], path: bytes, progress: Optional[OnProg
                     _compare(found[0], found[1], path)
                 if found[0] is not None:
                     count += BLOCK * len(found[0].blocks)
-                    digests += _digests(found[0])
+                    if proof is not None:
+                        digests += block_digests(_held(found[0]))
             room(0)
             yield batch, (count, digests)
 
     with Crew(produce, 0, sum(image.held() for image in sides[0])) as crew:
         for _number, (count, digests), _memory in crew:
-            proof.add(digests)
+            if proof is not None:
+                proof.add(digests)
             if progress is not None:
                 progress(count)
             passed += count
@@ -113,7 +95,6 @@ def _prove(sides: List[List[PlainImage]], path: bytes, progress: Optional[OnProg
                 passed = 0
                 _forget_all(files)
     _forget_all(files)
-    return proof.text()
 
 
 def _aligned(streams: List[Iterator[Region]]) -> Iterator[Tuple[int, List[Optional[Region]]]]:
@@ -128,14 +109,13 @@ def _aligned(streams: List[Iterator[Region]]) -> Iterator[Tuple[int, List[Option
         heads = [next(stream, None) if head is not None and head.number == number else head for head, stream in zip(heads, streams)]
 
 
-def _digests(region: Region) -> Digests:
-    found = []
+def _held(region: Region) -> Iterator[Tuple[int, memoryview]]:
+    """The blocks of a region that are not all zeros."""
     with memoryview(region.buffer) as view:
         for block in region.blocks:
             start = region.position(block)
             if not region.buffer.startswith(_ZEROS, start):
-                found.append((block, hashlib.sha256(view[start : start + BLOCK]).digest()))
-    return found
+                yield block * BLOCK, view[start : start + BLOCK]
 
 
 def _forget_all(files: List[int]) -> None:

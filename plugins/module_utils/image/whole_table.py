@@ -43,7 +43,9 @@ def ascending(count: int, first: int, cluster: int) -> array:
 def in_order(entries: array, cluster: int) -> bool:
     """Whether each entry is the one before it plus ``cluster``; not for an empty table."""
     count = len(entries)
-    return bool(count) and _number(entries) == _steps(count, cluster) + entries[0] * _lanes(count, 1)
+    if not count or entries[-1] - entries[0] != (count - 1) * cluster:
+        return False
+    return _number(entries) == _steps(count, cluster) + entries[0] * _lanes(count, 1)
 
 
 def whole_clusters(entries: array, cluster: int, limit: int) -> bool:

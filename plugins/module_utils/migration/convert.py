@@ -254,14 +254,16 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
         started = time.monotonic()
         source.materialise(os.path.dirname(plan.request.src), temporary_beside(temporary_path(record), b"base"))
         extents = filled(source.extents(), source.layers[0], plan.virtual_size)
-        copy_extents(extents, source.layers, DeviceWriter(fd, plan.virtual_size), _stage(progress, plan, "copy", guard))
+        writer = DeviceWriter(fd, plan.virtual_size)
+        written = copy_extents(extents, source.layers, writer, _stage(progress, plan, "copy", guard), hashed=plan.request.verify)
         os.fsync(fd)
         copied = time.monotonic()
         proof = None
         if plan.request.verify:
             result = open_plain("raw", fd, plan.dest)
             result.size = plan.virtual_size  # the rest of the device is none of ours
-            proof = verify(source.plain(ranges_of(plan.lost)), [result], plan.dest, _stage(progress, plan, "verify", guard))
+            advance = _stage(progress, plan, "verify", guard)
+            proof = verify(source.plain(ranges_of(plan.lost)), [result], plan.dest, advance, copied=written.fingerprint)
         guard.check()
         _require_still_named(source)
         size = os.lseek(fd, 0, os.SEEK_END)
@@ -297,13 +299,13 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
         record.note(states.COPYING, temporary=named(temporary, ino=inode))
         warnings = guard.warnings + prepare(fd, source.fd)
         started = time.monotonic()
-        write(plan, source, fd, temporary, _stage(progress, plan, "copy", guard))
+        written = write(plan, source, fd, temporary, _stage(progress, plan, "copy", guard))
         copied = time.monotonic()
         if _Tampering.between is not None:
             _Tampering.between(temporary)
         proof = None
         if plan.request.verify:
-            proof = _prove(plan, source, fd, temporary, _stage(progress, plan, "verify", guard))
+            proof = _prove(plan, source, fd, temporary, written, _stage(progress, plan, "verify", guard))
             second_opinion(plan, temporary)
         guard.check()
         _require_still_named(source)
@@ -355,11 +357,11 @@ def _stage(progress: Optional[OnProgress], plan: Plan, stage: str, guard: Guards
     return advance
 
 
-def _prove(plan: Plan, source: Source, fd: int, temporary: bytes, progress: Callable[[int], None]) -> str:
+def _prove(plan: Plan, source: Source, fd: int, temporary: bytes, written: Optional[str], progress: Callable[[int], None]) -> str:
     result, opened = read_back(plan, source, fd, temporary)
     try:
         uncached = plan.request.page_cache == "spare"
-        return verify(source.plain(ranges_of(plan.lost)), result, plan.dest, progress, uncached=uncached)
+        return verify(source.plain(ranges_of(plan.lost)), result, plan.dest, progress, copied=written, uncached=uncached)
     finally:
         for other in opened:
             os.close(other)

@@ -35,34 +35,37 @@ OnProgress = Callable[[int], None]
 _LUKS_SECRET = "result"
 
 
-def write(plan: Plan, source: Source, fd: int, temporary: bytes, progress: OnProgress) -> None:
+def write(plan: Plan, source: Source, fd: int, temporary: bytes, progress: OnProgress) -> Optional[str]:
     """Write the result into its empty temporary file. Nothing is synced.
 
     :param fd: the temporary file, open for writing; ``temporary`` is its name.
+    :return: the fingerprint of what was written, where the copy has made one on its way.
     :raises QcowError: what reading, writing or qemu-img raise.
     """
     source.materialise(os.path.dirname(temporary), temporary_beside(temporary, b"base"))
     if plan.engine == NATIVE:
-        _write_natively(plan, source, fd, progress)
-    elif plan.engine == STAGED:
-        _write_staged(plan, source, temporary, progress)
-    else:
-        _convert(plan, source_node(plan, source), temporary)
+        return _write_natively(plan, source, fd, progress)
+    if plan.engine == STAGED:
+        return _write_staged(plan, source, temporary, progress)
+    _convert(plan, source_node(plan, source), temporary)
+    return None
 
 
-def _write_natively(plan: Plan, source: Source, fd: int, progress: OnProgress) -> None:
+def _write_natively(plan: Plan, source: Source, fd: int, progress: OnProgress) -> Optional[str]:
     request = plan.request
     image = source.layers[0]
     if plan.layout == KEEP and isinstance(image, Qcow1):
         transcode(image, fd, options_of(plan), progress)
-        return
+        return None
     writer = RawWriter(fd, plan.virtual_size) if request.format == "raw" else Qcow2Writer(fd, plan.virtual_size, options_of(plan))
     extents = source.extents() if plan.backing is None else source.thin_extents(writer.unit)
     if request.preallocation != "off" and request.format == "qcow2":
         extents = filled(extents, source.layers[0], plan.virtual_size)
-    copy_extents(extents, source.layers, writer, progress, uncached=request.page_cache == "spare")
+    hashed = request.verify and plan.backing is None
+    copied = copy_extents(extents, source.layers, writer, progress, hashed=hashed, uncached=request.page_cache == "spare")
     if request.preallocation in ("falloc", "full"):
         preallocate(fd, full=request.preallocation == "full")
+    return copied.fingerprint
 
 
 def options_of(plan: Plan) -> Qcow2Options:
@@ -70,13 +73,14 @@ def options_of(plan: Plan) -> Qcow2Options:
     return qcow2_options(plan.request, plan.backing, plan.cluster_size)
 
 
-def _write_staged(plan: Plan, source: Source, temporary: bytes, progress: OnProgress) -> None:
+def _write_staged(plan: Plan, source: Source, temporary: bytes, progress: OnProgress) -> Optional[str]:
     directory, name = os.path.dirname(temporary), temporary_beside(temporary, b"staged")
     path = os.path.join(directory, name)
     fd = create_temporary(directory, name)
     try:
-        copy_extents(source.extents(), source.layers, Qcow2Writer(fd, plan.virtual_size), progress)
+        copied = copy_extents(source.extents(), source.layers, Qcow2Writer(fd, plan.virtual_size), progress, hashed=plan.request.verify)
         _convert(plan, Node(path, "qcow2"), temporary)
+        return copied.fingerprint
     finally:
         os.unlink(path)
         os.close(fd)

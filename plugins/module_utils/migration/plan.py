@@ -22,8 +22,9 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Ke
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import STRUCTURE
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.detect import UNKNOWN
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import SECTOR
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.fingerprint import rounded
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import rounded, verify
+from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.device import is_device, require_usable
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.layout import KEEP, RECLUSTER, kept_layout
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay import (

@@ -125,9 +125,10 @@ def convert(src: Any, dest: Any, kind: str, **options: Any) -> copy.Copied:
             if kind == "raw"
             else Qcow2Writer(new.fileno(), image.virtual_size, Qcow2Options(**options))
         )
-        copied = copy.copy_extents(image.bulk_extents(), [image], writer, uncached=uncached)
+        copied = copy.copy_extents(image.bulk_extents(), [image], writer, hashed=True, uncached=uncached)
         plain = PlainRaw if kind == "raw" else PlainQcow2
-        verify([PlainQcow1(old.fileno(), b"old")], [plain(new.fileno(), b"new")], b"new", uncached=uncached)
+        proof = verify([PlainQcow1(old.fileno(), b"old")], [plain(new.fileno(), b"new")], b"new", uncached=uncached)
+    assert copied.fingerprint == (None if copied.carried or copied.shared else proof)
     if kind == "qcow2":
         oracle.assert_clean(dest)
     return copied
@@ -194,9 +195,10 @@ def test_zeros_take_no_space(tmp_path: pathlib.Path) -> None:
     with open(tmp_path / "old", "rb") as old, open(tmp_path / "new", "w+b") as new:
         layer = Raw(old.fileno(), b"old")
         writer = Qcow2Writer(new.fileno(), layer.virtual_size)
-        assert copy.copy_extents(layer.extents(), [layer], writer).written < 4 * 65536
+        copied = copy.copy_extents(layer.extents(), [layer], writer, hashed=True)
+        assert copied.written < 4 * 65536
         assert os.fstat(new.fileno()).st_blocks * 512 < 6 * 65536
-        verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
+        assert copied.fingerprint == verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
 
 
 def test_what_a_process_raises_arrives(tmp_path: pathlib.Path) -> None:
@@ -232,6 +234,7 @@ def test_scattered_runs_of_all_lengths(tmp_path: pathlib.Path, seed: int, cluste
             length = source.choice([4096, 20480, 300 * 1024, 307200, MIB, 3 * MIB])
             os.pwrite(old.fileno(), source.randbytes(length), source.randrange(48 * MIB - length) // 4096 * 4096)
         layer = Raw(old.fileno(), b"old")
-        copy.copy_extents(layer.extents(), [layer], Qcow2Writer(new.fileno(), layer.virtual_size, Qcow2Options(cluster_size)))
-        verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
+        writer = Qcow2Writer(new.fileno(), layer.virtual_size, Qcow2Options(cluster_size))
+        copied = copy.copy_extents(layer.extents(), [layer], writer, hashed=True)
+        assert copied.fingerprint == verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
     oracle.assert_clean(tmp_path / "new")

@@ -4,12 +4,11 @@
 
 """Verification sees every byte, whatever is read ahead by whom; and the fingerprint is what its description says."""
 
-import hashlib
 import os
 import pathlib
 import random
 import threading
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -21,22 +20,12 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qc
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import Qcow2Options, Qcow2Writer
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import fingerprint, verify
 from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest, write_dense
+from ansible_collections.vmimage.qcow.tests.support.fingerprint import described
 
 MIB = 1 << 20
 SIZE = 12 * MIB
 
 pytestmark = pytest.mark.usefixtures("hands")
-
-
-def described(guest: bytes, size: int) -> str:
-    """The fingerprint by its description in words."""
-    rounded = -(-size // 512) * 512
-    digest = hashlib.sha256(b"vmimage.qcow fingerprint 1\0" + rounded.to_bytes(8, "big"))
-    for index in range(-(-len(guest) // 65536)):
-        block = guest[index * 65536 : (index + 1) * 65536].ljust(65536, b"\0")
-        if any(block):
-            digest.update(index.to_bytes(8, "big") + hashlib.sha256(block).digest())
-    return "sha256-64k:" + digest.hexdigest()
 
 
 @pytest.fixture(name="pair", params=["ordered", "shuffled", "compressed"])
@@ -51,8 +40,8 @@ def _pair(request: Any, tmp_path: pathlib.Path) -> Any:
     assert threading.active_count() == 1
 
 
-def proven(old: int, new: int) -> str:
-    return verify([PlainQcow1(old, b"old")], [PlainQcow2(new, b"new")], b"new")
+def proven(old: int, new: int, copied: Optional[str] = None) -> str:
+    return verify([PlainQcow1(old, b"old")], [PlainQcow2(new, b"new")], b"new", copied=copied)
 
 
 def test_the_fingerprint_is_what_its_description_says(pair: Any) -> None:
@@ -61,8 +50,9 @@ def test_the_fingerprint_is_what_its_description_says(pair: Any) -> None:
     assert proven(old, new) == described(guest, SIZE) == fingerprint([PlainQcow1(old, b"old")])
 
 
+@pytest.mark.parametrize("copied", [None, "made by the copy"])
 @pytest.mark.parametrize("seed", range(3))
-def test_one_changed_byte_is_found(pair: Any, seed: int) -> None:
+def test_one_changed_byte_is_found(pair: Any, seed: int, copied: Optional[str]) -> None:
     kind, old, new = pair
     if kind == "compressed":
         pytest.skip("a byte of a stream may be padding")
@@ -70,9 +60,10 @@ def test_one_changed_byte_is_found(pair: Any, seed: int) -> None:
     place = random.Random(seed).randrange(65536, 65536 + SIZE // 2)
     assert place < size
     (byte,) = os.pread(new, 1, place)
+    assert proven(old, new, copied) == (copied or proven(old, new))
     os.pwrite(new, bytes([byte ^ 0x40]), place)
     with pytest.raises((VerificationFailed, DamagedImage)):
-        proven(old, new)
+        proven(old, new, copied)
 
 
 def test_a_stream_that_cannot_be_inflated_is_found(pair: Any) -> None:
