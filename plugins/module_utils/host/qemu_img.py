@@ -200,7 +200,8 @@ class QemuImg:
     ) -> None:
         """Write all the guest sees of ``source`` to ``dest``, whole, without a backing file. No time limit.
 
-        An existing ``dest`` keeps its inode, owner and mode and is overwritten: create it first, closed to others.
+        An existing ``dest`` keeps its inode, owner and mode and is overwritten: create it first, closed to others. Where qemu-img cannot create
+        the image it removes ``dest``; to keep the file, give the name of an open descriptor below ``/proc``.
 
         :param options: creation options (``-o``), names and values as qemu-img has them.
         :param secrets: id -> file, for ids that ``options`` refer to (``encrypt.key-secret``, ``key-secret``).

@@ -46,8 +46,8 @@ def write(plan: Plan, source: Source, fd: int, temporary: bytes, progress: OnPro
     if plan.engine == NATIVE:
         return _write_natively(plan, source, fd, progress)
     if plan.engine == STAGED:
-        return _write_staged(plan, source, temporary, progress)
-    _convert(plan, source_node(plan, source), temporary)
+        return _write_staged(plan, source, fd, temporary, progress)
+    _convert(plan, source_node(plan, source), fd)
     return None
 
 
@@ -73,13 +73,13 @@ def options_of(plan: Plan) -> Qcow2Options:
     return qcow2_options(plan.request, plan.backing, plan.cluster_size)
 
 
-def _write_staged(plan: Plan, source: Source, temporary: bytes, progress: OnProgress) -> Optional[str]:
+def _write_staged(plan: Plan, source: Source, result: int, temporary: bytes, progress: OnProgress) -> Optional[str]:
     directory, name = os.path.dirname(temporary), temporary_beside(temporary, b"staged")
     path = os.path.join(directory, name)
     fd = create_temporary(directory, name)
     try:
         copied = copy_extents(source.extents(), source.layers, Qcow2Writer(fd, plan.virtual_size), progress, hashed=plan.request.verify)
-        _convert(plan, Node(path, "qcow2"), temporary)
+        _convert(plan, Node(path, "qcow2"), result)
         return copied.fingerprint
     finally:
         os.unlink(path)
@@ -101,7 +101,12 @@ def source_node(plan: Plan, source: Source) -> Node:
     return node
 
 
-def _convert(plan: Plan, node: Node, temporary: bytes) -> None:
+def _convert(plan: Plan, node: Node, result: int) -> None:
+    """Have qemu-img write to ``result``, our descriptor of the temporary file.
+
+    Not to its name: where it cannot finish, qemu-img removes the name it was given (``bdrv_create``), and a second try would leave a file of its
+    own making, open to others. What a descriptor is called cannot be removed.
+    """
     tool = _tool()
     if node.driver == "qcow" and not tool.reads_v1():
         raise ToolMissing(
@@ -114,7 +119,7 @@ def _convert(plan: Plan, node: Node, temporary: bytes) -> None:
         secrets[_LUKS_SECRET] = request.luks_passphrase_file
     tool.convert(
         node,
-        temporary,
+        b"/proc/%d/fd/%d" % (os.getpid(), result),
         request.format,
         options=qemu_img_options(request),
         secrets=secrets,

@@ -148,6 +148,27 @@ def test_result_in_luks(source: pathlib.Path, secret: pathlib.Path) -> None:
     assert b"line 1\n" * 50 not in dest.read_bytes()
 
 
+@pytest.mark.parametrize("engine", ["auto", "qemu-img"])
+def test_a_second_try_of_qemu_img_writes_to_the_same_file(source: pathlib.Path, secret: pathlib.Path, monkeypatch, engine: str) -> None:
+    """The busy machine is a stand-in for qemu-img that fails once, and before that removes what it was to write, as qemu-img does."""
+    real = require_tool("qemu-img")
+    program = source.parent / "bin" / "qemu-img"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/bash\n"
+        'if [[ "$*" == convert*encrypt.format=luks* ]] && mkdir "$0.failed" 2>/dev/null; then\n'
+        '    rm -f -- "${@: -1}"\n'
+        '    echo "qemu-img: error while converting qcow2: Unable to get accurate CPU usage" >&2\n'
+        "    exit 1\n"
+        f'fi\nexec "{real}" "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    result = convert(source, source.parent / "result", engine=engine, encryption="luks", luks_passphrase_file=os.fsencode(secret))
+    assert (program.parent / "qemu-img.failed").is_dir()
+    assert not result["failed"] and result["verified"], result["msg"]
+
+
 def test_from_legacy_encryption_to_luks(tmp_path: pathlib.Path, secret: pathlib.Path) -> None:
     oracle.require_qemu_img()
     encrypted = image(password=PASSPHRASE)
