@@ -22,7 +22,10 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import Repor
 
 MODULE = "vmimage.qcow.qcow_convert"
 FIRST = 2.0
-"""Seconds until the first look; from there on each takes half as long again, up to the interval."""
+"""Seconds until the first report; from there on each takes half as long again, up to the interval."""
+
+SOONEST = 0.5
+"""Seconds from one look to the next, at least; and a twentieth of the time that the job has been watched."""
 
 PATIENCE = 300.0
 """Seconds that a job may take to give its first sign of life."""
@@ -115,9 +118,9 @@ class ActionModule(ActionBase):
         unreachable_since: float | None = None
         sign_of_life = time.monotonic()
         process: tuple[int, int] | None = None
-        first = True
-        time.sleep(min(0.5, wait))  # most calls with nothing to do end at once
-        pause = wait
+        time.sleep(min(SOONEST, wait))  # most calls with nothing to do end at once
+        begun = time.monotonic()
+        pause, told = wait, begun
         while True:
             try:
                 sight = self._look(results_file, status, token, process)
@@ -149,11 +152,12 @@ class ActionModule(ActionBase):
                     "Nothing is lost; run again, and what it has left is finished or cleaned up first.",
                 }
             process = sight.process
-            for line in report.lines(sight) if not first else ():  # nobody wants to read how a second went
-                self._say(line)
-            first = False
-            time.sleep(wait if sight.gone else pause)
-            pause = min(pause * 1.5, interval)
+            if moment >= told + pause:
+                for line in report.lines(sight):
+                    self._say(line)
+                pause, told = min(pause * 1.5, interval), moment
+            soonest = max(SOONEST, (moment - begun) / 20)
+            time.sleep(wait if sight.gone else min(max(report.left(sight, moment), soonest), told + pause - moment))
 
     def _look(self, results_file: str, status: str, token: str, process: tuple[int, int] | None) -> Sight:
         """One look by one cheap command: no module is started for it.

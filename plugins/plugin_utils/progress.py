@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import typing as t
 
 Facts = t.Dict[str, t.Any]
@@ -68,15 +69,34 @@ def _facts(line: str) -> Facts | None:
 
 
 class Report:
-    """Turns what is seen into lines, and says nothing twice in a row."""
+    """Turns what is seen into lines, and says nothing twice in a row; knows about when the job ends."""
 
     def __init__(self, token: str) -> None:
         self._token = token
         self._last: list[str] = []
+        self._mark: tuple[float, int] | None = None
+
+    def left(self, sight: Sight, moment: float) -> float:
+        """Seconds until the job may end, by how far it has come since work was first seen; infinite where nothing tells.
+
+        :param moment: when ``sight`` was seen, in seconds of a clock.
+        """
+        own = self._own(sight)
+        if own is None or own["stage"] == "ending":
+            return 0.0
+        if own["stage"] != "working":
+            return math.inf
+        done = bytes_done(own, workers_of(own, sight))
+        self._mark = self._mark or (moment, done)
+        since, before = self._mark
+        return max(own["total"] - done, 0) * (moment - since) / (done - before) if done > before else math.inf
+
+    def _own(self, sight: Sight) -> Facts | None:
+        return next((call for call in sight.calls if call["token"] == self._token), None)
 
     def lines(self, sight: Sight) -> list[str]:
         """What to print now."""
-        own = next((call for call in sight.calls if call["token"] == self._token), None)
+        own = self._own(sight)
         if own is None:
             return []
         lines = self._of_call(own, sight)
@@ -97,12 +117,22 @@ class Report:
             return [f"plans {count(call['images'], 'image')}"]
         if stage == "ending":
             return []
-        workers = sorted((worker for worker in sight.workers if worker.get("token") == call["token"]), key=lambda worker: worker["path"])
+        workers = workers_of(call, sight)
         lines = [of_worker(worker) for worker in workers]
         if call["images"] > 1:
             overall = of_call(call, workers)
             lines = [f"{lines[0]} | {overall}"] if len(lines) == 1 else lines + [overall]
         return lines
+
+
+def workers_of(call: Facts, sight: Sight) -> list[Facts]:
+    """Status of a call's workers, in the order of their images."""
+    return sorted((worker for worker in sight.workers if worker.get("token") == call["token"]), key=lambda worker: worker["path"])
+
+
+def bytes_done(call: Facts, workers: list[Facts]) -> int:
+    """Bytes of a call's total that are dealt with."""
+    return call["bytes"] + sum(worker["done"] for worker in workers)
 
 
 def of_worker(worker: Facts) -> str:
@@ -117,7 +147,7 @@ def of_worker(worker: Facts) -> str:
 
 def of_call(call: Facts, workers: list[Facts]) -> str:
     """All images of a call."""
-    done = call["bytes"] + sum(worker["done"] for worker in workers)
+    done = bytes_done(call, workers)
     words = [f"{call['done']} of {count(call['images'], 'image')} done"]
     if call["failed"]:
         words.append(f"{call['failed']} failed")

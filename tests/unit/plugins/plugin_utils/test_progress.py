@@ -5,6 +5,7 @@
 """What a look at a running job amounts to, and what is printed of it."""
 
 import json
+import math
 
 import pytest
 
@@ -86,6 +87,22 @@ def test_who_waits_sees_the_other_run():
 
 def test_a_single_image_needs_no_total():
     assert Report("abc").lines(Sight.of(lines(dict(CALL, images=1), WORKER), "abc", None)) == [of_worker(WORKER)]
+
+
+def test_when_the_job_ends_is_estimated_from_how_far_it_has_come():
+    report = Report("abc")
+
+    def left(moment, **facts):
+        return report.left(Sight.of(lines(dict(CALL, **facts)), "abc", None), moment)
+
+    assert left(10.0, stage="planning") == math.inf
+    assert left(20.0, bytes=1000, total=10000) == math.inf  # nothing to go by yet
+    assert left(21.0, bytes=1000, total=10000) == math.inf
+    assert left(22.0, bytes=4000, total=10000) == 4.0
+    assert left(30.0, bytes=6000, total=10000) == 8.0
+    assert left(31.0, bytes=10000, total=10000) == 0.0
+    assert left(32.0, stage="ending") == 0.0
+    assert report.left(Sight.of("", "abc", None), 33.0) == 0.0
 
 
 @pytest.mark.parametrize(
