@@ -81,7 +81,7 @@ def contest(
     for number in range(pairs):
         _clear(results, room)
         mine.append(run(ours))
-        written = max([written] + [os.stat(path).st_blocks * 512 for path in results if os.path.isfile(path)])
+        written = max(written, sum(os.stat(path).st_blocks * 512 for path in results if os.path.isfile(path)))
         if check is not None and not number:
             check()
         _clear(results, room)
