@@ -13,7 +13,7 @@
 import os
 from typing import Callable, Dict, List, Optional, Tuple
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ToolMissing, VerificationFailed
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ToolFailed, ToolMissing, VerificationFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import create_temporary, open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import Node, QemuImg
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import copy_extents
@@ -29,6 +29,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.overlay imp
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import NATIVE, STAGED, Plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request, temporary_beside
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 
 OnProgress = Callable[[int], None]
 
@@ -117,15 +118,20 @@ def _convert(plan: Plan, node: Node, result: int) -> None:
     secrets = {}
     if request.encryption == "luks" and request.luks_passphrase_file is not None:
         secrets[_LUKS_SECRET] = request.luks_passphrase_file
-    tool.convert(
-        node,
-        b"/proc/%d/fd/%d" % (os.getpid(), result),
-        request.format,
-        options=qemu_img_options(request),
-        secrets=secrets,
-        compress=request.compression != "none",
-        bandwidth=request.bandwidth,
-    )
+    target = b"/proc/%d/fd/%d" % (os.getpid(), result)
+    try:
+        tool.convert(
+            node,
+            target,
+            request.format,
+            options=qemu_img_options(request),
+            secrets=secrets,
+            compress=request.compression != "none",
+            bandwidth=request.bandwidth,
+        )
+    except ToolFailed as error:
+        error.message = error.message.replace(show(target), show(plan.dest))
+        raise
 
 
 def _tool() -> QemuImg:

@@ -169,6 +169,20 @@ def test_a_second_try_of_qemu_img_writes_to_the_same_file(source: pathlib.Path, 
     assert not result["failed"] and result["verified"], result["msg"]
 
 
+def test_an_error_of_qemu_img_names_the_result(source: pathlib.Path, monkeypatch) -> None:
+    """The real qemu-img, in a shell that lets it write no file of more than 64 KiB."""
+    real = require_tool("qemu-img")
+    program = source.parent / "bin" / "qemu-img"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/bash\ntrap "" XFSZ\n[ "$1" != convert ] || ulimit -f 64\nexec "{real}" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    result = convert(source, source.parent / "result", engine="qemu-img")
+    assert result["failed"] and result["reason"] == "tool-failed"
+    assert "File too large" in result["msg"] and "/proc/" not in result["msg"], result["msg"]
+    assert not (source.parent / "result").exists()
+
+
 def test_from_legacy_encryption_to_luks(tmp_path: pathlib.Path, secret: pathlib.Path) -> None:
     oracle.require_qemu_img()
     encrypted = image(password=PASSPHRASE)
