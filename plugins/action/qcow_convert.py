@@ -25,7 +25,7 @@ FIRST = 2.0
 """Seconds until the first report; from there on each takes half as long again, up to the interval."""
 
 SOONEST = 0.5
-"""Seconds from one look to the next, at least; and a twentieth of the time that the job has been watched."""
+"""Seconds from one look to the next, at least; where the job has been watched for long, a twentieth of that."""
 
 PATIENCE = 300.0
 """Seconds that a job may take to give its first sign of life."""
@@ -118,7 +118,7 @@ class ActionModule(ActionBase):
         unreachable_since: float | None = None
         sign_of_life = time.monotonic()
         process: tuple[int, int] | None = None
-        time.sleep(min(SOONEST, wait))  # most calls with nothing to do end at once
+        time.sleep(SOONEST)  # most calls with nothing to do end at once
         begun = time.monotonic()
         pause, told = wait, begun
         while True:

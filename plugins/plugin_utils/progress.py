@@ -79,6 +79,8 @@ class Report:
     def left(self, sight: Sight, moment: float) -> float:
         """Seconds until the job may end, by how far it has come since work was first seen; infinite where nothing tells.
 
+        Zero where its status is not there: it is about to begin, or has ended.
+
         :param moment: when ``sight`` was seen, in seconds of a clock.
         """
         own = self._own(sight)

@@ -22,7 +22,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.paths import show
 # Drivers that would open what the image's own header names, unless told otherwise.
 _WITH_BACKING = ("qcow", "qcow2", "qed", "vmdk", "parallels", "vhdx", "vpc")
 # QEMU measures its own processor time to find out how often to hash a LUKS passphrase, and fails where the kernel's clock has counted none
-# (crypto/pbkdf.c): on a busy machine every second time, before anything is written, after some 30 ms.
+# (crypto/pbkdf.c): on a busy machine up to every second time, before anything is written, after some 30 ms.
 _BUSY = b"Unable to get accurate CPU usage"
 _ATTEMPTS = 50
 _DEPRECATION = re.compile(rb'^.*warning: Use of "backing": "" is deprecated.*\n?', re.MULTILINE)

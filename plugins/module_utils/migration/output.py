@@ -131,6 +131,7 @@ def _convert(plan: Plan, node: Node, result: int) -> None:
         )
     except ToolFailed as error:
         error.message = error.message.replace(show(target), show(plan.dest))
+        error.hint = "The original was not changed and nothing was published. Run again when what qemu-img reports is mended."
         raise
 
 

@@ -9,7 +9,7 @@ import os
 import pathlib
 import random
 import subprocess
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 
@@ -148,38 +148,45 @@ def test_result_in_luks(source: pathlib.Path, secret: pathlib.Path) -> None:
     assert b"line 1\n" * 50 not in dest.read_bytes()
 
 
+@pytest.fixture(name="in_place_of_qemu_img")
+def _in_place_of_qemu_img(source: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], pathlib.Path]:
+    """Called with what a shell does first, puts that before the real qemu-img; the script is what is found as qemu-img from then on."""
+
+    def put(first: str) -> pathlib.Path:
+        script = source.parent / "bin" / "qemu-img"
+        script.parent.mkdir()
+        script.write_text(f'#!/bin/bash\n{first}exec "{require_tool("qemu-img")}" "$@"\n')
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+        return script
+
+    return put
+
+
 @pytest.mark.parametrize("engine", ["auto", "qemu-img"])
-def test_a_second_try_of_qemu_img_writes_to_the_same_file(source: pathlib.Path, secret: pathlib.Path, monkeypatch, engine: str) -> None:
+def test_a_second_try_of_qemu_img_writes_to_the_same_file(
+    source: pathlib.Path, secret: pathlib.Path, in_place_of_qemu_img: Any, engine: str
+) -> None:
     """The busy machine is a stand-in for qemu-img that fails once, and before that removes what it was to write, as qemu-img does."""
-    real = require_tool("qemu-img")
-    program = source.parent / "bin" / "qemu-img"
-    program.parent.mkdir()
-    program.write_text(
-        "#!/bin/bash\n"
+    program = in_place_of_qemu_img(
         'if [[ "$*" == convert*encrypt.format=luks* ]] && mkdir "$0.failed" 2>/dev/null; then\n'
         '    rm -f -- "${@: -1}"\n'
         '    echo "qemu-img: error while converting qcow2: Unable to get accurate CPU usage" >&2\n'
         "    exit 1\n"
-        f'fi\nexec "{real}" "$@"\n'
+        "fi\n"
     )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     result = convert(source, source.parent / "result", engine=engine, encryption="luks", luks_passphrase_file=os.fsencode(secret))
     assert (program.parent / "qemu-img.failed").is_dir()
     assert not result["failed"] and result["verified"], result["msg"]
 
 
-def test_an_error_of_qemu_img_names_the_result(source: pathlib.Path, monkeypatch) -> None:
+def test_an_error_of_qemu_img_names_the_result(source: pathlib.Path, in_place_of_qemu_img: Any) -> None:
     """The real qemu-img, in a shell that lets it write no file of more than 64 KiB."""
-    real = require_tool("qemu-img")
-    program = source.parent / "bin" / "qemu-img"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/bash\ntrap "" XFSZ\n[ "$1" != convert ] || ulimit -f 64\nexec "{real}" "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    in_place_of_qemu_img('trap "" XFSZ\n[ "$1" != convert ] || ulimit -f 64\n')
     result = convert(source, source.parent / "result", engine="qemu-img")
     assert result["failed"] and result["reason"] == "tool-failed"
     assert "File too large" in result["msg"] and "/proc/" not in result["msg"], result["msg"]
+    assert "nothing was published" in result["msg"]
     assert not (source.parent / "result").exists()
 
 
