@@ -179,7 +179,7 @@ sanity-%: .venv-core-%/ready
 	@tests/support/ansible-test.sh .venv-core-$* sanity --venv --color no
 
 .PHONY: unit
-unit: $(DEV)/ready $(RUN)/ready $(LINK) ## pytest: unit, differential, faults, documentation, artifact; EXTRA="-k name"
+unit: $(DEV)/ready $(RUN)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK) ## pytest: unit, roles, differential, faults, documentation, artifact; EXTRA="-k name"
 	$(call say,pytest)
 	@$(DEV)/bin/python -m pytest -n 3 --durations 20 $(EXTRA)
 

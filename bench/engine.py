@@ -30,9 +30,10 @@ def migrate(state_dir: str, images: Any, workers: int = 1, **options: Any) -> An
 def info(paths: Any, **options: Any) -> Any:
     """``qcow_info``."""
     from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import Question, look
+    from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 
-    images, summary = look(Question(tuple(os.fsencode(path) for path in paths), **options))
-    return {"images": len(images), "summary": summary}
+    answer = look(Question(tuple(os.fsencode(path) for path in paths), **options), Records(b"/nonexistent"))
+    return {"images": len(answer.images), "summary": answer.summary}
 
 
 def main() -> None:

@@ -14,10 +14,12 @@ import time
 import typing as t
 
 from ansible.errors import AnsibleConnectionFailure
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
 
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import Report, Sight
 
 MODULE = "vmimage.qcow.qcow_convert"
@@ -46,6 +48,10 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         self._host = (task_vars or {}).get("inventory_hostname", "")
+        try:
+            self._args = self._arguments()
+        except plan.PlanError as error:  # returned, not raised: the task says what a failure means
+            return dict(super().run(tmp, task_vars), failed=True, reason="plan", msg=str(error))
         watched = self._can_watch()
         if watched:
             self._notice_dead_connections()
@@ -55,10 +61,26 @@ class ActionModule(ActionBase):
             if answer is not None:
                 return merge_hash(result, answer)
         wrap_async = bool(self._task.async_val) and not self._connection.has_native_async
-        result = merge_hash(result, self._execute_module(MODULE, dict(self._task.args), task_vars=task_vars, wrap_async=wrap_async))
+        result = merge_hash(result, self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=wrap_async))
         if not wrap_async:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
+
+    def _arguments(self) -> dict[str, t.Any]:
+        """The task's arguments, with the images of a plan instead of its name: the plan is on the controller.
+
+        :raises PlanError: the plan cannot be carried out.
+        """
+        args = dict(self._task.args)
+        if not args.get("plan") or args.keys() & {"src", "images", "paths"}:
+            return args
+        missing_ok = boolean(args.get("missing_ok", False), strict=False)  # the module will say what is wrong with it
+        wanted = plan.read(str(args.pop("plan")), self._host, missing_ok=missing_ok)
+        backing_dirs = args.get("backing_dirs") or []
+        args.update(
+            images=wanted.images, backing_dirs=[*wanted.paths, *([backing_dirs] if isinstance(backing_dirs, str) else backing_dirs)]
+        )
+        return args
 
     def _number(self, option: str, default: int) -> int:
         try:
@@ -93,7 +115,7 @@ class ActionModule(ActionBase):
     def _watch(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any] | None:
         """Start the job, watch it and fetch its result; ``None`` where it could not even be started."""
         token = secrets.token_hex(8)
-        args = dict(self._task.args, _watched_as=token)
+        args = dict(self._args, _watched_as=token)
         self._task.async_val = self._number("time_limit", 31536000)
         try:
             job = self._execute_module(MODULE, args, task_vars=task_vars, wrap_async=True)

@@ -15,10 +15,24 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet, host_report, plan
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page import render
+
+ARGUMENTS: dict[str, dict[str, t.Any]] = {
+    "path": {"type": "str"},
+    "hosts": {"type": "list", "elements": "str", "default": []},
+    "title": {"type": "str", "default": "QCOW version 1 migration"},
+    "fleet": {"type": "bool", "default": True},
+    "play": {"type": "str", "choices": list(host_report.PLAYS)},
+    "results": {"type": "dict"},
+    "paths": {"type": "list", "elements": "str", "default": []},
+    "plan": {"type": "bool", "default": False},
+    "plan_speed": {"type": "str", "default": "200M"},
+    "fail_on_found": {"type": "bool", "default": False},
+}
 
 
 class ActionModule(ActionBase):
@@ -27,22 +41,59 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
     _supports_async = False
     _requires_connection = False
-    _VALID_ARGS = frozenset(("path", "hosts", "title"))
 
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result = super().run(tmp, task_vars)
-        path = self._task.args.get("path")
-        if not path:
-            raise AnsibleActionFail("missing required arguments: path")
-        directory = os.path.abspath(os.path.expanduser(str(path)))
-        hosts = [str(host) for host in self._task.args.get("hosts") or []]
-        title = str(self._task.args.get("title") or "QCOW version 1 migration")
+        _checked, args = self.validate_argument_spec(ARGUMENTS, required_by={"results": ("play",)}, required_one_of=[("path", "results")])
         try:
-            changed, totals = make(directory, hosts, title, write=not self._task.check_mode)
+            args["plan_speed"] = human_to_bytes(args["plan_speed"])
+        except ValueError as error:
+            raise AnsibleActionFail(f"plan_speed: {error}") from error
+        if args["plan_speed"] < 1:
+            raise AnsibleActionFail("plan_speed: nothing is copied at less than a byte a second")
+        directory = os.path.abspath(os.path.expanduser(args["path"])) if args["path"] else None
+        write = not self._task.check_mode
+        result["changed"] = False
+        try:
+            if args["results"] is not None:
+                result.update(self._of_host(args, directory if write else None, str((task_vars or {}).get("inventory_hostname", ""))))
+            if directory is not None and args["fleet"]:
+                if write:
+                    os.makedirs(directory, exist_ok=True)
+                elif not os.path.isdir(directory):
+                    return dict(result, changed=True, report=os.path.join(directory, "index.html"), totals=fleet.Fleet().totals)
+                changed, totals = make(directory, args["hosts"], args["title"], write=write)
+                result.update(changed=changed, report=os.path.join(directory, "index.html"), totals=totals)
         except OSError as error:
             raise AnsibleActionFail(f"The report cannot be made: {error}. The reports of the hosts were not touched.") from error
-        result.update(changed=changed, report=os.path.join(directory, "index.html"), totals=totals)
         return result
+
+    def _of_host(self, args: dict[str, t.Any], directory: str | None, host: str) -> dict[str, t.Any]:
+        """What one host's run amounts to; kept in ``directory`` unless that is ``None``."""
+        play = args["play"]
+        results = host_report.Results(**{name: host_report.ran(args["results"].get(name)) for name in host_report.Results._fields})
+        left = host_report.problems(play, results, fail_on_found=args["fail_on_found"])
+        if directory is not None and results.reached:
+            try:
+                _keep(args, directory, host, results, left)
+            except OSError as error:
+                left.append(f"The report of this host cannot be kept: {error}.")
+        return {"lines": host_report.lines(play, results, check_mode=self._task.check_mode), "problems": left, "reached": results.reached}
+
+
+def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_report.Results, left: list[str]) -> None:
+    """Write the report of one host, and its plan."""
+    os.makedirs(directory, exist_ok=True)
+    play, paths = args["play"], args["paths"]
+    moment = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    files = {
+        f"{play}-{host}.json": json.dumps(host_report.report(play, host, moment, paths, results, left), indent=1, ensure_ascii=False) + "\n"
+    }
+    if play == "scan" and args["plan"]:
+        files[plan.name_of(host)] = plan.text(host, directory, moment, paths, results.planned, args["plan_speed"])
+    for name, content in files.items():
+        with _Replacing(directory, name, True) as replaced:
+            replaced.stream.write(content)
 
 
 def make(directory: str, hosts: list[str], title: str, *, write: bool = True) -> tuple[bool, dict[str, float]]:

@@ -15,6 +15,10 @@ options:
     type: list
     elements: str
     default: []
+  missing_ok:
+    description: Whether O(paths) may name what does not exist and what no record knows. A directory without records is never an error.
+    type: bool
+    default: false
   lock_timeout:
     description: How many seconds to wait for another run on the same host to end.
     type: int

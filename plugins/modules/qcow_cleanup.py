@@ -105,7 +105,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.cleanup import summary
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import warnings_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import answer_of, choice_of, clean_all
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, answer_of, clean_all
+from ansible_collections.vmimage.qcow.plugins.module_utils.options import absolute, paths_of, require_at_least
 
 
 def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -121,6 +122,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "paths": {"type": "list", "elements": "path", "default": [], "aliases": ["path"]},
+            "missing_ok": {"type": "bool", "default": False},
             "records": {"type": "list", "elements": "str", "default": []},
             "min_age_days": {"type": "float", "default": 14},
             "lock_timeout": {"type": "int", "default": 0},
@@ -129,9 +131,17 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    choice = choice_of(params, check_mode=module.check_mode)
     recovered: List[Dict[str, Any]] = []
     try:
+        require_at_least(params, lock_timeout=0, min_age_days=0)
+        choice = Choice(
+            state_dir=absolute(params["state_dir"], "state_dir"),
+            paths=paths_of(params, "paths"),
+            records=tuple(params["records"]),
+            wait=params["lock_timeout"],
+            check_mode=module.check_mode,
+            missing_ok=params["missing_ok"],
+        )
         images = clean_all(choice, min_age=params["min_age_days"] * 86400, recovered=recovered)
     except QcowError as error:
         module.fail_json(recovered=recovered, **error.result())

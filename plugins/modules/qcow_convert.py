@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.images
   - vmimage.qcow.domains
+  - vmimage.qcow.search
 attributes:
   check_mode:
     support: full
@@ -32,11 +33,26 @@ attributes:
     support: full
 options:
   src:
-    description: The image to convert. Exactly one of O(src) and O(images) is required.
+    description: The image to convert. Exactly one of O(src), O(images), O(paths) and O(plan) is required.
+    type: path
+  paths:
+    description:
+      - Files and directories, by absolute paths. Every QCOW version 1 image in them is converted, whatever its name says; retired originals
+        are not. Symbolic links inside a tree are not followed.
+      - Backing files may lie there too, as with O(backing_dirs).
+      - What does not exist or cannot be read is listed in RV(errors), and the module fails after it has converted the rest.
+    type: list
+    elements: path
+  plan:
+    description:
+      - A plan on the controller, as P(vmimage.qcow.scan#role) writes it, or the directory that holds one C(plan-HOST.yml) for each host.
+      - Exactly its images with the action V(convert) are converted. Those with V(refuse) fail, as does a plan that could not be carried out as a whole,
+        one for another host, and a file that is no plan. Where a directory has no plan for the host, O(missing_ok) says what becomes of that.
     type: path
   dest:
     description:
       - The result's name, or an existing directory it goes into, or a block device with O(format=raw).
+      - With a slash at its end, and always with O(images), O(paths) and O(plan), it is a directory, which is made where it does not exist.
       - "If not given, the result goes beside the original: C(x.qcow) becomes C(x.qcow2) or C(x.raw), any other name gets the suffix
         appended, and a name that has the suffix already is kept (which needs O(original=retire))."
     type: path
@@ -55,8 +71,11 @@ options:
         description: Its exact name in Base64, for names that are not UTF-8, as RV(vmimage.qcow.qcow_info#module:images[].path_base64) returns it.
         type: str
       dest:
-        description: As the module's option.
+        description: The result's name, or a directory with a slash at its end.
         type: path
+      dest_base64:
+        description: Its exact name in Base64, for names that are not UTF-8.
+        type: str
       format:
         description: As the module's option.
         type: str
@@ -64,6 +83,18 @@ options:
       passphrase_file:
         description: File on the host with this image's passphrase.
         type: path
+      action:
+        description:
+          - What a reviewed plan says is to be done. V(convert) converts the image, V(skip) leaves it as it is, and V(refuse) fails with what O(images[].why)
+            says.
+        type: str
+        choices: [convert, skip, refuse]
+        default: convert
+      why:
+        description: What a reviewed plan says about the action.
+        type: list
+        elements: str
+        default: []
       expect:
         description:
           - What a reviewed plan says of the image. One that differs in anything named here is refused with the reason V(changed).
@@ -82,16 +113,21 @@ options:
     description: How many of O(images) to convert at the same time.
     type: int
     default: 1
-  stop_after:
+  max_minutes:
     description:
-      - Begin with no further image so many seconds after the start. What is under way is completed.
+      - Start no image later than so many minutes after the start. What is under way is completed.
       - The images that are left have RV(ignore:action=defer) and are no failures; the next run goes on.
-    type: int
-  stop_after_bytes:
+    type: float
+  max_bytes:
     description:
       - Copy no more than so many bytes that guests see, in bytes or with a unit (V(500G)), in the order of O(images).
-      - The first image is always converted, however large it is. What is left is as with O(stop_after).
+      - The first image is always converted, however large it is. What is left is as with O(max_minutes).
     type: str
+  fail_on_in_use:
+    description:
+      - Whether an image that is in use has failed. If not, it is left to a later run, as with O(max_minutes), and so are the images of its chain.
+    type: bool
+    default: true
   progress_interval:
     description:
       - How often to show how far the conversion has come, in seconds, at most. The first lines come sooner.
@@ -108,7 +144,7 @@ options:
   time_limit:
     description:
       - After how many seconds the whole call is killed on the host. The next run cleans up after it.
-      - The default is a year. To end a run in good order use O(stop_after).
+      - The default is a year. To end a run in good order use O(max_minutes).
     type: int
     default: 31536000
   format:
@@ -354,21 +390,12 @@ EXAMPLES = r"""
     dest: /srv/raw/
     format: raw
 
-- name: Find the images
-  vmimage.qcow.qcow_info:
-    paths: /srv/archive
-    report: v1
-  register: found
-
-- name: Convert all of them, two at a time into one directory, and retire the originals
+- name: Convert every image below a directory, two at a time into another one, and retire the originals
   vmimage.qcow.qcow_convert:
-    images: "{{ images }}"
+    paths: /srv/archive
+    dest: /srv/converted/
     workers: 2
     original: retire
-  vars:
-    images: >-
-      {{ dict(found.images | selectattr('candidate') | map(attribute='path') | product(['/srv/converted/']))
-         | dict2items(key_name='src', value_name='dest') }}
 """
 
 RETURN = r"""
@@ -441,13 +468,20 @@ reasons:
   elements: str
 images:
   description: One entry for each of O(images), in their order, with the keys above and RV(ignore:changed), RV(ignore:failed) and RV(ignore:msg).
-  returned: with O(images)
+  returned: with O(images), O(paths) or O(plan)
   type: list
   elements: dict
 summary:
-  description: How many images were migrated, were done before, were refused or failed, or deferred, and the bytes before and after.
-  returned: with O(images)
+  description:
+    - How many images were migrated, were done before, were refused or failed, or deferred, and the bytes before and after. With O(paths) also how many
+      files and directories were looked at.
+  returned: with O(images), O(paths) or O(plan)
   type: dict
+errors:
+  description: What could not be looked at below O(paths), as RV(vmimage.qcow.qcow_info#module:errors). The module has failed where there is anything.
+  returned: with O(paths)
+  type: list
+  elements: dict
 recovered:
   description:
     - What was done about the records of interrupted runs on this host, in check mode what would be. Each entry names RV(ignore:record),
@@ -458,95 +492,143 @@ recovered:
 """
 
 import os
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.text.formatters import human_to_bytes
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import priority
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings, run, summary
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.find import Candidates, Search, candidates, message_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.guests import Policy
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import warnings_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, to_path
-
-
-def size_of(module: AnsibleModule, option: str) -> Optional[int]:
-    """Bytes from an option that takes a unit, or None."""
-    text = module.params[option]
-    if text is None:
-        return None
-    try:
-        return human_to_bytes(text)
-    except ValueError as error:
-        module.fail_json(msg="{0}: {1}".format(option, error))
-
-
-def reserve_of(module: AnsibleModule) -> Dict[str, Any]:
-    """What stays free, as settings of a batch."""
-    text = module.params["reserve"].strip()
-    if not text.endswith("%"):
-        return {"reserve": size_of(module, "reserve") or 0}
-    try:
-        percent = float(text[:-1])
-    except ValueError:
-        percent = -1.0
-    if not 0 <= percent <= 100:
-        module.fail_json(msg="reserve: {0} is no percentage".format(text))
-    return {"reserve": 0, "reserve_percent": percent}
+from ansible_collections.vmimage.qcow.plugins.module_utils.options import (
+    OptionError,
+    absolute,
+    bytes_of,
+    cluster_size_of,
+    path_of,
+    paths_of,
+    require_at_least,
+    reserve_of,
+)
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, encode_exact, show, to_path
 
 
 def passphrase_files_of(params: Dict[str, Any], image: Dict[str, Any]) -> Tuple[Tuple[bytes, bytes], ...]:
     """Which file has the passphrase of which image; the one for all others is under the empty name."""
-    files = {os.path.realpath(to_path(path)): to_path(str(secret)) for path, secret in params["passphrase_files"].items()}
+    files = {
+        os.path.realpath(absolute(path, "passphrase_files")): absolute(str(secret), "passphrase_files")
+        for path, secret in params["passphrase_files"].items()
+    }
     if image.get("passphrase_file"):
-        files[os.path.realpath(decode_exact(image["src"], image.get("src_base64")))] = to_path(image["passphrase_file"])
+        files[os.path.realpath(exact(image, "src"))] = absolute(image["passphrase_file"], "passphrase_file")
     if params["passphrase_file"] is not None:
-        files[b""] = to_path(params["passphrase_file"])
+        files[b""] = absolute(params["passphrase_file"], "passphrase_file")
     return tuple(sorted(files.items()))
 
 
-def requests_of(module: AnsibleModule) -> Iterator[Request]:
-    """What the options ask for, one request an image."""
-    params = module.params
-    images = params["images"] if params["images"] is not None else [{"src": params["src"]}]
-    common = Request(
+def common_request(params: Dict[str, Any]) -> Request:
+    """What all images have in common.
+
+    :raises OptionError: an option cannot be meant.
+    """
+    many = params["src"] is None
+    dest = path_of(params, "dest")
+    into = dest is not None and (many or params["dest"].endswith("/"))
+    return Request(
         src=b"",
+        dest=None if into else dest,
+        dest_dir=dest if into else None,
+        format=params["format"],
         keep_name=params["keep_name"],
         engine=params["engine"],
         verify=params["verify"] == "full",
         retire=params["original"] == "retire",
-        cluster_size=size_of(module, "cluster_size"),
+        cluster_size=cluster_size_of(params, "cluster_size"),
         compression=params["compression"],
         lazy_refcounts=params["lazy_refcounts"],
         extended_l2=params["extended_l2"],
         layout=params["layout"],
-        bandwidth=size_of(module, "bandwidth"),
+        bandwidth=bytes_of(params, "bandwidth"),
         page_cache=params["page_cache"],
         timestamps=params["timestamps"],
-        state_dir=to_path(params["state_dir"]),
+        state_dir=absolute(params["state_dir"], "state_dir"),
         chains=params["chains"],
-        backing_dirs=tuple(os.path.abspath(to_path(path)) for path in params["backing_dirs"]),
-        backing_formats=tuple((to_path(path), str(name)) for path, name in sorted(params["backing_formats"].items())),
+        backing_dirs=paths_of(params, "backing_dirs") + paths_of(params, "paths"),
+        backing_formats=tuple((absolute(path, "backing_formats"), str(name)) for path, name in sorted(params["backing_formats"].items())),
         raw_bases=params["raw_bases"],
         force_passphrase=params["force_passphrase"],
         encryption=params["encryption"],
-        luks_passphrase_file=None if params["luks_passphrase_file"] is None else to_path(params["luks_passphrase_file"]),
+        luks_passphrase_file=path_of(params, "luks_passphrase_file"),
         salvage=params["salvage"],
         overwrite_device=params["overwrite_device"],
         preallocation=params["preallocation"],
         compat=params["compat"],
     )
-    for image in images:
-        dest = image.get("dest") or params["dest"]
-        yield common._replace(
-            src=decode_exact(image["src"], image.get("src_base64")),
-            dest=None if dest is None else to_path(dest),
-            format=image.get("format") or params["format"],
-            passphrase_files=passphrase_files_of(params, image),
-            expect=tuple((key, value) for key, value in sorted((image.get("expect") or {}).items()) if value is not None),
+
+
+def requests_of(params: Dict[str, Any], common: Request) -> List[Request]:
+    """What O(src) or O(images) ask for, one request an image.
+
+    :raises OptionError: an option cannot be meant.
+    """
+    images = params["images"] if params["images"] is not None else [{"src": params["src"], "action": "convert", "why": []}]
+    return [request_of(params, common, image) for image in images if image["action"] != "skip"]
+
+
+def request_of(params: Dict[str, Any], common: Request, image: Dict[str, Any]) -> Request:
+    """One entry of O(images).
+
+    :raises OptionError: an option cannot be meant.
+    """
+    request = common._replace(
+        src=exact(image, "src"),
+        format=image.get("format") or params["format"],
+        passphrase_files=passphrase_files_of(params, image),
+        expect=tuple((key, value) for key, value in sorted((image.get("expect") or {}).items()) if value is not None),
+        refused="; ".join(image["why"]) or "the plan does not say why" if image["action"] == "refuse" else "",
+    )
+    if image.get("dest"):
+        dest = exact(image, "dest")
+        request = request._replace(**{"dest": None, "dest_dir": dest} if image["dest"].endswith("/") else {"dest": dest, "dest_dir": None})
+    return request
+
+
+def exact(image: Dict[str, Any], name: str) -> bytes:
+    """The path ``src`` or ``dest`` of an entry of O(images).
+
+    :raises OptionError: it is relative, or its Base64 is none.
+    """
+    try:
+        return decode_exact(image[name], image.get(name + "_base64")) if image.get(name + "_base64") else absolute(image[name], name)
+    except ValueError as error:
+        raise OptionError("{0}_base64: {1}".format(name, error)) from error
+
+
+class Found:
+    """Asks for every image below O(paths), and keeps what was found last."""
+
+    def __init__(self, params: Dict[str, Any], common: Request) -> None:
+        self._search = Search(
+            paths_of(params, "paths"),
+            tuple(to_path(pattern) for pattern in params["exclude"]),
+            params["one_filesystem"],
+            params["missing_ok"],
         )
+        self._params = params
+        self._common = common
+        self.last = Candidates([], [], 0, 0)
+
+    def __call__(self) -> List[Request]:
+        self.last = candidates(self._search, Records(self._common.state_dir))
+        images = [{"src": show(path), "src_base64": encode_exact(path)} for path in self.last.paths]
+        return [
+            self._common._replace(src=path, passphrase_files=passphrase_files_of(self._params, image))
+            for path, image in zip(self.last.paths, images)
+        ]
 
 
 def set_attributes(module: AnsibleModule, result: Dict[str, Any]) -> None:
@@ -571,6 +653,11 @@ def main() -> None:
         argument_spec={
             "src": {"type": "path"},
             "dest": {"type": "path"},
+            "paths": {"type": "list", "elements": "path"},
+            "plan": {"type": "path"},  # read by the action plugin, which gives its images
+            "exclude": {"type": "list", "elements": "str", "default": []},
+            "one_filesystem": {"type": "bool", "default": False},
+            "missing_ok": {"type": "bool", "default": False},
             "images": {
                 "type": "list",
                 "elements": "dict",
@@ -578,14 +665,18 @@ def main() -> None:
                     "src": {"type": "path", "required": True},
                     "src_base64": {"type": "str"},
                     "dest": {"type": "path"},
+                    "dest_base64": {"type": "str"},
                     "format": {"type": "str", "choices": ["qcow2", "raw"]},
                     "passphrase_file": {"type": "path", "no_log": False},
+                    "action": {"type": "str", "choices": ["convert", "skip", "refuse"], "default": "convert"},
+                    "why": {"type": "list", "elements": "str", "default": []},
                     "expect": {"type": "dict", "options": {"size": {"type": "int"}, "mtime_ns": {"type": "int"}, "ino": {"type": "int"}}},
                 },
             },
             "workers": {"type": "int", "default": 1},
-            "stop_after": {"type": "int"},
-            "stop_after_bytes": {"type": "str"},
+            "max_minutes": {"type": "float"},
+            "max_bytes": {"type": "str"},
+            "fail_on_in_use": {"type": "bool", "default": True},
             "progress_interval": {"type": "int", "default": 15},  # the action plugin's
             "reconnect_timeout": {"type": "int", "default": 3600},  # the action plugin's
             "time_limit": {"type": "int", "default": 31536000},  # the action plugin's
@@ -630,57 +721,94 @@ def main() -> None:
         },
         supports_check_mode=True,
         add_file_common_args=True,
-        required_one_of=[("src", "images")],
-        mutually_exclusive=[("src", "images")],
+        required_one_of=[("src", "images", "paths", "plan")],
+        mutually_exclusive=[("src", "images", "paths", "plan")],
         required_if=[("encryption", "luks", ("luks_passphrase_file",))],
     )
-    settings = Settings(
-        state_dir=to_path(module.params["state_dir"]),
-        workers=module.params["workers"],
-        wait=module.params["lock_timeout"],
-        check_mode=module.check_mode,
-        stop_after=module.params["stop_after"],
-        stop_after_bytes=size_of(module, "stop_after_bytes"),
-        watched_as=module.params["_watched_as"],
-        domains=module.params["domains"],
-        libvirt_uri=module.params["libvirt_uri"],
-        reference_dirs=tuple(to_path(path) for path in module.params["reference_dirs"]),
-        references=module.params["references"],
-        raw_allowed=module.params["declared_raw"] == "allow",
-        running=Policy(module.params["running"], module.params["shutdown_timeout"]),
-        **reserve_of(module),
-    )
+    params = module.params
     recovered: List[Dict[str, Any]] = []
-    if module.params["priority"] == "low" and not module.check_mode:
-        for problem in priority.lower():
-            module.warn(problem)
+    found: Optional[Found] = None
+    results: List[Dict[str, Any]] = []
+    failure: Optional[QcowError] = None
     try:
-        results = run(list(requests_of(module)), settings, recovered)
+        settings = settings_of(params, check_mode=module.check_mode)
+        common = common_request(params)
+        if params["paths"] is not None:
+            found = Found(params, common)
+        wanted = [] if found else requests_of(params, common)
+        if params["priority"] == "low" and not module.check_mode:
+            for problem in priority.lower():
+                module.warn(problem)
+        results = run(found or wanted, settings, recovered)
     except QcowError as error:
-        module.fail_json(recovered=recovered, **error.result())
-    except ValueError as error:
-        module.fail_json(msg="src_base64: {0}".format(error))
+        failure = error
+        results = error.details.pop("images", [])
     for problem in warnings_of(recovered):
         module.warn(problem)
     for result in results:
         set_attributes(module, result)
         for warning in result["warnings"]:
             module.warn("{0}: {1}".format(result["src"], warning))
-    finish(module, results, recovered)
+    finish(module, results, recovered, found.last if found else None, failure)
 
 
-def finish(module: AnsibleModule, results: List[Dict[str, Any]], recovered: List[Dict[str, Any]]) -> None:
-    """Hand out the results of one image as the module's own, those of many as a list."""
-    changed = bool(recovered) or any(result["changed"] for result in results)
-    failed = [result for result in results if result["failed"]]
-    answer = dict(results[0]) if module.params["images"] is None else {"images": results, "summary": summary(results)}
-    answer.update(changed=changed, recovered=recovered)
+def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
+    """How the call is run.
+
+    :raises OptionError: an option cannot be meant.
+    """
+    require_at_least(
+        params, workers=1, max_minutes=0, progress_interval=0, reconnect_timeout=0, time_limit=1, shutdown_timeout=0, lock_timeout=0
+    )
+    reserve, percent = reserve_of(params)
+    return Settings(
+        state_dir=absolute(params["state_dir"], "state_dir"),
+        workers=params["workers"],
+        wait=params["lock_timeout"],
+        check_mode=check_mode,
+        max_minutes=params["max_minutes"],
+        max_bytes=bytes_of(params, "max_bytes"),
+        fail_on_in_use=params["fail_on_in_use"],
+        watched_as=params["_watched_as"],
+        domains=params["domains"],
+        libvirt_uri=params["libvirt_uri"],
+        reference_dirs=paths_of(params, "reference_dirs"),
+        references=params["references"],
+        raw_allowed=params["declared_raw"] == "allow",
+        running=Policy(params["running"], params["shutdown_timeout"]),
+        reserve=reserve,
+        reserve_percent=percent,
+    )
+
+
+def finish(
+    module: AnsibleModule,
+    results: List[Dict[str, Any]],
+    recovered: List[Dict[str, Any]],
+    found: Optional[Candidates],
+    failure: Optional[QcowError],
+) -> None:
+    """Hand out the results of one image as the module's own, those of many as a list; fail where anything has failed."""
+    one = module.params["src"] is not None
+    answer = {"images": results, "summary": summary(results)} if not one else dict(results[0]) if results else {}  # type: Dict[str, Any]
+    problems = []
+    if found is not None:
+        answer["errors"] = found.errors
+        answer["summary"].update(files=found.files, directories=found.directories)
+        if found.errors:
+            problems.append(message_of(found.errors))
+    if failure is not None:
+        answer.update(failure.result())
+        problems.append(str(failure))
+    else:
+        problems += [result["msg"] for result in results if result["failed"]]
+    answer.update(changed=bool(recovered) or any(result["changed"] for result in results), recovered=recovered)
     if module._diff:  # with many images this doubles the answer
         answer["diff"] = diff_of(results)
     answer.pop("failed", None)
     answer.pop("warnings", None)  # given by module.warn already
-    if failed:
-        module.fail_json(**dict(answer, msg="; ".join(result["msg"] for result in failed)))
+    if problems:
+        module.fail_json(**dict(answer, msg="; ".join(problems)))
     module.exit_json(**answer)
 
 

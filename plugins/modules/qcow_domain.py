@@ -182,24 +182,12 @@ reason:
   sample: in-use
 """
 
-from typing import Optional
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.text.formatters import human_to_bytes
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domain_move import Job, run
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
-
-
-def bandwidth_of(module: AnsibleModule) -> Optional[int]:
-    """Bytes a second, or None for no limit."""
-    if module.params["bandwidth"] is None:
-        return None
-    try:
-        return human_to_bytes(module.params["bandwidth"])
-    except ValueError as error:
-        module.fail_json(msg="bandwidth: {0}".format(error))
+from ansible_collections.vmimage.qcow.plugins.module_utils.options import absolute, bytes_of, require_at_least
 
 
 def main() -> None:
@@ -220,20 +208,21 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    job = Job(
-        src=to_path(params["src"]),
-        dest=to_path(params["dest"]),
-        format=params["format"],
-        state_dir=to_path(params["state_dir"]),
-        uri=params["uri"],
-        domains=params["domains"],
-        running=params["running"],
-        shutdown_timeout=params["shutdown_timeout"],
-        restart=params["restart"],
-        bandwidth=bandwidth_of(module),
-        refresh_pools=params["refresh_pools"],
-    )
     try:
+        require_at_least(params, shutdown_timeout=0)
+        job = Job(
+            src=absolute(params["src"], "src"),
+            dest=absolute(params["dest"], "dest"),
+            format=params["format"],
+            state_dir=absolute(params["state_dir"], "state_dir"),
+            uri=params["uri"],
+            domains=params["domains"],
+            running=params["running"],
+            shutdown_timeout=params["shutdown_timeout"],
+            restart=params["restart"],
+            bandwidth=bytes_of(params, "bandwidth"),
+            refresh_pools=params["refresh_pools"],
+        )
         done = run(job, check_mode=module.check_mode)
     except QcowError as error:
         module.fail_json(**error.result())

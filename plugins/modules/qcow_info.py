@@ -13,6 +13,7 @@ author:
 description:
   - Looks at files and whole trees and reports every disk image in them by its content, whatever its name says.
   - QCOW version 1 images are described in full and their structure is checked, which no other tool does.
+  - Fails where it could not look at all that O(paths) names; its results are complete then but for what RV(errors) lists.
   - Nothing is changed, access times included where the rights allow, and C(qemu-img) is never asked what a file is, because on
     RHEL-like hosts it takes a QCOW version 1 image for a raw one.
 extends_documentation_fragment:
@@ -20,29 +21,21 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.info_module
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.images
+  - vmimage.qcow.search
 options:
   paths:
     description:
-      - Files and directories to look at. A file named here is always reported, whatever it is.
+      - Files and directories to look at, by absolute paths. A file named here is always reported, whatever it is.
       - Symbolic links inside a tree are not followed.
+      - What does not exist or cannot be read is listed in RV(errors), and the module fails after it has looked at the rest.
     type: list
     elements: path
     required: true
     aliases: [path]
-  exclude:
-    description:
-      - Shell patterns. What matches one by its name or its full path is left out, a directory with all below it.
-    type: list
-    elements: str
-    default: []
   recurse:
     description: Whether to look into the subdirectories of O(paths).
     type: bool
     default: true
-  one_filesystem:
-    description: Whether to stay on the filesystem of each of O(paths).
-    type: bool
-    default: false
   report:
     description:
       - Which files of a tree to report.
@@ -124,6 +117,10 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: found.summary.candidates == 0
     fail_msg: "{{ found.images | map(attribute='path') | join(', ') }}"
+
+- name: Convert them
+  vmimage.qcow.qcow_convert:
+    images: "{{ found.candidates }}"
 
 - name: Look at one file, with the fingerprint of its content
   vmimage.qcow.qcow_info:
@@ -259,6 +256,36 @@ images:
     error:
       description: Why the file could not be looked at, otherwise V(null).
       type: str
+candidates:
+  description: The images to migrate, as O(vmimage.qcow.qcow_convert#module:images) takes them.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    src:
+      description: The image's name; bytes that are not UTF-8 appear as C(\xNN).
+      type: str
+      sample: /srv/archive/old.img
+    src_base64:
+      description: Its exact name in Base64 where RV(candidates[].src) cannot be exact, otherwise V(null).
+      type: str
+errors:
+  description: What could not be looked at. The module has failed where there is anything.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    path:
+      description: The file or directory.
+      type: str
+      sample: /srv/archive/private
+    path_base64:
+      description: Its exact name in Base64 where RV(errors[].path) cannot be exact, otherwise V(null).
+      type: str
+    msg:
+      description: Why, and what to do about it.
+      type: str
+      sample: "/srv/archive/private: Permission denied. Run with the rights to read it (become), or leave it out with exclude."
 summary:
   description: Numbers of directories and files walked, of images by format, of candidates, damaged ones and errors, and the candidates' bytes.
   returned: always
@@ -317,10 +344,12 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domains import Domains
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.find import message_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import REPORTS, Question, look
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.users import add_domains, add_references
+from ansible_collections.vmimage.qcow.plugins.module_utils.options import absolute, paths_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
 
 
@@ -331,6 +360,7 @@ def main() -> None:
             "exclude": {"type": "list", "elements": "str", "default": []},
             "recurse": {"type": "bool", "default": True},
             "one_filesystem": {"type": "bool", "default": False},
+            "missing_ok": {"type": "bool", "default": False},
             "report": {"type": "str", "choices": list(REPORTS), "default": "known"},
             "check": {"type": "str", "choices": ["none", "structure", "content"], "default": "structure"},
             "fingerprint": {"type": "bool", "default": False},
@@ -345,30 +375,43 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    question = Question(
-        paths=tuple(to_path(path) for path in module.params["paths"]),
-        exclude=tuple(to_path(pattern) for pattern in module.params["exclude"]),
-        recurse=module.params["recurse"],
-        one_filesystem=module.params["one_filesystem"],
-        report=module.params["report"],
-        check=module.params["check"],
-        fingerprint=module.params["fingerprint"],
-        in_use=module.params["in_use"],
-        chains=module.params["chains"],
-        backing_dirs=tuple(to_path(path) for path in module.params["backing_dirs"]),
-    )
+    params = module.params
     try:
-        images, summary = look(question)
-        if module.params["domains"]:
-            for problem in add_domains(images, summary, Domains(module.params["libvirt_uri"])):
+        records = Records(absolute(params["state_dir"], "state_dir"))
+        question = Question(
+            paths=paths_of(params, "paths"),
+            exclude=tuple(to_path(pattern) for pattern in params["exclude"]),
+            recurse=params["recurse"],
+            one_filesystem=params["one_filesystem"],
+            missing_ok=params["missing_ok"],
+            report=params["report"],
+            check=params["check"],
+            fingerprint=params["fingerprint"],
+            in_use=params["in_use"],
+            chains=params["chains"],
+            backing_dirs=paths_of(params, "backing_dirs"),
+        )
+        directories = paths_of(params, "reference_dirs")
+        images, summary, errors = look(question, records)
+        if params["domains"]:
+            for problem in add_domains(images, summary, Domains(params["libvirt_uri"])):
                 module.warn(problem)
-        if module.params["reference_dirs"]:
-            add_references(images, summary, tuple(to_path(path) for path in module.params["reference_dirs"]))
-        every = [explain(record) for record in Records(to_path(module.params["state_dir"])).all()]
+        if directories:
+            add_references(images, summary, directories)
+        every = [explain(record) for record in records.all()]
     except QcowError as error:
         module.fail_json(**error.result())
-    records = [entry for entry in every if entry["unfinished"] or module.params["records"] == "all"]
-    module.exit_json(changed=False, images=images, summary=summary, records=records)
+    answer = {
+        "changed": False,
+        "images": images,
+        "candidates": [{"src": image["path"], "src_base64": image["path_base64"]} for image in images if image["candidate"]],
+        "errors": errors,
+        "summary": summary,
+        "records": [entry for entry in every if entry["unfinished"] or params["records"] == "all"],
+    }
+    if errors:
+        module.fail_json(msg=message_of(errors), **answer)
+    module.exit_json(**answer)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
+  - Tells what a run of one of the collection's roles on a host amounts to, keeps that on the controller, and makes one report of all hosts.
   - Reads the reports that the roles P(vmimage.qcow.scan#role) and P(vmimage.qcow.migrate#role) have written for single hosts and makes one page of them
     that tells how a whole fleet stands, with no need of a network to look at it.
   - Works on the controller alone. The roles call it; call it yourself to make the report anew.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.action
-  - vmimage.qcow.attributes.actiongroup_qcow
 attributes:
+  async:
+    support: none
   check_mode:
     support: full
   diff_mode:
@@ -32,8 +34,9 @@ options:
     description:
       - The directory on the controller that holds C(scan-HOST.json) and C(migrate-HOST.json).
       - It gets C(index.html), C(report.json), C(hosts.csv), C(images.csv) and C(images.jsonl).
-    type: path
-    required: true
+      - A relative one is below the directory C(ansible-playbook) was started in. It is made where it does not exist.
+      - Required unless there are O(results). Empty for no reports.
+    type: str
   hosts:
     description: Hosts of which a report is expected. One that has none is reported as missing.
     type: list
@@ -43,6 +46,37 @@ options:
     description: Headline of the page.
     type: str
     default: QCOW version 1 migration
+  fleet:
+    description: Whether to make the report of all hosts.
+    type: bool
+    default: true
+  play:
+    description: Whose O(results) they are.
+    type: str
+    choices: [scan, migrate, rollback, cleanup]
+  results:
+    description:
+      - What the modules of this play have returned for this host, as registered. C(found) is of M(vmimage.qcow.qcow_info), C(planned) of
+        M(vmimage.qcow.qcow_convert) in check mode, and C(done) of the module that has changed something.
+      - It is kept in O(path) as C(PLAY-HOST.json), but not in check mode, and told in RV(lines) and RV(problems).
+    type: dict
+  paths:
+    description: The paths that O(results) are about.
+    type: list
+    elements: str
+    default: []
+  plan:
+    description: Whether to write C(plan-HOST.yml) beside the report of a scan.
+    type: bool
+    default: false
+  plan_speed:
+    description: Bytes a second that the times in the plan are estimated with.
+    type: str
+    default: 200M
+  fail_on_found:
+    description: Whether RV(problems) has an entry where a scan has found an image to migrate.
+    type: bool
+    default: false
 seealso:
   - module: vmimage.qcow.qcow_info
   - module: vmimage.qcow.qcow_convert
@@ -60,13 +94,27 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+lines:
+  description: What to show of the run on this host.
+  returned: with O(results)
+  type: list
+  elements: str
+problems:
+  description: Why the run on this host is no success; empty where it is.
+  returned: with O(results)
+  type: list
+  elements: str
+reached:
+  description: Whether the host could be reached all the time.
+  returned: with O(results)
+  type: bool
 report:
   description: The page.
-  returned: always
+  returned: with O(fleet)
   type: str
   sample: /srv/reports/2026-11/index.html
 totals:
   description: Numbers of hosts and of images by what has become of them, and bytes, over all hosts.
-  returned: always
+  returned: with O(fleet)
   type: dict
 """

@@ -113,7 +113,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import warnings_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import answer_of, choice_of, roll_back_all
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, answer_of, roll_back_all
+from ansible_collections.vmimage.qcow.plugins.module_utils.options import absolute, paths_of, require_at_least
 
 
 def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -134,6 +135,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "paths": {"type": "list", "elements": "path", "default": [], "aliases": ["path"]},
+            "missing_ok": {"type": "bool", "default": False},
             "records": {"type": "list", "elements": "str", "default": []},
             "discard_changes": {"type": "bool", "default": False},
             "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
@@ -146,9 +148,19 @@ def main() -> None:
     params = module.params
     if not params["paths"] and not params["records"]:
         module.fail_json(msg="say what to roll back: paths or records")
-    choice = choice_of(params, check_mode=module.check_mode)
     recovered: List[Dict[str, Any]] = []
     try:
+        require_at_least(params, lock_timeout=0)
+        choice = Choice(
+            state_dir=absolute(params["state_dir"], "state_dir"),
+            paths=paths_of(params, "paths"),
+            records=tuple(params["records"]),
+            wait=params["lock_timeout"],
+            check_mode=module.check_mode,
+            missing_ok=params["missing_ok"],
+            domains=params["domains"],
+            libvirt_uri=params["libvirt_uri"],
+        )
         images = roll_back_all(choice, discard_changes=params["discard_changes"], recovered=recovered)
     except QcowError as error:
         module.fail_json(recovered=recovered, **error.result())

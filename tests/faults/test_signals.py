@@ -24,6 +24,12 @@ SLOW = "3M"  # a second: time enough to be interrupted in the middle
 COUNT = 4
 
 
+def heed_signals() -> None:
+    """What is started here heeds the signals that this process may have been started to ignore (``nohup make test &``)."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Host:
     """A directory of images that take seconds to convert, and Ansible on this machine."""
 
@@ -72,6 +78,7 @@ class Host:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_signals,
         )
 
     def until_copying(self, count: int = 1) -> None:
@@ -148,12 +155,14 @@ def gone(pids: list[int], seconds: float = 20) -> bool:
 
 @pytest.mark.parametrize("name, workers", [("SIGTERM", 1), ("SIGTERM", 2), ("SIGINT", 1), ("SIGHUP", 2)])
 def test_asked_to_end(host: Host, name: str, workers: int) -> None:
-    """The module undoes what is under way, says so, and the next run goes on."""
+    """The module undoes what is under way, says so, and the next run goes on; also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with host.start(host.arguments(bandwidth=SLOW, workers=workers)) as process:
         host.until_copying(workers)
         pids = host.modules()
         os.kill(pids[0], getattr(signal, name))
         output = process.communicate(timeout=60)[0]
+    signal.signal(signal.SIGHUP, before)
     assert "interrupted by " + name in output, output
     assert gone(pids), "the module or a worker is still there"
     assert host.temporaries() == []

@@ -6,9 +6,9 @@
 
 import os
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils.errors import NoSpace, QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import Ended, run_forked
@@ -21,7 +21,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.limits impo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, NOOP, REFUSE, RETIRE, Plan
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.preflight import Reserve, preflight, reason_of
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.progress import Board
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Records, named
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Exclusive, Records, make_directory, named
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
@@ -30,7 +30,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_e
 class Settings(NamedTuple):
     """How a batch is run.
 
-    ``wait`` and ``stop_after`` are in seconds, ``reserve`` and ``stop_after_bytes`` in bytes, ``reserve_percent`` in percent of a filesystem.
+    ``wait`` is in seconds, ``reserve`` and ``max_bytes`` in bytes, ``reserve_percent`` in percent of a filesystem.
     """
 
     state_dir: bytes
@@ -39,8 +39,9 @@ class Settings(NamedTuple):
     reserve: int = 64 << 20
     reserve_percent: float = 0.0
     check_mode: bool = False
-    stop_after: Optional[float] = None  # begin no image later than this
-    stop_after_bytes: Optional[int] = None  # copy no more guest bytes than this
+    max_minutes: Optional[float] = None  # start no image later than this
+    max_bytes: Optional[int] = None  # copy no more guest bytes than this
+    fail_on_in_use: bool = True  # an image that is in use has failed; otherwise it is left to another run
     watched_as: Optional[str] = None  # the token of who reads how far it has come
     domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that use the images
     libvirt_uri: str = DEFAULT_URI
@@ -50,27 +51,34 @@ class Settings(NamedTuple):
     running: guests.Policy = guests.Policy()  # what may be done to running domains
 
 
-def run(requests: List[Request], settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
+Requests = Union[List[Request], Callable[[], List[Request]]]
+"""What to migrate; a callable finds it, and is asked again after an interrupted run has been looked after."""
+
+
+def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
     """Plan and, unless in check mode, execute; one result for each request, in their order.
 
     A refused or failed image has ``failed: true`` and does not stop the others. What an interrupted run has left is finished or cleaned up
-    first.
+    first. Where nothing is found and nothing was left, nothing is written on the host either.
 
     :param recovered: gets an entry for each record that this was done for (in check mode: would be done for).
     :raises NoSpace: where the whole plan does not fit; nothing has been written then.
     :raises StateError: where another run is at work on this host, or the state directory cannot be used.
     :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far.
     """
-    requests = [_absolute(request) for request in requests]
+    wanted = _asked(requests)
     recovered = [] if recovered is None else recovered
     keeper = keepers.install(settings.domains, settings.libvirt_uri, raw_allowed=settings.raw_allowed)
     if settings.check_mode:
         recovered.extend(visits.explain(settings.state_dir))
         recovered.extend(dict(explain(record), failed=False) for record in Records(settings.state_dir).unfinished())
-        return [_planned(plan) for plan in _plan_all(requests, settings, [], keeper)]
+        plans = _plan_all(wanted, settings, [], keeper)
+        return _tolerated(plans, [_planned(plan) for plan in plans], settings)
+    if not wanted and not _anything_left(settings.state_dir):
+        return []
     results: Dict[int, Dict[str, Any]] = {}
-    window = Window(settings.stop_after)
-    board = Board(settings.state_dir, settings.watched_as, passes=2 if any(request.verify for request in requests) else 1)
+    window = Window(settings.max_minutes)
+    board = Board(settings.state_dir, settings.watched_as, passes=2 if any(request.verify for request in wanted) else 1)
     try:
         board.stage("waiting")
         with Interruptible(), Exclusive(settings.state_dir, settings.wait):
@@ -79,12 +87,15 @@ def run(requests: List[Request], settings: Settings, recovered: Optional[List[Di
             recovered.extend(visits.recover(settings.state_dir, settings.libvirt_uri))
             recovered.extend(recover(Records(settings.state_dir)))
             recovered.extend(visits.restart(settings.state_dir, settings.libvirt_uri))
-            board.stage("planning", images=len(requests))
-            plans = _plan_all(requests, settings, recovered, keeper)
+            if recovered and callable(requests):
+                wanted = _asked(requests)
+            board.stage("planning", images=len(wanted))
+            plans = _plan_all(wanted, settings, recovered, keeper)
             work = [(number, plan) for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)]
             for number, plan in enumerate(plans):
                 if plan.action in (NOOP, REFUSE, DEFER):
                     results[number] = _planned(plan)
+            _make_destinations([plan for _number, plan in work if plan.action == CONVERT])
             board.begin([(plan.request.src, plan.guest_bytes) for _number, plan in work])
             for number, result in _work(work, settings, window, board, keeper):
                 results[number] = result
@@ -95,17 +106,48 @@ def run(requests: List[Request], settings: Settings, recovered: Optional[List[Di
         raise QcowError(
             "{0}; what was under way was undone".format(error),
             reason="interrupted",
-            hint="{0} of {1} images had been dealt with. Run again to go on.".format(len(results), len(requests)),
+            hint="{0} of {1} images had been dealt with. Run again to go on.".format(len(results), len(wanted)),
             images=[results[number] for number in sorted(results)],
         ) from error
     finally:
         board.close()
-    return [results[number] for number in range(len(plans))]
+    return _tolerated(plans, [results[number] for number in range(len(plans))], settings)
+
+
+def _anything_left(state_dir: bytes) -> bool:
+    """Whether an interrupted run has left something to look after."""
+    records = Records(state_dir)
+    return bool(records.unfinished() or records.unreadable() or visits.explain(state_dir))
+
+
+def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Settings) -> List[Dict[str, Any]]:
+    """The results, those of images that are in use left to another run where that is no failure; chains stay together."""
+    if settings.fail_on_in_use:
+        return results
+    reasons: Dict[Tuple[str, int], Set[str]] = {}
+    for number, (plan, result) in enumerate(zip(plans, results)):
+        if result["failed"]:
+            reasons.setdefault(unit_of(number, plan), set()).add(result["reason"])
+    return [
+        dict(result, action=DEFER, failed=False, reason="in-use")
+        if result["failed"] and "in-use" in reasons[unit_of(number, plan)] <= {"in-use", "chain"}
+        else result
+        for number, (plan, result) in enumerate(zip(plans, results))
+    ]
+
+
+def _asked(requests: Requests) -> List[Request]:
+    return [_absolute(request) for request in (requests() if callable(requests) else requests)]
 
 
 def _absolute(request: Request) -> Request:
     """Records must hold names that mean the same to a later run in another directory."""
-    return request._replace(src=os.path.abspath(request.src), dest=None if request.dest is None else os.path.abspath(request.dest))
+    dest, dest_dir = request.dest, request.dest_dir
+    return request._replace(
+        src=os.path.abspath(request.src),
+        dest=None if dest is None else os.path.abspath(dest),
+        dest_dir=None if dest_dir is None else os.path.abspath(dest_dir),
+    )
 
 
 def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[str, Any]], keeper: Domains) -> List[Plan]:
@@ -118,8 +160,30 @@ def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[
         message = stuck.get(show(plan.request.src))
         if message is not None:
             plans[number] = plan._replace(action=REFUSE, code="unfinished", reasons=["an interrupted run cannot be finished: " + message])
-    plans = defer_beyond(refuse_together(plans), settings.stop_after_bytes)
-    return refuse_together(preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
+    plans = defer_beyond(refuse_together(plans), settings.max_bytes)
+    try:
+        return refuse_together(preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
+    except NoSpace as error:
+        refused = [
+            plan._replace(action=REFUSE, code=error.reason, reasons=[str(error)]) if plan.action in (CONVERT, RETIRE) else plan
+            for plan in plans
+        ]
+        error.details["images"] = [_planned(plan) for plan in refused]
+        raise
+
+
+def _make_destinations(plans: List[Plan]) -> None:
+    """The directories for results. Others may pass through them but not list them: results have the rights of their originals."""
+    for directory in sorted({plan.request.dest_dir for plan in plans if plan.request.dest_dir is not None}):
+        try:
+            make_directory(directory, 0o711)
+        except OSError as error:
+            raise QcowError(
+                "the directory for the results cannot be made: {0}".format(error.strerror),
+                directory,
+                reason=reason_of(error),
+                hint="Nothing was changed. Make it, or choose another.",
+            ) from error
 
 
 def _refresh_pools(keeper: Domains, plans: List[Plan], results: Dict[int, Dict[str, Any]]) -> None:
@@ -160,7 +224,7 @@ def _work(
                 yield number, _failed(plan, "worker", message, {})
     for index, job in enumerate(jobs):
         for number, plan in job if index not in begun else ():
-            yield number, _planned(deferred(plan, "{0:g} seconds".format(settings.stop_after or 0)))
+            yield number, _planned(deferred(plan, "{0:g} minutes".format(settings.max_minutes or 0)))
 
 
 def _jobs_done(

@@ -28,12 +28,11 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qc
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2 import Qcow2
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import fingerprint
 from ansible_collections.vmimage.qcow.plugins.module_utils.image.writer import likely_writer
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.find import WALKERS, absent, unseen
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import is_retired
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.source import Source, open_plain
 from ansible_collections.vmimage.qcow.plugins.module_utils.paths import encode_exact, show
-
-WALKERS = 2
-"""Processes that walk a tree; only where the first bytes decide what is reported, which is where walking is all the work."""
 
 REPORTS = ("v1", "known", "all")
 
@@ -45,6 +44,7 @@ class Question(NamedTuple):
     exclude: Tuple[bytes, ...] = ()
     recurse: bool = True
     one_filesystem: bool = False
+    missing_ok: bool = False  # paths that do not exist are no errors
     report: str = "known"  # v1: QCOW v1 only; known: every recognised format; all: raw or unknown files too
     check: str = "structure"  # none, structure or content
     fingerprint: bool = False
@@ -53,15 +53,28 @@ class Question(NamedTuple):
     backing_dirs: Tuple[bytes, ...] = ()  # where backing files may lie, besides ``paths`` and the directory of each image
 
 
-def look(question: Question) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
-    """Every file that the question asks for, and what they amount to: ``(images, summary)``."""
+class Answer(NamedTuple):
+    """The images, what they amount to, and what could not be looked at."""
+
+    images: List[Dict[str, Any]]
+    summary: Dict[str, Any]
+    errors: List[Dict[str, Any]]
+
+
+def look(question: Question, records: Records) -> Answer:
+    """Every file that the question asks for.
+
+    :param records: of this host; a path that was named and is gone because its image was migrated is no error.
+    """
     counts = tree.Counts()
+    errors: List[Dict[str, Any]] = []
+    gone = absent(question.paths, records, missing_ok=question.missing_ok)
     named = set(question.paths)
     graph = Graph()
     prefix = b"" if question.report != "v1" else QCOW_MAGIC if question.chains else QCOW1_MAGIC
     images = []
     for found in tree.walk(
-        question.paths,
+        [path for path in question.paths if path not in gone],
         prefix=prefix,
         workers=WALKERS,
         exclude=question.exclude,
@@ -73,7 +86,7 @@ def look(question: Question) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
             graph.add(found.path, open_source)
         if question.report == "v1" and found.error is None and not is_qcow1(found.head) and found.path not in named:
             continue
-        image = _describe(found, question)
+        image = _describe(found, question, errors)
         if found.path in named or found.error or question.report == "all" or image["format"] != UNKNOWN:
             images.append(image)
     if question.in_use:
@@ -82,11 +95,13 @@ def look(question: Question) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
         _add_dependants(images, graph)
     for image in images:
         del image["_key"]
-    return images, _summary(images, counts)
+    return Answer(images, _summary(images, counts), errors)
 
 
-def _describe(found: tree.Found, question: Question) -> Dict[str, Any]:
+def _describe(found: tree.Found, question: Question, errors: List[Dict[str, Any]]) -> Dict[str, Any]:
     status = found.stat
+    if found.error is not None:
+        errors.append(unseen(found))
     image = {
         "path": show(found.path),
         "path_base64": encode_exact(found.path),
@@ -113,7 +128,7 @@ def _describe(found: tree.Found, question: Question) -> Dict[str, Any]:
         "fingerprint": None,
         "candidate": False,
         "reasons": [],
-        "error": None if found.error is None else "{0}: {1}".format(show(found.path), found.error),
+        "error": None if found.error is None else errors[-1]["msg"],
         "_key": None if status is None else (status.st_dev, status.st_ino),
     }  # type: Dict[str, Any]
     if found.error is None and status is not None:
@@ -125,7 +140,8 @@ def _describe(found: tree.Found, question: Question) -> Dict[str, Any]:
             image["error"] = str(error)
             image["reasons"].append(error.reason)
         except OSError as error:
-            image["error"] = "{0}: {1}".format(show(found.path), error.strerror)
+            errors.append(unseen(found._replace(error=error.strerror)))
+            image["error"] = errors[-1]["msg"]
     return image
 
 

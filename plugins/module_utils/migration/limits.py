@@ -52,12 +52,11 @@ def deferred(plan: Plan, limit: str) -> Plan:
 class Window:
     """The time in which a run may begin with an image. What is under way at its end is completed.
 
-    :param seconds: from now; ``None`` for no end.
+    :param minutes: from now; ``None`` for no end.
     """
 
-    def __init__(self, seconds: Optional[float]) -> None:
-        self.seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
+    def __init__(self, minutes: Optional[float]) -> None:
+        self._end = None if minutes is None else time.monotonic() + minutes * 60
 
     def is_open(self) -> bool:
         """Whether the next image may be begun."""

@@ -135,6 +135,13 @@ def make_plan(request: Request, records: Records, bases: Optional[Bases] = None)
 
 
 def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Plan:
+    if request.refused:
+        raise QcowError(
+            "the plan refuses it: {0}".format(request.refused),
+            request.src,
+            reason="planned",
+            hint="It was left as it is. Mend that and scan again, or set its action in the plan to skip.",
+        )
     done = _last_done(records.of_source(request.src))
     if not os.path.lexists(request.src):
         if done is not None and os.path.lexists(done.file("dest") or b""):

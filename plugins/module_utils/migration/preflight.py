@@ -76,7 +76,7 @@ def _demands(plans: List[Plan], state_dir: bytes) -> List[space.Demand]:
     demands = []
     for plan in plans:
         if plan.action == CONVERT:
-            demands.append(space.Demand(_parent(plan.dest), plan.need, 1, show(plan.dest)))
+            demands.append(space.Demand(_directory(plan), plan.need, 1, show(plan.dest)))
         if plan.action in (CONVERT, RETIRE):
             demands.append(space.Demand(_existing(state_dir), _RECORD_BYTES, 1, "records"))
             if plan.retired is not None:
@@ -88,7 +88,7 @@ def _possible(plan: Plan, closed: Dict[bytes, space.Problem]) -> Plan:
     """The plan, or its refusal where a directory or the original itself forbids what is to be done with it."""
     if plan.action not in (CONVERT, RETIRE):
         return plan
-    directories = [_parent(plan.dest)] if plan.action == CONVERT else []
+    directories = [_directory(plan)] if plan.action == CONVERT else []
     if plan.retired is not None:
         directories.append(_parent(plan.retired))
     for directory in directories:
@@ -112,6 +112,12 @@ def _protection(path: bytes) -> Optional[str]:
         return " and ".join(attributes.protection(fd))
     finally:
         os.close(fd)
+
+
+def _directory(plan: Plan) -> bytes:
+    """Where the result goes; of a directory that is yet to be made, the one that it will be made in."""
+    directory = _parent(plan.dest)
+    return directory if plan.request.dest_dir is None else _existing(directory)
 
 
 def _parent(path: bytes) -> bytes:

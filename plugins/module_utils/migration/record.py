@@ -232,17 +232,18 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def make_directory(path: bytes) -> None:
+def make_directory(path: bytes, mode: int = 0o700) -> None:
     """Make a directory and what is missing above it, each durable before the next.
 
+    :param mode: of each directory that is made.
     :raises OSError: where it cannot be made.
     """
     if os.path.isdir(path):
         return
     parent = os.path.dirname(path) or b"."
-    make_directory(parent)
+    make_directory(parent, mode)
     try:
-        os.mkdir(path, 0o700)
+        os.mkdir(path, mode)
     except FileExistsError:
         if not os.path.isdir(path):
             raise

@@ -25,7 +25,8 @@ class Request(NamedTuple):
     """One image to migrate, and how. Sizes in bytes."""
 
     src: bytes
-    dest: Optional[bytes] = None  # a file name, or a directory the result goes into; beside the source if not given
+    dest: Optional[bytes] = None  # a file name, or an existing directory the result goes into; beside the source if not given
+    dest_dir: Optional[bytes] = None  # a directory the result goes into, made where it does not exist; instead of ``dest``
     format: str = "qcow2"  # qcow2 or raw
     keep_name: bool = False  # the result takes the source's name
     engine: str = "auto"  # auto, native or qemu-img
@@ -53,6 +54,7 @@ class Request(NamedTuple):
     layout: str = "recluster"  # of a qcow2 result: recluster, or keep: clusters stay where they are, only the tables are new
     page_cache: str = "use"  # or spare: leave neither source nor result in it
     held: str = ""  # by running domains: WRITTEN until room is made for the migration, or only READ by now
+    refused: str = ""  # why a reviewed plan refuses it
     expect: Tuple[Tuple[str, int], ...] = ()  # what a reviewed plan says of the source: size, mtime_ns and ino, those that it names
 
 
@@ -77,12 +79,10 @@ def result_path(request: Request) -> bytes:
     ``x.qcow`` becomes ``x.qcow2`` (or ``x.raw``); any other name gets the suffix appended; a name that carries it already is kept, as
     is every name on request. An explicit ``dest`` that is not a directory is taken as it is.
     """
-    if request.dest is not None and not os.path.isdir(request.dest):
+    if request.dest_dir is None and request.dest is not None and not os.path.isdir(request.dest):
         return request.dest
     directory, name = os.path.split(request.src)
-    if request.dest is not None:
-        directory = request.dest
-    return os.path.join(directory, _result_name(name, request))
+    return os.path.join(request.dest_dir or request.dest or directory, _result_name(name, request))
 
 
 def _result_name(name: bytes, request: Request) -> bytes:

@@ -5,7 +5,7 @@
 """What comes after migrations, for many records in one call: rolling back, and deleting the originals."""
 
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils.host.libvirt import DEFAULT_URI
@@ -17,7 +17,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record impo
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.references import GOING_BACK
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.selection import select
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, show, to_path
+from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, show
 
 
 class Choice(NamedTuple):
@@ -28,21 +28,9 @@ class Choice(NamedTuple):
     records: Tuple[str, ...] = ()
     wait: float = 0
     check_mode: bool = False
+    missing_ok: bool = False  # paths that name neither a record nor a directory are no errors
     domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that a rollback concerns
     libvirt_uri: str = DEFAULT_URI
-
-
-def choice_of(params: Mapping[str, Any], *, check_mode: bool) -> Choice:
-    """What the parameters of a module say."""
-    return Choice(
-        state_dir=to_path(params["state_dir"]),
-        paths=tuple(to_path(path) for path in params["paths"]),
-        records=tuple(params["records"]),
-        wait=params["lock_timeout"],
-        check_mode=check_mode,
-        domains=params.get("domains", keepers.FOLLOW),
-        libvirt_uri=params.get("libvirt_uri", DEFAULT_URI),
-    )
 
 
 def answer_of(images: List[Dict[str, Any]], recovered: List[Dict[str, Any]], **more: Any) -> Tuple[Dict[str, Any], str]:
@@ -124,7 +112,8 @@ def _run(choice: Choice, deal: Deal, missing: Dict[str, Any], recovered: Optiona
         _deal_with(choice, records, deal, missing, results)
         return results
     if next(records.all(), None) is None and not choice.records:
-        return results  # nothing was ever migrated here: leave no lock behind
+        _deal_with(choice, records, deal, missing, results)  # nothing was ever migrated here: leave no lock behind
+        return results
     try:
         with Interruptible(), Exclusive(choice.state_dir, choice.wait):
             recovered.extend(visits.recover(choice.state_dir, choice.libvirt_uri))
@@ -137,7 +126,7 @@ def _run(choice: Choice, deal: Deal, missing: Dict[str, Any], recovered: Optiona
 
 
 def _deal_with(choice: Choice, records: Records, deal: Deal, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
-    chosen, unknown = select(records, choice.paths, choice.records)
+    chosen, unknown = select(records, choice.paths, choice.records, missing_ok=choice.missing_ok)
     for error in unknown:
         nothing = dict.fromkeys(("record", "src", "src_base64", "dest", "dest_base64", "retired", "state", "time"))
         results.append(

@@ -34,28 +34,28 @@ def requests(folder, paths, **more):
 def test_a_run_ends_before_it_copies_too_much_and_the_next_goes_on(tmp_path):
     paths = images(tmp_path, 4)
     limit = 2 * 64 * 4096
-    actions = [result["action"] for result in run(requests(tmp_path, paths), settings(tmp_path, stop_after_bytes=limit))]
+    actions = [result["action"] for result in run(requests(tmp_path, paths), settings(tmp_path, max_bytes=limit))]
     assert actions == ["convert", "convert", "defer", "defer"]
-    results = run(requests(tmp_path, paths), settings(tmp_path, stop_after_bytes=limit))
+    results = run(requests(tmp_path, paths), settings(tmp_path, max_bytes=limit))
     assert [result["action"] for result in results] == ["noop", "noop", "convert", "convert"]
     assert not any(result["failed"] for result in results)
 
 
 def test_an_image_larger_than_the_limit_is_migrated_first(tmp_path):
     paths = images(tmp_path, 2)
-    results = run(requests(tmp_path, paths), settings(tmp_path, stop_after_bytes=1))
+    results = run(requests(tmp_path, paths), settings(tmp_path, max_bytes=1))
     assert [result["changed"] for result in results] == [True, False]
     assert summary(results)["deferred"] == 1 and summary(results)["failed"] == 0
 
 
 def test_check_mode_tells_what_would_be_deferred(tmp_path):
-    results = run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, stop_after_bytes=1, check_mode=True))
+    results = run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, max_bytes=1, check_mode=True))
     assert [result["action"] for result in results] == ["convert", "defer"]
 
 
 def test_no_image_is_begun_after_the_window(tmp_path):
     for workers in (1, 2):
-        results = run(requests(tmp_path, images(tmp_path, 3)), settings(tmp_path, stop_after=0, workers=workers))
+        results = run(requests(tmp_path, images(tmp_path, 3)), settings(tmp_path, max_minutes=0, workers=workers))
         assert [result["reason"] for result in results] == ["deferred"] * 3
         assert not any(name.endswith(".tmp") for name in os.listdir(tmp_path))
 

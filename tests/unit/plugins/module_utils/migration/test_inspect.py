@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import Question, look
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain
@@ -24,7 +25,7 @@ def overlay(path: pathlib.Path, base: bytes) -> pathlib.Path:
 
 
 def told(directory: pathlib.Path, **options: Any) -> dict:
-    images, _summary = look(Question(paths=(os.fsencode(directory),), **options))
+    images = look(Question(paths=(os.fsencode(directory),), **options), Records(b"")).images
     return {os.path.basename(image["path"]): image for image in images}
 
 

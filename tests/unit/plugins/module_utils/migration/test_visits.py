@@ -16,6 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ToolFai
 from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_live, domain_power, libvirt
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, guests, keepers, undo, visits
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import Question, look
+from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils.migration.users import add_domains, add_references
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
@@ -270,7 +271,7 @@ def test_each_image_is_told_with_its_users(host: Host) -> None:
     Guest(host.daemon, "shop", [disk(shop, "qcow")])
     Guest(host.daemon, "trap", [disk(trap, "raw", "vdc")])
     up(host, "run", disk(run, "qcow"))
-    images, summary = look(Question((os.fsencode(host.directory),)))
+    images, summary, _errors = look(Question((os.fsencode(host.directory),)), Records(os.fsencode(host.directory / "state")))
     assert add_domains(images, summary, keepers.Domains(host.daemon.uri)) == []
     found = {os.path.basename(image["path"]): image for image in images}
     (user,) = found["shop.qcow"]["users"]

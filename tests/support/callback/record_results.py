@@ -32,13 +32,17 @@ class CallbackModule(CallbackBase):
         # The attributes without an underscore exist from ansible-core 2.19 on.
         task = getattr(result, "task", None) or result._task
         value = result.result if hasattr(result, "result") else result._result
-        self._write({"event": event, "task": task.get_name(), "module": task.action, "result": value})
+        host = getattr(result, "host", None) or result._host
+        self._write({"event": event, "host": host.get_name(), "task": task.get_name(), "module": task.action, "result": value})
 
     def v2_runner_on_ok(self, result):
         self._result("ok", result)
 
     def v2_runner_on_failed(self, result, ignore_errors=False):
         self._result("failed", result)
+
+    def v2_runner_on_unreachable(self, result):
+        self._result("unreachable", result)
 
     def v2_playbook_on_stats(self, stats):
         self._write({"event": "stats", "hosts": {host: stats.summarize(host) for host in stats.processed}})

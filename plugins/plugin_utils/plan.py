@@ -1,0 +1,140 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# These plugin utils are PRIVATE to the collection: they may change at any time. Do not use them from elsewhere.
+
+"""Plans: files on the controller that say what is to be done with each image of a host, for people to review and edit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import typing as t
+
+import yaml
+
+Facts = t.Dict[str, t.Any]
+
+SCHEMA = 1
+
+HEAD = """\
+---
+# Plan for {host}. Nothing has been changed yet.
+#
+# Review it, change it, and have it carried out:
+#   ansible-playbook vmimage.qcow.migrate -e migrate_plan={directory}
+# Images are migrated in this order, bases always before what rests on them. Give one the action "skip", or take it out, and it stays as it is.
+# One with the action "refuse" cannot be migrated as things are; as long as it is here, the run fails and says so.
+# "expect" is the state of the image that was looked at: one that has changed since is refused.
+"""
+
+_FOR_MODULE = ("src", "src_base64", "dest", "dest_base64", "format", "expect", "action", "why")
+
+
+class PlanError(Exception):
+    """A plan cannot be carried out; the message says which, why, and what to do."""
+
+
+class Plan(t.NamedTuple):
+    """What a plan asks for: images as ``qcow_convert`` takes them, and the directories that were looked at."""
+
+    images: list[Facts]
+    paths: list[str]
+
+
+def name_of(host: str) -> str:
+    """What the plan of a host is called."""
+    return f"plan-{host}.yml"
+
+
+def read(path: str, host: str, *, missing_ok: bool = False) -> Plan:
+    """The plan for a host.
+
+    :param path: a plan, or a directory of plans; relative to the directory the controller was started in.
+    :param missing_ok: a directory without a plan for the host is a plan to do nothing.
+    :raises PlanError: there is none, it is not for this host, or it could not be carried out when it was made.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
+    if os.path.isdir(path):
+        directory, path = path, os.path.join(path, name_of(host))
+        if not os.path.exists(path):
+            if missing_ok and any(name.startswith("plan-") for name in os.listdir(directory)):
+                return Plan([], [])
+            raise PlanError(
+                f"There is no plan for this host: {path} does not exist. Nothing was changed. Scan the host, or set missing_ok to leave hosts "
+                "without a plan alone."
+            )
+    try:
+        with open(path, encoding="utf-8") as stream:
+            plan = yaml.safe_load(stream)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PlanError(f"The plan {path} cannot be read: {error}. Nothing was changed.") from error
+    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA or not isinstance(plan.get("images"), list):
+        raise PlanError(f"{path} is no plan that vmimage.qcow.scan has written. Nothing was changed.")
+    if plan.get("host") != host:
+        raise PlanError(f"The plan {path} is for the host {plan.get('host')}. Nothing was changed.")
+    if plan.get("refused"):
+        raise PlanError(
+            f"The plan {path} could not be carried out as a whole: {plan['refused']} Nothing was changed. Mend that, scan again, and review the new plan."
+        )
+    return Plan([_entry(image, path) for image in plan["images"]], [str(item) for item in plan.get("paths") or []])
+
+
+def _entry(image: t.Any, path: str) -> Facts:
+    if not isinstance(image, dict) or not image.get("src") or not image.get("action"):
+        raise PlanError(f"An image of the plan {path} has no src or no action: {image}. Nothing was changed.")
+    return {key: image[key] for key in _FOR_MODULE if image.get(key) is not None}
+
+
+def text(host: str, directory: str, time: str, paths: list[str], planned: Facts, speed: float) -> str:
+    """A plan as a file.
+
+    :param directory: where it will be.
+    :param time: when the host was looked at, in words.
+    :param planned: what ``qcow_convert`` has returned in check mode; empty where there was nothing to plan.
+    :param speed: bytes a second that times are estimated with.
+    """
+    images = [_planned(image, speed) for image in planned.get("images") or []]
+    wanted = [image for image in images if image["action"] == "convert"]
+    facts = {
+        "schema": SCHEMA,
+        "host": host,
+        "time": time,
+        "paths": paths,
+        "total": {
+            "images": len(wanted),
+            "space_bytes": sum(image["space_bytes"] for image in wanted),
+            "seconds": math.ceil(sum(image["copy_bytes"] for image in wanted) / speed),
+        },
+        "refused": refusal(planned),
+        "images": images,
+    }
+    head = HEAD.format(host=host, directory=directory)
+    # Texts of Ansible are subclasses of str, which YAML does not know.
+    return head + yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
+def refusal(planned: Facts) -> str | None:
+    """Why a whole call was refused in check mode, for instance for want of space."""
+    if not planned or ("images" in planned and not planned.get("reason")):
+        return None
+    return str(planned.get("msg") or "no reason was given")
+
+
+def _planned(image: Facts, speed: float) -> Facts:
+    return {
+        "src": image["src"],
+        "src_base64": image["src_base64"],
+        "action": {"retire": "convert", "noop": "skip"}.get(image["action"], image["action"]),
+        "why": image["reasons"],
+        "dest": image["dest"],
+        "dest_base64": image["dest_base64"],
+        "format": image["after"].get("format"),
+        "rests_on": [member["path"] for member in image["chain"]],
+        "copy_bytes": image["copy_bytes"],
+        "space_bytes": image["after"].get("file_size") or 0,
+        "seconds": math.ceil(image["copy_bytes"] / speed),
+        "expect": image["source"],
+    }
