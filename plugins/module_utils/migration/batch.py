@@ -128,10 +128,9 @@ def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Setti
     for number, (plan, result) in enumerate(zip(plans, results)):
         if result["failed"]:
             reasons.setdefault(unit_of(number, plan), set()).add(result["reason"])
+    tolerable = {unit for unit, found in reasons.items() if "in-use" in found and found <= {"in-use", "chain"}}
     return [
-        dict(result, action=DEFER, failed=False, reason="in-use")
-        if result["failed"] and "in-use" in reasons[unit_of(number, plan)] <= {"in-use", "chain"}
-        else result
+        dict(result, action=DEFER, failed=False, reason="in-use") if result["failed"] and unit_of(number, plan) in tolerable else result
         for number, (plan, result) in enumerate(zip(plans, results))
     ]
 
