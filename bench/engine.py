@@ -15,8 +15,8 @@ from typing import Any
 
 def migrate(state_dir: str, images: Any, workers: int = 1, **options: Any) -> Any:
     """``qcow_convert``: plan, copy, verify unless told not to, sync, publish and record."""
-    from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings, run
-    from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 
     directory = os.fsencode(state_dir)
     requests = [Request(src=os.fsencode(src), dest=os.fsencode(dest), state_dir=directory, **options) for src, dest in images]
@@ -29,8 +29,8 @@ def migrate(state_dir: str, images: Any, workers: int = 1, **options: Any) -> An
 
 def info(paths: Any, **options: Any) -> Any:
     """``qcow_info``."""
-    from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import Question, look
-    from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration.info import Question, look
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 
     answer = look(Question(tuple(os.fsencode(path) for path in paths), **options), Records(b"/nonexistent"))
     return {"images": len(answer.images), "summary": answer.summary}

@@ -102,11 +102,11 @@ from typing import Any, Dict, List
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.cleanup import summary
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import warnings_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, answer_of, clean_all
-from ansible_collections.vmimage.qcow.plugins.module_utils.options import absolute, paths_of, require_at_least
+from ..module_utils._errors import QcowError
+from ..module_utils._migration.cleanup import summary
+from ..module_utils._migration.recover import warnings_of
+from ..module_utils._migration.undo import Choice, answer_of, clean_all
+from ..module_utils._options import absolute, paths_of, require_at_least
 
 
 def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:

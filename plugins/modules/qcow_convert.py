@@ -496,25 +496,16 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import priority
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings, run, summary
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.find import Candidates, Search, candidates, message_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.guests import Policy
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import warnings_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils.options import (
-    OptionError,
-    absolute,
-    bytes_of,
-    cluster_size_of,
-    path_of,
-    paths_of,
-    require_at_least,
-    reserve_of,
-)
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import decode_exact, encode_exact, show, to_path
+from ..module_utils._errors import QcowError
+from ..module_utils._host import linux
+from ..module_utils._migration.batch import Settings, run, summary
+from ..module_utils._migration.guests import Policy
+from ..module_utils._migration.record import Records
+from ..module_utils._migration.recover import warnings_of
+from ..module_utils._migration.request import Request
+from ..module_utils._migration.search import Candidates, Search, candidates, message_of
+from ..module_utils._options import OptionError, absolute, bytes_of, cluster_size_of, path_of, paths_of, require_at_least, reserve_of
+from ..module_utils._paths import decode_exact, encode_exact, show, to_path
 
 
 def passphrase_files_of(params: Dict[str, Any], image: Dict[str, Any]) -> Tuple[Tuple[bytes, bytes], ...]:
@@ -737,7 +728,7 @@ def main() -> None:
             found = Found(params, common)
         wanted = [] if found else requests_of(params, common)
         if params["priority"] == "low" and not module.check_mode:
-            for problem in priority.lower():
+            for problem in linux.lower():
                 module.warn(problem)
         results = run(found or wanted, settings, recovered)
     except QcowError as error:

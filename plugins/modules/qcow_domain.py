@@ -185,9 +185,9 @@ reason:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domain_move import Job, run
-from ansible_collections.vmimage.qcow.plugins.module_utils.options import absolute, bytes_of, require_at_least
+from ..module_utils._errors import QcowError
+from ..module_utils._migration.domain_move import Job, run
+from ..module_utils._options import absolute, bytes_of, require_at_least
 
 
 def main() -> None:

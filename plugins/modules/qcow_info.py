@@ -342,15 +342,14 @@ records:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domains import Domains
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.find import message_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import REPORTS, Question, look
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.users import add_domains, add_references
-from ansible_collections.vmimage.qcow.plugins.module_utils.options import absolute, paths_of
-from ansible_collections.vmimage.qcow.plugins.module_utils.paths import to_path
+from ..module_utils._errors import QcowError
+from ..module_utils._migration.domain_references import Domains
+from ..module_utils._migration.info import REPORTS, Question, add_domains, add_references, look
+from ..module_utils._migration.record import Records
+from ..module_utils._migration.recover import explain
+from ..module_utils._migration.search import message_of
+from ..module_utils._options import absolute, paths_of
+from ..module_utils._paths import to_path
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import crew
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import crew
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.fingerprint import described
 from ansible_collections.vmimage.qcow.tests.support.strategies import FAMILIES, Chain, layer_name, write_chain

@@ -13,7 +13,7 @@ from typing import Iterator, Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import convert
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import execute
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, BuiltImage, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
@@ -43,7 +43,7 @@ def test_47_image_that_changes_meanwhile_is_refused(workbench, monkeypatch: pyte
         meddlers.append(meddler)
 
     meddlers: list[subprocess.Popen] = []
-    monkeypatch.setattr(convert._Tampering, "between", staticmethod(meddle))
+    monkeypatch.setattr(execute._Tampering, "between", staticmethod(meddle))
     with pytest.raises(engine.Refused) as refusal:
         workbench.convert(path)
     for meddler in meddlers:
@@ -171,7 +171,7 @@ def test_54_altered_result_is_not_published(workbench, monkeypatch: pytest.Monke
             target.seek(content.index(b"7 7 7 7"))
             target.write(b"8")
 
-    monkeypatch.setattr(convert._Tampering, "between", staticmethod(meddle))
+    monkeypatch.setattr(execute._Tampering, "between", staticmethod(meddle))
     workbench.is_refused(workbench.image(sample()), "verification-failed")
 
 

@@ -13,12 +13,13 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.convert import execute
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, make_plan
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.execute import execute
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import CONVERT
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.planner import make_plan
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import DENSE, FAILING, Point, Scene, Server, points
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted

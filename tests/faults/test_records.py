@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import StateError
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.recover import explain, recover
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import StateError
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, named
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import explain, recover
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.faults import CHANGING, Point, Scene, Server, points
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
@@ -123,11 +123,11 @@ def again(scene: Scene) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def test_verified_result_is_not_copied_again(server: Server, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ansible_collections.vmimage.qcow.plugins.module_utils.migration import convert
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration import execute
 
     scene = Scene(str(tmp_path))
     crashed(server, scene, "verified")
-    monkeypatch.setattr(convert, "_produce", None)  # whoever calls it fails
+    monkeypatch.setattr(execute, "_produce", None)  # whoever calls it fails
     results, recovered = again(scene)
     assert [entry["msg"] for entry in recovered] == ["put the proven result in place"]
     assert (results[0]["failed"], results[0]["changed"]) == (False, False)

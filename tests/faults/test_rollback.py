@@ -11,10 +11,10 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, clean_all, roll_back_all
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import Scene, guest_bytes, sha256
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
@@ -233,7 +233,7 @@ def test_refusals(tmp_path: Any) -> None:
 
 def test_facts_nobody_can_undo(tmp_path: Any) -> None:
     """A record that says domains were re-pointed is not half undone by a host that cannot point them back."""
-    from ansible_collections.vmimage.qcow.plugins.module_utils.migration import references
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration import references
 
     scene = Scene(str(tmp_path))
     migrate(scene)

@@ -15,8 +15,8 @@ from typing import Any, Iterator, Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.signals import Interrupted, Interruptible
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.workers import run_forked
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.signals import Interrupted, Interruptible
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.workers import run_forked
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import guest_bytes, sha256
 

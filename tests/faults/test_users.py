@@ -13,9 +13,9 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, convert
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, roll_back_all
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, roll_back_all
 from ansible_collections.vmimage.qcow.tests.support.faults import DENSE, Scene
 from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool
 
@@ -165,7 +165,7 @@ def test_source_written_during_conversion_is_noticed(tmp_path: Any, tell: Callab
 
 def test_change_that_leaves_no_open_file_is_noticed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tell: Callable[..., None]) -> None:
     """Without leases (as on network filesystems): a write between any two looks shows in the times, 50 of 50."""
-    from ansible_collections.vmimage.qcow.plugins.module_utils.host import in_use
+    from ansible_collections.vmimage.qcow.plugins.module_utils._host import in_use
 
     monkeypatch.setattr(in_use, "_leasable", lambda fd: False)
     noticed = 0
@@ -177,7 +177,7 @@ def test_change_that_leaves_no_open_file_is_noticed(tmp_path: Any, monkeypatch: 
                 stream.seek(-4096, os.SEEK_END)
                 stream.write(b"written meanwhile")
 
-        monkeypatch.setattr(convert._Tampering, "between", write)
+        monkeypatch.setattr(execute._Tampering, "between", write)
         result = run(scene, verify=attempt % 2 == 0)
         assert result["failed"] and result["reason"] in ("changed", "verification-failed", "in-use"), result
         assert scene.listing() == ["disk.qcow"]
@@ -187,12 +187,12 @@ def test_change_that_leaves_no_open_file_is_noticed(tmp_path: Any, monkeypatch: 
 
 def test_guard_lasts_until_the_original_is_retired(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU that starts while the original is being renamed fails on the guard's locks."""
-    from ansible_collections.vmimage.qcow.plugins.module_utils.migration import finish
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration import commit
 
     require_tool("qemu-io")
     scene = Scene(str(tmp_path))
     seen: list[str] = []
-    rename = finish.retire
+    rename = commit.retire
 
     def start_a_guest(path: bytes, aside: bytes, **options: Any) -> None:
         done = subprocess.run(
@@ -201,9 +201,9 @@ def test_guard_lasts_until_the_original_is_retired(tmp_path: Any, monkeypatch: p
         seen.append(done.stderr + done.stdout)
         rename(path, aside, **options)
 
-    monkeypatch.setattr(finish, "retire", start_a_guest)
+    monkeypatch.setattr(commit, "retire", start_a_guest)
     # No lease: it would hold qemu-io at its open for as long as we wait for it here.
-    monkeypatch.setattr("ansible_collections.vmimage.qcow.plugins.module_utils.host.in_use._leasable", lambda fd: False)
+    monkeypatch.setattr("ansible_collections.vmimage.qcow.plugins.module_utils._host.in_use._leasable", lambda fd: False)
     result = run(scene)
     assert not result["failed"], result["msg"]
     assert "lock" in seen[0], seen

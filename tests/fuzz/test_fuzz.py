@@ -17,17 +17,17 @@ from itertools import islice
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import crypt, safety
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, check
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import DAMAGED
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.fingerprint import BLOCK
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1_header import HEADER_SIZE
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import guest_blocks
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.writer import likely_writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt, safety
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import CONTENT, check
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.findings import DAMAGED
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.fingerprint import BLOCK
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.producer import likely_writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_header import HEADER_SIZE
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, Shared, Xen, build
 
 INPUTS = int(os.environ.get("VMIMAGE_FUZZ_INPUTS", "20000"))

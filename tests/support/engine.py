@@ -8,9 +8,8 @@ import os
 import tempfile
 from typing import Any, Mapping, Optional, Union
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import inspect as inspection
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, info
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 
 Path = Union[str, bytes, os.PathLike]
 
@@ -36,7 +35,7 @@ def _state_directory(_process: int) -> tempfile.TemporaryDirectory:
 
 def inspect(path: Path, **question: Any) -> dict[str, Any]:
     """What ``qcow_info`` says about one file; ``question``: other fields of the engine's question."""
-    images, _summary = inspection.look(inspection.Question(paths=(os.fsencode(path),), in_use=False, **question))
+    images, _summary = info.look(info.Question(paths=(os.fsencode(path),), in_use=False, **question))
     return images[0]
 
 

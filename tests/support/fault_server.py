@@ -19,12 +19,12 @@ import subprocess
 import sys
 import traceback
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.undo import Choice, clean_all, roll_back_all
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, clean_all, roll_back_all
 
 ANSWER_SIZE = 1 << 20
 

@@ -16,7 +16,7 @@ import sys
 import zlib
 from typing import Any, Iterator, NamedTuple, Optional
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Packed, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.require import require, require_tool
 

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import attributes, linux
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import attributes, linux
 from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 from ansible_collections.vmimage.qcow.tests.support.require import require_root
 

@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, QcowError, StateError, TargetExists, UnsafeImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import files, linux
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ImageChanged, QcowError, StateError, TargetExists, UnsafeImage
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import files, linux
 from ansible_collections.vmimage.qcow.tests.support.filesystems import in_child, mounted
 
 CRASH = 77

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageChanged, ImageInUse
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import files, in_use, linux
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ImageChanged, ImageInUse
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import files, in_use, linux
 from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 from ansible_collections.vmimage.qcow.tests.support.require import require, require_root, require_tool
 

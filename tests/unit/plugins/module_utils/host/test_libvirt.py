@@ -14,10 +14,10 @@ from typing import Iterator
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ImageInUse, QcowError, ToolFailed, UnsupportedImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_live, domain_power, domain_repoint, libvirt
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_repoint import Move
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_survey import survey, survey_connection
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ImageInUse, QcowError, ToolFailed, UnsupportedImage
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import api, control, redefine
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.inventory import survey, survey_connection
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.redefine import Move
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 
 SIZE = 32 << 20
@@ -25,10 +25,10 @@ RICH = """<graphics type='vnc' port='-1' passwd='s3cret'/><memballoon model='non
 
 
 @pytest.fixture
-def connection(daemon: Libvirtd) -> Iterator[libvirt.Connection]:
-    connection = libvirt.connect(daemon.uri, readonly=False)
+def connection(daemon: Libvirtd) -> Iterator[api.Connection]:
+    connection = api.connect(daemon.uri, readonly=False)
     yield connection
-    libvirt.close(connection)
+    api.close(connection)
 
 
 def plain(path: pathlib.Path, seed: int = 1) -> pathlib.Path:
@@ -58,7 +58,7 @@ def name_of(path: pathlib.Path) -> bytes:
     return os.fsencode(str(path))
 
 
-def test_every_user_of_an_image(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_every_user_of_an_image(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     os.link(str(image), str(tmp_path / "hard.img"))
     (tmp_path / "soft.img").symlink_to(image)
@@ -82,9 +82,7 @@ def test_every_user_of_an_image(daemon: Libvirtd, connection: libvirt.Connection
     assert answer.users_of(name_of(tmp_path / "nobody")) == []
 
 
-def test_snapshots_saved_states_and_arguments_are_obstacles(
-    daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path
-) -> None:
+def test_snapshots_saved_states_and_arguments_are_obstacles(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     guest = Guest(daemon, "snapped", [disk(image, "qcow")])
     flags = daemon.library.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
@@ -92,7 +90,7 @@ def test_snapshots_saved_states_and_arguments_are_obstacles(
     answer = survey_connection(connection)
     uses = answer.users_of(name_of(image))
     assert [use.where for use in uses] == ["snapshot:monday"]
-    (text,) = domain_repoint.obstacles(answer, uses)
+    (text,) = redefine.obstacles(answer, uses)
     assert text.startswith("Snapshot monday of domain snapped remembers") and "virsh snapshot-delete snapped monday" in text
     daemon.clear()
 
@@ -101,11 +99,11 @@ def test_snapshots_saved_states_and_arguments_are_obstacles(
     argument = "<qemu:commandline><qemu:arg value='-drive'/><qemu:arg value='file=%s,if=none'/></qemu:commandline></domain>" % image
     daemon.connection.defineXML(guest.xml().replace("<domain type='qemu'>", namespace).replace("</domain>", argument))
     answer = survey_connection(connection)
-    (text,) = domain_repoint.obstacles(answer, answer.users_of(name_of(image)))
+    (text,) = redefine.obstacles(answer, answer.users_of(name_of(image)))
     assert text.startswith("Domain arguing names %s outside its disks" % image)
 
 
-def test_repoint_changes_the_disk_alone_and_comes_back(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_repoint_changes_the_disk_alone_and_comes_back(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     raw = plain(tmp_path / "plain")
     image = convert(raw, "raw", tmp_path / "a.qcow", "qcow")
     new = convert(image, "qcow", tmp_path / "a.qcow2", "qcow2")
@@ -115,28 +113,28 @@ def test_repoint_changes_the_disk_alone_and_comes_back(daemon: Libvirtd, connect
     assert seen["vda"] == hashlib.sha256(raw.read_bytes()).hexdigest()
 
     moves = [Move(name_of(image), name_of(new), "qcow2")]
-    (planned,) = domain_repoint.plan(connection, survey_connection(connection), moves)
+    (planned,) = redefine.plan(connection, survey_connection(connection), moves)
     assert planned.changed and guest.xml() == before  # a plan changes nothing
-    assert domain_repoint.apply(connection, planned)
+    assert redefine.apply(connection, planned)
     after = guest.xml()
     assert after == before.replace("type='qcow'", "type='qcow2'").replace("a.qcow'", "a.qcow2'")
     assert "s3cret" in after and "s3cret" not in str(planned.diff())
     assert "type='qcow2'" in planned.diff()["after"] and "vdb" not in planned.diff()["after"]
     assert guest.boot() == seen
 
-    (again,) = domain_repoint.plan(connection, survey_connection(connection), moves)
-    assert not again.changed and not domain_repoint.apply(connection, again)
+    (again,) = redefine.plan(connection, survey_connection(connection), moves)
+    assert not again.changed and not redefine.apply(connection, again)
 
-    assert domain_repoint.restore(connection, before)
+    assert redefine.restore(connection, before)
     assert guest.xml() == before
-    assert not domain_repoint.restore(connection, before)
+    assert not redefine.restore(connection, before)
     assert guest.boot() == seen
     guest.domain.undefine()
-    assert domain_repoint.restore(connection, before)  # also when somebody has undefined it
+    assert redefine.restore(connection, before)  # also when somebody has undefined it
     assert guest.xml() == before
 
 
-def test_a_volume_stays_a_volume_and_its_pool_looks_again(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_a_volume_stays_a_volume_and_its_pool_looks_again(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     pool = daemon.pool("images", tmp_path)
     (tmp_path / "asleep").mkdir()
@@ -147,83 +145,81 @@ def test_a_volume_stays_a_volume_and_its_pool_looks_again(daemon: Libvirtd, conn
     new = convert(image, "qcow", tmp_path / "a.qcow2", "qcow2")
     image.unlink()
     assert "a.qcow2" not in pool.listVolumes()
-    refreshed = libvirt.refresh_pools(connection, [name_of(new), name_of(tmp_path / "asleep" / "x")])
+    refreshed = api.refresh_pools(connection, [name_of(new), name_of(tmp_path / "asleep" / "x")])
     assert [(result.name, result.refreshed, result.reason) for result in refreshed] == [
         ("asleep", False, "inactive"),
         ("images", True, None),
     ]
     assert "a.qcow2" in pool.listVolumes() and "a.qcow" not in pool.listVolumes()
-    (planned,) = domain_repoint.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(new), "qcow2")])
-    assert domain_repoint.apply(connection, planned)
+    (planned,) = redefine.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(new), "qcow2")])
+    assert redefine.apply(connection, planned)
     assert "<source pool='images' volume='a.qcow2'/>" in guest.xml() and "type='qcow2'" in guest.xml()
     assert guest.boot() == seen
 
 
-def test_a_running_domain_is_not_moved_under_its_feet(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_a_running_domain_is_not_moved_under_its_feet(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     guest = Guest(daemon, "busy", [disk(image, "qcow")], cmdline="guest=idle")
     before = guest.xml()
-    assert domain_power.start(connection, guest.domain.UUIDString())
+    assert control.start(connection, guest.domain.UUIDString())
     guest.wait("GUEST-UP")
     uses = survey_connection(connection).users_of(name_of(image))
     assert [(use.where, use.state) for use in uses] == [("definition", "running"), ("live", "running")]
-    (planned,) = domain_repoint.plan(
-        connection, survey_connection(connection), [Move(name_of(image), name_of(tmp_path / "a.qcow2"), "qcow2")]
-    )
+    (planned,) = redefine.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(tmp_path / "a.qcow2"), "qcow2")])
     with pytest.raises(ImageInUse, match="busy is running"):
-        domain_repoint.apply(connection, planned)
+        redefine.apply(connection, planned)
     assert guest.xml() == before
-    assert domain_power.shutdown(connection, guest.domain.UUIDString(), 60)
+    assert control.shutdown(connection, guest.domain.UUIDString(), 60)
     assert guest.lines("GUEST-BUTTON") and not guest.domain.isActive()
-    assert not domain_power.shutdown(connection, guest.domain.UUIDString(), 60)
+    assert not control.shutdown(connection, guest.domain.UUIDString(), 60)
 
 
-def test_a_deaf_guest_is_left_running(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_a_deaf_guest_is_left_running(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     guest = Guest(daemon, "deaf", [disk(image, "qcow")], cmdline="guest=idle guest.deaf")
-    domain_power.start(connection, guest.domain.UUIDString())
+    control.start(connection, guest.domain.UUIDString())
     guest.wait("GUEST-UP")
     with pytest.raises(ImageInUse, match="did not shut down within 2 seconds") as caught:
-        domain_power.shutdown(connection, guest.domain.UUIDString(), 2)
+        control.shutdown(connection, guest.domain.UUIDString(), 2)
     assert caught.value.reason == "shutdown-timeout" and guest.domain.isActive()
 
 
-def test_a_failed_start_goes_back(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_a_failed_start_goes_back(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     bad = tmp_path / "a.qcow2"
     bad.write_bytes(b"no image at all" * 1000)
     guest = Guest(daemon, "unlucky", [disk(image, "qcow")])
-    (planned,) = domain_repoint.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(bad), "qcow2")])
-    domain_repoint.apply(connection, planned)
+    (planned,) = redefine.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(bad), "qcow2")])
+    redefine.apply(connection, planned)
     with pytest.raises(ToolFailed, match="Domain unlucky does not start"):
-        domain_power.start(connection, planned.uuid)
-    domain_repoint.restore(connection, planned.before)
+        control.start(connection, planned.uuid)
+    redefine.restore(connection, planned.before)
     assert guest.xml() == planned.before
-    assert domain_power.start(connection, planned.uuid)
+    assert control.start(connection, planned.uuid)
     guest.wait_off()
 
 
-def test_what_libvirt_does_not_take_is_undone(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_what_libvirt_does_not_take_is_undone(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     guest = Guest(daemon, "shop", [disk(image, "qcow")])
-    (planned,) = domain_repoint.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(tmp_path / "b"), "qcow2")])
+    (planned,) = redefine.plan(connection, survey_connection(connection), [Move(name_of(image), name_of(tmp_path / "b"), "qcow2")])
     # libvirt drops elements that it does not know: a definition it does not keep as given.
     with pytest.raises(QcowError) as caught:
-        domain_repoint.apply(connection, planned._replace(after=planned.after.replace("<devices>", "<devices><unheard-of/>")))
+        redefine.apply(connection, planned._replace(after=planned.after.replace("<devices>", "<devices><unheard-of/>")))
     assert caught.value.reason == "verification-failed" and guest.xml() == planned.before
     guest.domain.setMaxMemory(262144)
     with pytest.raises(QcowError, match="changed by somebody else"):
-        domain_repoint.apply(connection, planned)
+        redefine.apply(connection, planned)
 
 
-def test_transient_domains_have_nothing_to_change(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_transient_domains_have_nothing_to_change(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     guest = Guest(daemon, "passing", [disk(image, "qcow")], cmdline="guest=idle")
     text = guest.xml()
     guest.domain.undefine()
     daemon.connection.createXML(text)
     answer = survey_connection(connection)
-    (text,) = domain_repoint.obstacles(answer, answer.users_of(name_of(image)))
+    (text,) = redefine.obstacles(answer, answer.users_of(name_of(image)))
     assert text.startswith("Domain passing is transient")
 
 
@@ -238,30 +234,30 @@ def blocks(raw: pathlib.Path) -> int:
     return count
 
 
-def test_a_writing_guest_is_moved_live(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_a_writing_guest_is_moved_live(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     raw = plain(tmp_path / "plain")
     image = convert(raw, "raw", tmp_path / "a.qcow", "qcow")
     new, overlay = tmp_path / "a.qcow2", tmp_path / ".overlay"
     guest = Guest(daemon, "writer", [disk(image, "qcow"), disk(raw, "raw", "vdb")], cmdline="guest=write", more=RICH)
     before, uuid = guest.xml(), guest.domain.UUIDString()
-    domain_power.start(connection, uuid)
+    control.start(connection, uuid)
     guest.wait("GUEST-WROTE", 20)
     moves = [Move(name_of(image), name_of(new), "qcow2")]
-    (planned,) = domain_repoint.plan(connection, survey_connection(connection), moves)
-    domain_live.capable(connection, uuid, ["vda"], "qcow2")
+    (planned,) = redefine.plan(connection, survey_connection(connection), moves)
+    control.capable(connection, uuid, ["vda"], "qcow2")
     with pytest.raises(UnsupportedImage, match="qcow2 only"):
-        domain_live.capable(connection, uuid, ["vda"], "raw")
+        control.capable(connection, uuid, ["vda"], "raw")
 
-    frozen = domain_live.freeze(connection, uuid, {"vda": name_of(overlay)})
+    frozen = control.freeze(connection, uuid, {"vda": name_of(overlay)})
     frozen_bytes = image.read_bytes()
     guest.wait("GUEST-WROTE", len(guest.lines("GUEST-WROTE")) + 20)
     assert image.read_bytes() == frozen_bytes
-    assert domain_live.frozen_domains(connection, lambda path: path.endswith(b".overlay")) == [("writer", uuid, "vda", name_of(overlay))]
+    assert control.frozen_domains(connection, lambda path: path.endswith(b".overlay")) == [("writer", uuid, "vda", name_of(overlay))]
     convert(image, "qcow", new, "qcow2")
     seen = []
-    domain_live.switch(connection, frozen, {"vda": name_of(new)}, bandwidth=64 << 20, progress=lambda done, end: seen.append((done, end)))
-    now = libvirt.definition(connection, guest.domain)
-    domain_repoint.agree(connection, planned, domain_live.definition_after(frozen, now))
+    control.switch(connection, frozen, {"vda": name_of(new)}, bandwidth=64 << 20, progress=lambda done, end: seen.append((done, end)))
+    now = api.definition(connection, guest.domain)
+    redefine.agree(connection, planned, control.definition_after(frozen, now))
     assert guest.xml() == planned.after == before.replace("type='qcow'", "type='qcow2'").replace("a.qcow'", "a.qcow2'")
     assert not overlay.exists() and seen
     os.rename(str(image), str(image) + ".qcow1.orig")
@@ -285,13 +281,13 @@ def test_a_writing_guest_is_moved_live(daemon: Libvirtd, connection: libvirt.Con
     assert int(resumed[1]) in (len(wrote), len(wrote) + 1)
 
 
-def test_a_live_move_can_be_called_off(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_a_live_move_can_be_called_off(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")
     guest = Guest(daemon, "writer", [disk(image, "qcow")], cmdline="guest=write")
     before, uuid = guest.xml(), guest.domain.UUIDString()
-    domain_power.start(connection, uuid)
+    control.start(connection, uuid)
     guest.wait("GUEST-WROTE", 5)
-    frozen = domain_live.freeze(connection, uuid, {"vda": name_of(tmp_path / ".overlay")})
+    frozen = control.freeze(connection, uuid, {"vda": name_of(tmp_path / ".overlay")})
     guest.wait("GUEST-WROTE", len(guest.lines("GUEST-WROTE")) + 10)
     new = convert(image, "qcow", tmp_path / "a.qcow2", "qcow2")
 
@@ -299,11 +295,11 @@ def test_a_live_move_can_be_called_off(daemon: Libvirtd, connection: libvirt.Con
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        domain_live.switch(connection, frozen, {"vda": name_of(new)}, progress=interrupted)
+        control.switch(connection, frozen, {"vda": name_of(new)}, progress=interrupted)
     assert not guest.domain.blockJobInfo("vda")
-    domain_live.thaw(connection, frozen)
+    control.thaw(connection, frozen)
     assert not (tmp_path / ".overlay").exists()
-    domain_repoint.restore(connection, before, running=True)
+    redefine.restore(connection, before, running=True)
     assert guest.xml() == before
     guest.wait("GUEST-WROTE", len(guest.lines("GUEST-WROTE")) + 10)
     guest.domain.destroy()
@@ -313,7 +309,7 @@ def test_a_live_move_can_be_called_off(daemon: Libvirtd, connection: libvirt.Con
     )
 
 
-def test_without_libvirt_the_files_speak(daemon: Libvirtd, connection: libvirt.Connection, tmp_path: pathlib.Path) -> None:
+def test_without_libvirt_the_files_speak(daemon: Libvirtd, connection: api.Connection, tmp_path: pathlib.Path) -> None:
     nothing = survey("qemu+unix:///system?socket=%s/none" % tmp_path, root=str(tmp_path))
     assert (nothing.source, nothing.complete, nothing.users_of(b"/vm/a")) == ("none", True, [])
     image = convert(plain(tmp_path / "plain"), "raw", tmp_path / "a.qcow", "qcow")

@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.mentions import MAX_BYTES, search
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.text_references import MAX_BYTES, search
 
 IMAGE = "/srv/100/a.qcow"
 

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError, ToolFailed, ToolMissing, UnsupportedImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import process
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import Node, QemuImg, image_options
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError, ToolFailed, ToolMissing, UnsupportedImage
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import command
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import Node, QemuImg, image_options
 from ansible_collections.vmimage.qcow.tests import support
 from ansible_collections.vmimage.qcow.tests.support.require import require, require_tool
 
@@ -325,28 +325,28 @@ def test_it_does_not_outlive_a_killed_parent(tool, folder):
 def test_a_time_limit():
     before = time.monotonic()
     with pytest.raises(ToolFailed) as caught:
-        process.run([b"/bin/sh", b"-c", b"echo said >&2; sleep 60 & sleep 60"], timeout=0.5)
+        command.run([b"/bin/sh", b"-c", b"echo said >&2; sleep 60 & sleep 60"], timeout=0.5)
     assert time.monotonic() - before < 10
     assert caught.value.details["stderr"] == "said\n"
 
 
 def test_much_output_on_both_streams_does_not_block():
     code = b"import sys\nfor n in range(3000):\n    print('o' * 1000)\n    print('e' * 1000, file=sys.stderr)"
-    output = process.run([os.fsencode(sys.executable), b"-c", code])
+    output = command.run([os.fsencode(sys.executable), b"-c", code])
     assert output.rc == 0 and len(output.stdout) == len(output.stderr) == 1 << 20
 
 
 def test_the_environment_is_pinned_and_stdin_is_closed(monkeypatch):
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    output = process.run([b"/bin/sh", b"-c", b"echo $LC_ALL; cat; kill -9 $$"])
+    output = command.run([b"/bin/sh", b"-c", b"echo $LC_ALL; cat; kill -9 $$"])
     assert output == (-9, b"C\n", b"")
 
 
 def test_memory_is_limited():
     code = b"import sys; print(len(bytearray(int(sys.argv[1]))))"
     argv = [os.fsencode(sys.executable), b"-c", code]
-    assert process.run([*argv, b"%d" % (2 << 20)], memory=1 << 30).stdout.split() == [b"2097152"]
-    output = process.run([*argv, b"%d" % (2 << 30)], memory=1 << 30)
+    assert command.run([*argv, b"%d" % (2 << 20)], memory=1 << 30).stdout.split() == [b"2097152"]
+    output = command.run([*argv, b"%d" % (2 << 30)], memory=1 << 30)
     assert output.rc != 0 and b"MemoryError" in output.stderr
 
 

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import linux, space
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.space import Demand
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import linux, space
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.space import Demand
 from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import tree
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import tree
 from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 from ansible_collections.vmimage.qcow.tests.support.require import require_root
 

@@ -6,7 +6,7 @@
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import crew
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import crew
 
 
 @pytest.fixture(params=["alone", "crew"])

@@ -10,11 +10,11 @@ from typing import Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import open_source
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.chain import Graph, Rules, allowed, follow, locate
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_header import Backing as HeaderBacking
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_header import backing_of, rebased
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import open_source
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import Graph, Rules, allowed, follow, locate
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import Backing as HeaderBacking
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import backing_of, rebased
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain

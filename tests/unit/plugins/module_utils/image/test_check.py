@@ -14,10 +14,10 @@ import zlib
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import UnsupportedImage
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import CONTENT, STRUCTURE, check
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.findings import DAMAGED, SOUND, SUSPECT
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import UnsupportedImage
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import allocation
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import CONTENT, STRUCTURE, check
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.findings import DAMAGED, SOUND, SUSPECT
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.builder import (
     Backing,
@@ -354,8 +354,8 @@ def test_windows_of_the_ledger_find_the_same(checked, monkeypatch, ranges, marks
     )
     whole = checked(damaged, CONTENT)
     assert whole.orphan_bytes > 4 * CLUSTER
-    monkeypatch.setattr(ledger, "MOST_RANGES", ranges)
-    monkeypatch.setattr(ledger, "MOST_MARKS", marks)
+    monkeypatch.setattr(allocation, "MOST_RANGES", ranges)
+    monkeypatch.setattr(allocation, "MOST_MARKS", marks)
     parts = checked(damaged, CONTENT)
     assert parts == whole
 
@@ -452,7 +452,7 @@ BOUNDED = {
 PROBE = textwrap.dedent(
     """
     import json, os, resource, sys
-    from ansible_collections.vmimage.qcow.plugins.module_utils.image.check import check
+    from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import check
     before = resource.getrusage(resource.RUSAGE_SELF)
     report = check(os.open(sys.argv[1], os.O_RDONLY), b"image", "content")
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -502,8 +502,8 @@ def test_more_scattered_clusters_than_the_ledger_has_room_for(tmp_path, checked,
     random.Random(3).shuffle(order)
     order[77] = order[99]
     tables_only(tmp_path / "large.qcow", 1 << 17, order)
-    monkeypatch.setattr(ledger, "MOST_MARKS", 1 << 14)
-    monkeypatch.setattr(ledger, "MOST_RANGES", 1 << 15)
+    monkeypatch.setattr(allocation, "MOST_MARKS", 1 << 14)
+    monkeypatch.setattr(allocation, "MOST_RANGES", 1 << 15)
     report = checked(tmp_path / "large.qcow")
     assert report.verdict == SUSPECT
     assert report.found["cross-linked"]["items"] == 2

@@ -11,9 +11,12 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, ImageChanged
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import copy, gather, transport
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import (
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import segments as gather
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options, Qcow2Writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, ImageChanged
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import file_io
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import (
     COMPRESSED,
     DATA,
     SCATTERED,
@@ -23,11 +26,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import (
     Layer,
     Share,
 )
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainQcow2, PlainRaw
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import Qcow2Options, Qcow2Writer
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.raw import Raw, RawWriter
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.raw import Raw, RawWriter
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainQcow2, PlainRaw
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.big_image import write_dense
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
@@ -104,7 +106,7 @@ def test_runs_of_what_is_not_zero(unit: int) -> None:
         data = b"".join(units)[: -source.randrange(unit) or None]
         front, back = source.randrange(100), source.randrange(100)
         buffer = memoryview(os.urandom(front) + data + os.urandom(back))
-        runs = list(copy.nonzero_runs(buffer, front, front + len(data), unit))
+        runs = list(copier.nonzero_runs(buffer, front, front + len(data), unit))
         inside = bytearray(len(data))
         for start, stop in runs:
             assert (start - front) % unit == 0 and ((stop - front) % unit == 0 or stop == front + len(data))
@@ -115,7 +117,7 @@ def test_runs_of_what_is_not_zero(unit: int) -> None:
         )
 
 
-def convert(src: Any, dest: Any, kind: str, **options: Any) -> copy.Copied:
+def convert(src: Any, dest: Any, kind: str, **options: Any) -> copier.Copied:
     """Copy ``src`` and prove the result by the other path."""
     uncached = options.pop("uncached", False)
     with open(src, "rb") as old, open(dest, "w+b") as new:
@@ -125,7 +127,7 @@ def convert(src: Any, dest: Any, kind: str, **options: Any) -> copy.Copied:
             if kind == "raw"
             else Qcow2Writer(new.fileno(), image.virtual_size, Qcow2Options(**options))
         )
-        copied = copy.copy_extents(image.bulk_extents(), [image], writer, hashed=True, uncached=uncached)
+        copied = copier.copy_extents(image.bulk_extents(), [image], writer, hashed=True, uncached=uncached)
         plain = PlainRaw if kind == "raw" else PlainQcow2
         proof = verify([PlainQcow1(old.fileno(), b"old")], [plain(new.fileno(), b"new")], b"new", uncached=uncached)
     assert copied.fingerprint == (None if copied.carried or copied.shared else proof)
@@ -163,9 +165,9 @@ def test_as_on_an_old_python(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
         return len(data)
 
     monkeypatch.setattr(gather, "read_into", read_into)
-    monkeypatch.setattr(transport, "read_into", read_into)
-    monkeypatch.setattr(transport, "ctypes", None)
-    monkeypatch.setattr(transport, "_sync_file_range", None)
+    monkeypatch.setattr(file_io, "read_into", read_into)
+    monkeypatch.setattr(file_io, "ctypes", None)
+    monkeypatch.setattr(file_io, "_sync_file_range", None)
     monkeypatch.delattr(os, "POSIX_FADV_WILLNEED")
     write_dense(tmp_path / "old", 40 * MIB)
     convert(tmp_path / "old", tmp_path / "new", "qcow2")
@@ -195,7 +197,7 @@ def test_zeros_take_no_space(tmp_path: pathlib.Path) -> None:
     with open(tmp_path / "old", "rb") as old, open(tmp_path / "new", "w+b") as new:
         layer = Raw(old.fileno(), b"old")
         writer = Qcow2Writer(new.fileno(), layer.virtual_size)
-        copied = copy.copy_extents(layer.extents(), [layer], writer, hashed=True)
+        copied = copier.copy_extents(layer.extents(), [layer], writer, hashed=True)
         assert copied.written < 4 * 65536
         assert os.fstat(new.fileno()).st_blocks * 512 < 6 * 65536
         assert copied.fingerprint == verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
@@ -208,7 +210,7 @@ def test_what_a_process_raises_arrives(tmp_path: pathlib.Path) -> None:
         last = [extent for extent in image.extents() if extent.kind == COMPRESSED][-1]
         os.pwrite(old.fileno(), b"\xff" * last.stored, last.offset)
         with pytest.raises(DamagedImage, match="compressed cluster"):
-            copy.copy_extents(image.extents(), [image], Qcow2Writer(new.fileno(), image.virtual_size))
+            copier.copy_extents(image.extents(), [image], Qcow2Writer(new.fileno(), image.virtual_size))
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -220,7 +222,7 @@ def test_a_file_that_shrinks_is_no_result(tmp_path: pathlib.Path, shuffled: bool
         assert any(extent.kind == SCATTERED for extent in extents) is shuffled
         old.truncate(3 * MIB)
         with pytest.raises(ImageChanged, match="while it is being read"):
-            copy.copy_extents(extents, [image], RawWriter(new.fileno(), image.virtual_size))
+            copier.copy_extents(extents, [image], RawWriter(new.fileno(), image.virtual_size))
 
 
 @pytest.mark.parametrize("cluster_size", [4096, 65536, 2 * MIB])
@@ -235,6 +237,6 @@ def test_scattered_runs_of_all_lengths(tmp_path: pathlib.Path, seed: int, cluste
             os.pwrite(old.fileno(), source.randbytes(length), source.randrange(48 * MIB - length) // 4096 * 4096)
         layer = Raw(old.fileno(), b"old")
         writer = Qcow2Writer(new.fileno(), layer.virtual_size, Qcow2Options(cluster_size))
-        copied = copy.copy_extents(layer.extents(), [layer], writer, hashed=True)
+        copied = copier.copy_extents(layer.extents(), [layer], writer, hashed=True)
         assert copied.fingerprint == verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
     oracle.assert_clean(tmp_path / "new")

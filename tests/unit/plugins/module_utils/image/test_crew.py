@@ -11,9 +11,9 @@ from typing import Any, Iterator, List, Tuple
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import crew
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.crew import SMALL, Crew, Room
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import crew
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.crew import SMALL, Crew, Room
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, QcowError
 
 LARGE = SMALL + 1
 COUNT = 60

@@ -11,12 +11,13 @@ import sys
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import PassphraseError, ToolMissing
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import copy, crypt, raw
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import guest_blocks
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.signatures import looks_random, signatures
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import PassphraseError, ToolMissing
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt, raw
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.detect import looks_random, signatures
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.aes import encrypt_sectors
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, build
@@ -98,7 +99,7 @@ def test_case_34_right_passphrase_by_both_paths(way, opened, tmp_path):
     image = opened(spec)
     assert crypt.unlock(image, b"pw").ok
     with open(tmp_path / "out", "w+b") as out:
-        copy.copy_extents(image.extents(), [image], raw.RawWriter(out.fileno(), 1 << 20))
+        copier.copy_extents(image.extents(), [image], raw.RawWriter(out.fileno(), 1 << 20))
         assert os.pread(out.fileno(), 1 << 20, 0) == build(spec).guest_bytes()
     plain = bytearray(1 << 20)
     for index, block in guest_blocks([PlainQcow1(image.fd, image.path, crypt.decryptor(b"pw"))]):
@@ -127,7 +128,7 @@ def test_what_qemu_encrypts_we_decrypt(way, tmp_path):
     with open(path, "rb") as stream, open(tmp_path / "out", "w+b") as out:
         image = Qcow1(stream.fileno(), os.fsencode(path))
         assert crypt.unlock(image, crypt.read_passphrase(os.fsencode(tmp_path / "pw"))).ok
-        copy.copy_extents(image.extents(), [image], raw.RawWriter(out.fileno(), 1 << 20))
+        copier.copy_extents(image.extents(), [image], raw.RawWriter(out.fileno(), 1 << 20))
         assert os.pread(out.fileno(), 1 << 20, 0) == guest
 
 
@@ -253,7 +254,7 @@ def test_signatures_say_where():
 
 def test_the_library_path_needs_no_search():
     """``ctypes.util.find_library`` starts programs; we do not."""
-    program = "import sys; from ansible_collections.vmimage.qcow.plugins.module_utils.image import crypt; crypt._with_openssl(bytes(16)); "
+    program = "import sys; from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt; crypt._with_openssl(bytes(16)); "
     program += "print('ctypes.util' in sys.modules, 'subprocess' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -6,7 +6,7 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import ledger
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import allocation
 
 SIZE = 200
 RANGES = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(0, 40)).map(lambda pair: (pair[0], min(sum(pair), SIZE))), max_size=30)
@@ -27,7 +27,7 @@ def where(flags):
 
 
 def lane_of(ranges):
-    lane = ledger.Lane()
+    lane = allocation.Lane()
     for start, end in ranges:
         lane.add(start, end)
     return lane
@@ -37,8 +37,8 @@ def lane_of(ranges):
 def test_owned_and_shared(ranges):
     owned, shared = lane_of(ranges).settle()
     owners = counted(ranges)
-    assert list(ledger.pairs(owned)) == where([count > 0 for count in owners])
-    assert list(ledger.pairs(shared)) == where([count > 1 for count in owners])
+    assert list(allocation.pairs(owned)) == where([count > 0 for count in owners])
+    assert list(allocation.pairs(shared)) == where([count > 1 for count in owners])
 
 
 @given(RANGES, RANGES)
@@ -55,10 +55,10 @@ def test_said_shorter_it_says_the_same(first, second):
 def test_common_and_gaps(first, second):
     one, other = lane_of(first).settle()[0], lane_of(second).settle()[0]
     left, right = counted(first), counted(second)
-    both = {place for start, end in ledger.pairs(ledger.common(one, other)) for place in range(start, end)}
+    both = {place for start, end in allocation.pairs(allocation.common(one, other)) for place in range(start, end)}
     assert both == {place for place in range(SIZE) if left[place] and right[place]}
-    assert list(ledger.gaps([one, other], 0, SIZE)) == where([not (left[place] or right[place]) for place in range(SIZE)])
-    assert list(ledger.gaps([one, other], 50, 90)) == [
+    assert list(allocation.gaps([one, other], 0, SIZE)) == where([not (left[place] or right[place]) for place in range(SIZE)])
+    assert list(allocation.gaps([one, other], 50, 90)) == [
         (max(start, 50), min(end, 90))
         for start, end in where([not (left[place] or right[place]) for place in range(SIZE)])
         if start < 90 and end > 50
@@ -68,9 +68,9 @@ def test_common_and_gaps(first, second):
 @given(RANGES, RANGES, RANGES, st.integers(2, 30))
 def test_passes_find_what_one_look_finds(tables, data, streams, room):
     def run(most):
-        earlier, ledger.MOST_RANGES = ledger.MOST_RANGES, most
+        earlier, allocation.MOST_RANGES = allocation.MOST_RANGES, most
         try:
-            book = ledger.Ledger(SIZE, 3)
+            book = allocation.Ledger(SIZE, 3)
             gaps = []
             passes = 0
             while not book.complete:
@@ -83,12 +83,12 @@ def test_passes_find_what_one_look_finds(tables, data, streams, room):
                 gaps.extend(book.settle())
             return gaps, book.overlaps.total, book.links.total, book.overlaps.ranges(), book.links.ranges()
         finally:
-            ledger.MOST_RANGES = earlier
+            allocation.MOST_RANGES = earlier
 
     assert run(room) == run(10**6)
 
 
 def test_long_arrays_are_sorted_in_parts(monkeypatch):
-    monkeypatch.setattr(ledger, "_SORTED_AT_ONCE", 7)
+    monkeypatch.setattr(allocation, "_SORTED_AT_ONCE", 7)
     values = [number * 7919 % 1000 for number in range(100)]
-    assert list(ledger.in_order(ledger.array("Q", values))) == sorted(values)
+    assert list(allocation.in_order(allocation.array("Q", values))) == sorted(values)

@@ -10,13 +10,13 @@ import random
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import copy_extents
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import thin_extents
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.fingerprint import rounded
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainQcow2
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import Qcow2Options, Qcow2Writer
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.copier import copy_extents
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options, Qcow2Writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import thin_extents
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.fingerprint import rounded
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainQcow2
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain

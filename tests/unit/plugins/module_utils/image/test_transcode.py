@@ -12,11 +12,11 @@ from typing import Any, Optional
 import hypothesis
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainQcow2
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import Qcow2Options
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.transcode import transcode, why_not
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.transcode import transcode, why_not
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainQcow2
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest, write_dense
 from ansible_collections.vmimage.qcow.tests.support.builder import build

@@ -12,13 +12,13 @@ from typing import Any, Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import DamagedImage, VerificationFailed
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.copy import copy_extents
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.extent import COMPRESSED
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainQcow2, PlainRaw
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow2_writer import Qcow2Options, Qcow2Writer
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import fingerprint, verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.copier import copy_extents
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options, Qcow2Writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, VerificationFailed
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import COMPRESSED
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import fingerprint, verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainQcow2, PlainRaw
 from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest, write_dense
 from ansible_collections.vmimage.qcow.tests.support.fingerprint import described
 

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import writer
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import producer
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, Xen, build, header, smallest
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
@@ -29,27 +29,27 @@ def virtualbox(size, length, tables=()):
 
 
 CASES = {
-    "qemu": (ImageSpec(size=SIZE, clusters=DATA), writer.QEMU),
-    "qemu, empty": (ImageSpec(size=SIZE), writer.QEMU),
-    "qemu, compressed": (ImageSpec(size=SIZE, clusters=TEXT), writer.QEMU),
-    "qemu, overlay": (ImageSpec(size=SIZE, clusters=DATA, cluster_bits=9, l2_bits=12, backing=Backing(b"/base/of/all.img")), writer.QEMU),
-    "qemu 0.9, empty": (smallest(SIZE), writer.QEMU_OLD),
-    "qemu 0.9, compressed": (ImageSpec(size=SIZE, clusters=TEXT, layout="qemu-0.9"), writer.QEMU_OLD),
+    "qemu": (ImageSpec(size=SIZE, clusters=DATA), producer.QEMU),
+    "qemu, empty": (ImageSpec(size=SIZE), producer.QEMU),
+    "qemu, compressed": (ImageSpec(size=SIZE, clusters=TEXT), producer.QEMU),
+    "qemu, overlay": (ImageSpec(size=SIZE, clusters=DATA, cluster_bits=9, l2_bits=12, backing=Backing(b"/base/of/all.img")), producer.QEMU),
+    "qemu 0.9, empty": (smallest(SIZE), producer.QEMU_OLD),
+    "qemu 0.9, compressed": (ImageSpec(size=SIZE, clusters=TEXT, layout="qemu-0.9"), producer.QEMU_OLD),
     "qemu 0.8, overlay": (
         ImageSpec(size=SIZE, clusters=DATA, cluster_bits=9, l2_bits=12, backing=Backing(b"/b"), fields={"mtime": 9}),
-        writer.QEMU_OLD,
+        producer.QEMU_OLD,
     ),
-    "xen": (ImageSpec(size=SIZE, clusters=DATA, xen=Xen()), writer.XEN),
-    "xen, little-endian": (ImageSpec(size=SIZE, clusters=DATA, xen=Xen(size=12, little_endian=True)), writer.XEN),
-    "xen, empty": (ImageSpec(size=SIZE, xen=Xen(little_endian=True)), writer.XEN),
-    "mkimg": (ImageSpec(size=SIZE, clusters=DATA, layout="mkimg"), writer.MKIMG),
-    "virtualbox, empty": (virtualbox(SIZE, 8192), writer.VIRTUALBOX),
-    "virtualbox": (virtualbox(SIZE, 20480, [8192]), writer.VIRTUALBOX),
-    "virtualbox, overlay": (ImageSpec(size=SIZE, clusters=DATA, layout="virtualbox", backing=Backing(b"/b")), writer.VIRTUALBOX),
-    "mol": (smallest(SIZE + 77), writer.MOL),
-    "L1 anywhere": (ImageSpec(size=SIZE, clusters=DATA, l1_at=8192), writer.UNKNOWN),
-    "name anywhere": (ImageSpec(size=SIZE, cluster_bits=9, clusters=DATA, l1_at=512, backing=Backing(b"b", at=99)), writer.UNKNOWN),
-    "damaged": (ImageSpec(size=SIZE, clusters=DATA, l1_patch={0: 1 << 60}), writer.QEMU),
+    "xen": (ImageSpec(size=SIZE, clusters=DATA, xen=Xen()), producer.XEN),
+    "xen, little-endian": (ImageSpec(size=SIZE, clusters=DATA, xen=Xen(size=12, little_endian=True)), producer.XEN),
+    "xen, empty": (ImageSpec(size=SIZE, xen=Xen(little_endian=True)), producer.XEN),
+    "mkimg": (ImageSpec(size=SIZE, clusters=DATA, layout="mkimg"), producer.MKIMG),
+    "virtualbox, empty": (virtualbox(SIZE, 8192), producer.VIRTUALBOX),
+    "virtualbox": (virtualbox(SIZE, 20480, [8192]), producer.VIRTUALBOX),
+    "virtualbox, overlay": (ImageSpec(size=SIZE, clusters=DATA, layout="virtualbox", backing=Backing(b"/b")), producer.VIRTUALBOX),
+    "mol": (smallest(SIZE + 77), producer.MOL),
+    "L1 anywhere": (ImageSpec(size=SIZE, clusters=DATA, l1_at=8192), producer.UNKNOWN),
+    "name anywhere": (ImageSpec(size=SIZE, cluster_bits=9, clusters=DATA, l1_at=512, backing=Backing(b"b", at=99)), producer.UNKNOWN),
+    "damaged": (ImageSpec(size=SIZE, clusters=DATA, l1_patch={0: 1 << 60}), producer.QEMU),
 }
 
 
@@ -64,7 +64,7 @@ def guess(tmp_path):
         else:
             path = image
         with open(path, "rb") as stream:
-            return writer.likely_writer(Qcow1(stream.fileno(), os.fsencode(path)))
+            return producer.likely_writer(Qcow1(stream.fileno(), os.fsencode(path)))
 
     return run
 
@@ -79,7 +79,7 @@ def test_writer(guess, name):
 
 @pytest.mark.parametrize("name", genuine.NAMES)
 def test_mkimg_is_known_by_its_own_images(guess, tmp_path, name):
-    assert guess(genuine.unpack(name, tmp_path).path).name == writer.MKIMG
+    assert guess(genuine.unpack(name, tmp_path).path).name == producer.MKIMG
 
 
 @pytest.mark.parametrize("size", ["1M", "5G", "1012M"])
@@ -87,7 +87,7 @@ def test_qemu_is_known_by_its_own_images(guess, tmp_path, size):
     qemu_img = require_tool("qemu-img")
     path = tmp_path / "q.qcow"
     subprocess.run([qemu_img, "create", "-q", "-f", "qcow", path, size], check=True)
-    assert guess(path).name == writer.QEMU
+    assert guess(path).name == producer.QEMU
     (tmp_path / "raw").write_bytes(b"boot" * 9000)
     subprocess.run([qemu_img, "convert", "-f", "raw", "-O", "qcow", tmp_path / "raw", path], check=True)
-    assert guess(path).name == writer.QEMU
+    assert guess(path).name == producer.QEMU

@@ -8,11 +8,11 @@ import subprocess
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.image import copy, raw, xen
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.plain import PlainQcow1, PlainRaw
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.regions import guest_blocks
-from ansible_collections.vmimage.qcow.plugins.module_utils.image.verify import verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import qcow1_header, raw
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks, verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainRaw
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, BuiltImage, ImageSpec, Plain, Xen, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
@@ -41,7 +41,7 @@ def opened(tmp_path):
 def guest_of(image, tmp_path) -> bytes:
     target = os.open(tmp_path / "out.raw", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
-        copy.copy_extents(image.extents(), [image], raw.RawWriter(target, image.virtual_size))
+        copier.copy_extents(image.extents(), [image], raw.RawWriter(target, image.virtual_size))
         return os.pread(target, image.virtual_size, 0)
     finally:
         os.close(target)
@@ -121,7 +121,7 @@ def test_qemu_reads_zeros_from_a_little_endian_image_and_we_do_not(opened, tmp_p
     ],
 )
 def test_extension(head, backing_offset, l1_offset, size):
-    extension = xen.parse_extension(head, backing_offset, l1_offset)
+    extension = qcow1_header.parse_extension(head, backing_offset, l1_offset)
     assert (extension.size if extension else None) == size
     if extension:
         assert (extension.flags is None) == (size == 12)
@@ -137,4 +137,4 @@ def test_the_name_behind_a_short_extension_is_not_taken_for_flags(opened):
 @pytest.mark.parametrize(("stored", "expected"), [(None, True), (b"\1\2\3\4", False)])
 def test_checksum(opened, stored, expected):
     image = opened(image_of(Xen(checksum=stored)))
-    assert xen.checksum_matches(image.fd, image.xen, image.header.l1_offset, image.header.l1_entries) is expected
+    assert qcow1_header.checksum_matches(image.fd, image.xen, image.header.l1_offset, image.header.l1_entries) is expected

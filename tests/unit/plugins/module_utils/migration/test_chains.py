@@ -14,12 +14,12 @@ from typing import Any, Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, convert, references, undo
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute, references, undo
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain
@@ -328,7 +328,7 @@ def test_crash_anywhere_is_finished_by_the_next_run(host: Host, monkeypatch: pyt
     before = [host.guest("base.qcow", "qcow"), host.guest("one.qcow", "qcow", "qcow"), host.guest("three.qcow2", "qcow2", "qcow")]
     pid = os.fork()
     if pid == 0:
-        from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record
+        from ansible_collections.vmimage.qcow.plugins.module_utils._migration import record
 
         count = [0]
         append = record._append
@@ -374,8 +374,8 @@ def test_failure_in_the_middle_takes_back_what_was_published(host: Host, monkeyp
             raise QcowError("made to fail", reason="verification-failed")
         return real(*arguments)
 
-    real = convert._prove
-    monkeypatch.setattr(convert, "_prove", prove)
+    real = execute._prove
+    monkeypatch.setattr(execute, "_prove", prove)
     results = host.migrate("base.qcow", "one.qcow")
     assert [result["reason"] for result in results] == ["chain", "verification-failed"]
     assert host.snapshot() == before

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import (
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import (
     ImageChanged,
     ImageInUse,
     QcowError,
@@ -21,13 +21,13 @@ from ansible_collections.vmimage.qcow.plugins.module_utils.errors import (
     ToolMissing,
     UnsafeImage,
 )
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import xml_text
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.domain_survey import survey
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import domains
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import record as states
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domain_move import Job, run
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.domains import Domains
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Record, Records, named
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import xml_edit
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.inventory import survey
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import domain_references
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import record as states
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_move import Job, run
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import Domains
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, named
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 
 SECRET = "<graphics type='vnc' port='-1' passwd='s3cret'/>"
@@ -132,7 +132,7 @@ def test_a_keeper_stops_before_a_running_domain(daemon: Libvirtd, tmp_path: path
 
 def test_hosts_without_libvirt_have_nothing_to_point(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     src = image(tmp_path)
-    monkeypatch.setattr(domains, "survey", lambda uri: survey(uri, root=str(tmp_path)))  # whatever this machine has
+    monkeypatch.setattr(domain_references, "survey", lambda uri: survey(uri, root=str(tmp_path)))  # whatever this machine has
     keeper = Domains("qemu+unix:///system?socket=%s/none" % tmp_path)
     keeper.repoint(begun(src, convert(src)))
     assert keeper.users(os.fsencode(str(src))) == [] and keeper.against(os.fsencode(str(src))) == []
@@ -252,5 +252,5 @@ def test_a_live_move_that_fails_leaves_the_domain_where_it_was(daemon: Libvirtd,
     assert str(caught.value).endswith("Every domain is as it was before.")
     assert guest.xml() == before
     guest.wait("GUEST-WROTE", len(guest.lines("GUEST-WROTE")) + 10)
-    assert xml_text.canonical(guest.domain.XMLDesc()).count("a.qcow'") == 1
+    assert xml_edit.canonical(guest.domain.XMLDesc()).count("a.qcow'") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.qcow", "plain", "state"]

@@ -7,10 +7,10 @@
 import json
 import os
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.host.files import identity
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings, run, summary
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.progress import Board, started
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import identity
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run, summary
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Board, started
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
 

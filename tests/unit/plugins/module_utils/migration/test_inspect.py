@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import Question, look
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.info import Question, look
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain

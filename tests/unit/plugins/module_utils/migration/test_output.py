@@ -13,10 +13,10 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.batch import Settings
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import BuiltImage, build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Packed, Plain, Xen

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.pace import Pace
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Pace
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.big_image import write_dense
 from ansible_collections.vmimage.qcow.tests.support.builder import build
@@ -46,8 +46,8 @@ def test_bandwidth_limits_copy_and_verification(image: pathlib.Path) -> None:
 
 def test_low_priority(tmp_path: pathlib.Path) -> None:
     code = (
-        "import os, sys; from ansible_collections.vmimage.qcow.plugins.module_utils.host import priority; "
-        "assert priority.lower() == [], 1; print(os.nice(0))"
+        "import os, sys; from ansible_collections.vmimage.qcow.plugins.module_utils._host import linux; "
+        "assert linux.lower() == [], 1; print(os.nice(0))"
     )
     found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
     assert found.stdout.strip() == b"19"

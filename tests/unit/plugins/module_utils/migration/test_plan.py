@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.plan import CONVERT, REFUSE, make_plan
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import WRITTEN, Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import CONVERT, REFUSE
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.planner import make_plan
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import WRITTEN, Request
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Packed, Plain, build
 
 

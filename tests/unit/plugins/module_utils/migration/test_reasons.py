@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, keepers
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, keepers
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 

@@ -12,13 +12,12 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils.errors import ToolFailed
-from ansible_collections.vmimage.qcow.plugins.module_utils.host import domain_live, domain_power, libvirt
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration import batch, guests, keepers, undo, visits
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.inspect import Question, look
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.record import Records
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils.migration.users import add_domains, add_references
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ToolFailed
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import api, control
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, guests, keepers, running_domains, undo
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.info import Question, add_domains, add_references, look
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 
 
@@ -152,16 +151,16 @@ def test_a_failed_start_ends_in_the_old_state_running(host: Host, monkeypatch: p
     image = host.image("one.qcow")
     guest = up(host, "shop", disk(image, "qcow"))
     before, content = guest.xml(), image.read_bytes()
-    start, tried = domain_power.start, []
+    start, tried = control.start, []
 
-    def refusing(connection: libvirt.Connection, uuid: str, settle: float = 1.0) -> bool:
+    def refusing(connection: api.Connection, uuid: str, settle: float = 1.0) -> bool:
         """What makes a start fail on one host only cannot be made here: the first one fails."""
         tried.append(guest.xml())
         if len(tried) == 1:
             raise ToolFailed("Domain shop does not start: it is a test.")
         return start(connection, uuid, settle)
 
-    monkeypatch.setattr(domain_power, "start", refusing)
+    monkeypatch.setattr(control, "start", refusing)
     (result,) = host.run(image, running="shutdown")
     assert result["failed"] and result["reason"] == "start-failed" and not result["changed"]
     assert result["msg"].endswith("The migration was rolled back. Every domain runs as before.")
@@ -196,7 +195,7 @@ def test_a_switch_that_fails_takes_the_result_back(host: Host, monkeypatch: pyte
     def failing(*_arguments: Any, **_more: Any) -> None:
         raise ToolFailed("The block job failed: it is a test.")
 
-    monkeypatch.setattr(domain_live, "switch", failing)
+    monkeypatch.setattr(control, "switch", failing)
     (result,) = host.run(image, running="live")
     assert result["failed"] and "it is a test" in result["msg"]
     assert guest.xml() == before and host.names() == ["one.qcow"]
@@ -216,9 +215,9 @@ def test_a_run_that_dies_leaves_no_domain_behind(host: Host, place: str) -> None
             if place == "convert":
                 batch.execute = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
             elif place == "switch":
-                domain_live.switch = lambda *_arguments, **_more: os._exit(7)  # type: ignore[assignment]
+                control.switch = lambda *_arguments, **_more: os._exit(7)  # type: ignore[assignment]
             else:
-                visits.domain_repoint.agree = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
+                running_domains.redefine.agree = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
             host.run(image, running="live")
         finally:
             os._exit(1)

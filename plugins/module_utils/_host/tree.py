@@ -1,0 +1,236 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Walking trees of millions of files: every directory once, one open and one small read for each file that could be an image."""
+
+import errno
+import fnmatch
+import os
+import re
+import stat
+from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+
+from .._errors import QcowError
+from . import linux
+from .files import open_source
+from .listing_pool import Pool
+
+_LEAST = 8  # bytes: no image of any format is shorter
+_O_NOATIME = getattr(os, "O_NOATIME", 0)
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
+# The kernel's own trees hold no images, and reading some of their files does something.
+_PSEUDO = frozenset(
+    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts efivarfs fusectl mqueue nsfs proc pstore rpc_pipefs securityfs "
+    "selinuxfs sysfs tracefs".split()
+)
+
+
+class Found(NamedTuple):
+    """One file, or one thing that could not be looked at.
+
+    ``head`` is its first bytes, ``stat`` its ``fstat`` (``st_nlink`` above 1: it may appear under its other names too).
+    Where something could not be read, ``error`` says why and ``stat`` may be ``None``.
+    """
+
+    path: bytes
+    stat: Optional[os.stat_result]
+    head: bytes
+    error: Optional[str]
+
+
+class Counts:
+    """What a walk has passed so far; may be read while it runs."""
+
+    def __init__(self) -> None:
+        self.directories = 0
+        self.files = 0
+        self.errors = 0
+
+
+def walk(
+    paths: Iterable[bytes],
+    *,
+    prefix: bytes = b"",
+    exclude: Iterable[bytes] = (),
+    one_filesystem: bool = False,
+    recurse: bool = True,
+    head_size: int = 4096,
+    block_devices: bool = False,
+    counts: Optional[Counts] = None,
+    workers: int = 1,
+) -> Iterator[Found]:
+    """Find files that could be disk images, in a stable order: the files of a directory by name, then its subdirectories by name.
+
+    Symbolic links are not followed, except a path of ``paths`` itself, which is resolved. Access times stay where our rights
+    allow. Nothing is raised for what cannot be read. The kernel's own trees (/proc, /sys, ...) are left out.
+
+    :param paths: files and directories. A file named here is always reported, whatever it is.
+    :param prefix: a file found in a directory is reported if it begins with these bytes and has at least 8.
+    :param exclude: shell patterns; what matches one by its name or its full path is left out, a directory with all below it.
+    :param one_filesystem: stay on the filesystem (for Btrfs: the subvolume) of each path.
+    :param recurse: False looks at the files directly in each directory only.
+    :param head_size: how many bytes of each file are read.
+    :param block_devices: report block devices too.
+    :param workers: processes that look into directories, this one included; more than one only with ``prefix``, which keeps
+        what they have to tell small.
+    """
+    walker = _Walker(prefix, _matcher(exclude), head_size, block_devices, counts or Counts())
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as error:
+            walker.counts.errors += 1
+            yield _failed(path, error)
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse, workers if prefix else 1)
+        else:
+            yield walker.named(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def _matcher(patterns: Iterable[bytes]) -> Optional[Any]:
+    expressions = [fnmatch.translate(pattern.decode("latin-1")).encode("latin-1") for pattern in patterns]
+    return re.compile(b"|".join(b"(?:" + expression + b")" for expression in expressions)).match if expressions else None
+
+
+def _failed(path: bytes, error: Exception) -> Found:
+    return Found(path, None, b"", getattr(error, "strerror", None) or str(error))
+
+
+class _Listing(NamedTuple):
+    """One directory: (``st_dev``, ``st_ino``) or ``None`` where it is left out, its number of files, subdirectories, what to report."""
+
+    key: Optional[Tuple[int, int]]
+    files: int
+    directories: List[bytes]
+    reported: List[Found]
+
+
+class _Walker:
+    def __init__(self, prefix: bytes, excluded: Optional[Any], head_size: int, block_devices: bool, counts: Counts) -> None:
+        self._prefix = prefix
+        self._excluded = excluded
+        self._head_size = head_size
+        self._block_devices = block_devices
+        self.counts = counts
+        self._visited: Set[Tuple[int, int]] = set()
+        self._pseudo = {os.makedev(mount.major, mount.minor) for mount in linux.mounts() if mount.fstype in _PSEUDO}
+
+    def named(self, path: bytes) -> Found:
+        """A file that the operator named: reported in any case."""
+        self.counts.files += 1
+        found = self._one(path)
+        self.counts.errors += found.error is not None
+        return found
+
+    def _one(self, path: bytes) -> Found:
+        try:
+            fd = open_source(path, block_devices=self._block_devices)
+        except QcowError as error:
+            return Found(path, None, b"", error.message)
+        try:
+            return Found(path, os.fstat(fd), os.pread(fd, self._head_size, 0), None)
+        except OSError as error:
+            return _failed(path, error)
+        finally:
+            os.close(fd)
+
+    def tree(self, top: bytes, only_device: Optional[int], recurse: bool, workers: int) -> Iterator[Found]:
+        def listing(directory: bytes) -> _Listing:
+            return self._listing(directory, directory == top, only_device)
+
+        def following(done: _Listing) -> List[bytes]:
+            return done.directories if recurse else []
+
+        with Pool(listing, following, workers - 1) as pool:
+            pending = [top]
+            while pending:
+                done = pool.result(pending.pop())
+                if done.key in self._visited:
+                    continue
+                if done.key is not None:
+                    self._visited.add(done.key)
+                    self.counts.directories += 1
+                self.counts.files += done.files
+                self.counts.errors += sum(1 for found in done.reported if found.error is not None)
+                yield from done.reported
+                pending.extend(reversed(following(done)))
+
+    def _listing(self, directory: bytes, named: bool, only_device: Optional[int]) -> "_Listing":
+        """What is to be told of one directory. Raises nothing and changes nothing here: it may run in another process."""
+        nothing = _Listing(None, 0, [], [])
+        try:
+            fd = self._open_directory(directory, follow=named)
+        except OSError as error:
+            return nothing if error.errno == errno.ENOENT and not named else nothing._replace(reported=[_failed(directory, error)])
+        try:
+            status = os.fstat(fd)
+            key = (status.st_dev, status.st_ino)
+            if key in self._visited or status.st_dev in self._pseudo or only_device not in (None, status.st_dev):
+                return nothing
+            prefix = directory if directory.endswith(b"/") else directory + b"/"
+            files, directories, reported = self._list(fd, prefix)
+            self._read_heads(fd, prefix, files, reported)
+        except OSError as error:
+            return nothing._replace(reported=[_failed(directory, error)])
+        finally:
+            os.close(fd)
+        reported.sort(key=lambda found: found.path)
+        return _Listing(key, len(files), sorted(prefix + name for name in directories), reported)
+
+    @staticmethod
+    def _open_directory(path: bytes, *, follow: bool) -> int:
+        flags = _DIRECTORY_FLAGS if follow else _DIRECTORY_FLAGS | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags | _O_NOATIME)
+        except PermissionError:
+            return os.open(path, flags)
+
+    def _list(self, fd: int, prefix: bytes) -> Tuple[List[Any], List[bytes], List[Found]]:
+        """The directory's regular files (as entries, in inode order: so a disk reads forward), subdirectories and block devices."""
+        # By descriptor, so that nobody can put another directory in this one's place; scandir itself takes one only since 3.7.
+        with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
+            listed = list(entries)
+        excluded = self._excluded
+        if excluded is not None:
+            listed = [entry for entry in listed if not excluded(entry.name) and not excluded(prefix + entry.name)]
+        files, directories, devices = [], [], []
+        for entry in listed:
+            if entry.is_file(follow_symlinks=False):
+                files.append(entry)
+            elif entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+            elif self._block_devices and stat.S_ISBLK(entry.stat(follow_symlinks=False).st_mode):
+                devices.append(self._one(prefix + entry.name))
+        files.sort(key=os.DirEntry.inode)
+        return files, directories, devices
+
+    def _read_heads(self, directory: int, prefix: bytes, files: List[Any], reported: List[Found]) -> None:
+        # The loop that is run a million times: no stat (the directory says what is a file, a short read what is too short),
+        # no path longer than a name, no call into our own code, and no more read than decides.
+        magic, size = self._prefix, self._head_size
+        first = len(magic) or size
+        flags = _FILE_FLAGS | _O_NOATIME
+        open_, read, close = os.open, os.read, os.close
+        for entry in files:
+            name = entry.name
+            try:
+                try:
+                    fd = open_(name, flags, dir_fd=directory)
+                except PermissionError:
+                    fd = open_(name, _FILE_FLAGS, dir_fd=directory)
+                try:
+                    head = read(fd, first)
+                    if head == magic or not magic:
+                        if first < size:
+                            head += read(fd, size - first)
+                        status = os.fstat(fd)
+                        if len(head) >= _LEAST and stat.S_ISREG(status.st_mode):
+                            reported.append(Found(prefix + name, status, head, None))
+                finally:
+                    close(fd)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENXIO, errno.ELOOP):  # gone or replaced since it was listed
+                    reported.append(_failed(prefix + name, error))

@@ -1,0 +1,274 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""qcow2 versions 2 and 3 as a source: bases and overlays of a backing chain, and what we wrote ourselves.
+
+Specification: QEMU's ``docs/interop/qcow2.txt``.
+"""
+
+import os
+import struct
+import sys
+import zlib
+from array import array
+from typing import Dict, Iterator, NamedTuple, Optional, Tuple
+
+from .._errors import DamagedImage, UnsupportedImage
+from .detect import QCOW_MAGIC
+from .extent import COMPRESSED, DATA, SECTOR, ZERO, Extent, Layer
+
+DIRTY = 1 << 0
+CORRUPT = 1 << 1
+EXTERNAL_DATA = 1 << 2
+COMPRESSION_TYPE = 1 << 3
+EXTENDED_L2 = 1 << 4
+_KNOWN_INCOMPATIBLE = DIRTY | CORRUPT | COMPRESSION_TYPE | EXTENDED_L2
+
+EXTENSION_BACKING_FORMAT = 0xE2792ACA
+MAX_L1_SIZE = 32 << 20
+
+_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
+_OFFSET = 0x00FFFFFFFFFFFE00
+_COMPRESSED = 1 << 62
+_ZERO_FLAG = 1
+
+
+class Header(NamedTuple):
+    """The fields of a qcow2 header that a reader needs; offsets, lengths and sizes in bytes."""
+
+    version: int
+    backing_offset: int
+    backing_length: int
+    cluster_bits: int
+    size: int
+    crypt_method: int
+    l1_entries: int
+    l1_offset: int
+    snapshots: int
+    incompatible: int
+    compatible: int
+    compression_type: int
+    header_length: int
+    extensions: Dict[int, bytes]
+
+    @property
+    def backing_format(self) -> Optional[str]:
+        """QEMU's driver name of the backing file, where the header states it."""
+        name = self.extensions.get(EXTENSION_BACKING_FORMAT)
+        return None if name is None else name.decode("ascii", "replace")
+
+
+def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
+    """The header of a qcow2 image.
+
+    :param head: the first cluster, or as much of it as holds the extensions (4096 bytes do in practice).
+    :raises DamagedImage: where a field is outside the format's limits.
+    :raises UnsupportedImage: where the image is not qcow2 version 2 or 3.
+    """
+    if len(head) < 72:
+        raise DamagedImage("the qcow2 header is cut off: {0} of 72 bytes".format(len(head)), path)
+    magic, version, backing_offset, backing_length, cluster_bits, size, crypt, l1_entries, l1_offset, _rt, _rc, snapshots, _so = (
+        _HEADER.unpack_from(head)
+    )
+    if magic != QCOW_MAGIC or version not in (2, 3):
+        raise UnsupportedImage("not a qcow2 image", path)
+    incompatible = compatible = compression_type = 0
+    header_length = 72
+    if version == 3:
+        if len(head) < 104:
+            raise DamagedImage("the qcow2 header is cut off: {0} of 104 bytes".format(len(head)), path)
+        incompatible, compatible = struct.unpack_from(">QQ", head, 72)
+        (header_length,) = struct.unpack_from(">I", head, 100)
+        if header_length > 104 and len(head) > 104:
+            compression_type = head[104]
+    if not 9 <= cluster_bits <= 21:
+        raise DamagedImage("cluster_bits is {0}, must be 9..21 (byte 20)".format(cluster_bits), path)
+    if 8 * l1_entries > MAX_L1_SIZE:
+        raise DamagedImage("the L1 table has {0} entries, more than qcow2 allows".format(l1_entries), path)
+    if backing_length > 1023:
+        raise DamagedImage("the backing file name is {0} bytes long, at most 1023 are allowed (byte 16)".format(backing_length), path)
+    return Header(
+        version,
+        backing_offset,
+        backing_length,
+        cluster_bits,
+        size,
+        crypt,
+        l1_entries,
+        l1_offset,
+        snapshots,
+        incompatible,
+        compatible,
+        compression_type,
+        header_length,
+        _extensions(head, header_length),
+    )
+
+
+def _extensions(head: bytes, position: int) -> Dict[int, bytes]:
+    found = {}  # type: Dict[int, bytes]
+    while position + 8 <= len(head):
+        kind, length = struct.unpack_from(">II", head, position)
+        if kind == 0 or position + 8 + length > len(head):
+            break
+        found[kind] = head[position + 8 : position + 8 + length]
+        position += 8 + -(-length // 8) * 8
+    return found
+
+
+class Qcow2(Layer):
+    """A qcow2 image open for reading. What it cannot read in full it refuses when opened.
+
+    :raises DamagedImage: where the header or a table cannot be true.
+    :raises UnsupportedImage: external data files, encryption, unknown features.
+    """
+
+    format = "qcow2"
+
+    def __init__(self, fd: int, path: bytes) -> None:
+        super().__init__(fd, path)
+        self.header = header = parse_header(os.pread(fd, 1 << 16, 0), path)
+        self.virtual_size = header.size
+        self.cluster_size = 1 << header.cluster_bits
+        unknown = header.incompatible & ~_KNOWN_INCOMPATIBLE
+        if unknown:
+            raise UnsupportedImage("qcow2 features we cannot read (incompatible bits {0:#x})".format(unknown), path)
+        if header.incompatible & CORRUPT:
+            raise DamagedImage("the qcow2 image is marked corrupt", path, hint="Repair it with qemu-img check -r first.")
+        if header.crypt_method:
+            raise UnsupportedImage("encrypted qcow2 (method {0})".format(header.crypt_method), path)
+        if header.compression_type:
+            raise UnsupportedImage("qcow2 with compression type {0}".format(header.compression_type), path)
+        if header.l1_offset + 8 * header.l1_entries > self.file_size:
+            raise DamagedImage("the L1 table lies outside the file", path)
+        self._words = 2 if header.incompatible & EXTENDED_L2 else 1
+
+    @property
+    def backing_name(self) -> Optional[bytes]:
+        """The name of the backing file as stored; ``None`` where there is none."""
+        header = self.header
+        if not header.backing_offset or not header.backing_length:
+            return None
+        return os.pread(self.fd, header.backing_length, header.backing_offset) or None
+
+    def l2_tables(self) -> Iterator[Tuple[int, int]]:
+        """``(first guest byte, offset in the file)`` of each L2 table, in guest order."""
+        raw = os.pread(self.fd, 8 * self.header.l1_entries, self.header.l1_offset)
+        coverage = self.cluster_size // (8 * self._words) * self.cluster_size
+        for index, entry in enumerate(_entries(raw)):
+            offset = entry & _OFFSET
+            if not offset or not self.share.touches(index * coverage, coverage):
+                continue
+            if offset % self.cluster_size or offset + self.cluster_size > self.file_size:
+                raise DamagedImage("the L2 table at byte {0} is misaligned or outside the file".format(offset), self.path)
+            if index * coverage < self.virtual_size:
+                yield index * coverage, offset
+
+    def extents(self) -> Iterator[Extent]:
+        """See :meth:`Layer.extents`.
+
+        :raises DamagedImage: where an entry cannot be true.
+        """
+        for start, offset in self.l2_tables():
+            table = _entries(os.pread(self.fd, self.cluster_size, offset))
+            pieces = self._table_extents(start, table) if self._words == 1 else self._subcluster_extents(start, table)
+            yield from merged(pieces)
+
+    def _table_extents(self, start: int, table: array) -> Iterator[Extent]:
+        cluster = self.cluster_size
+        position = start
+        for entry in table:
+            if entry:
+                length = min(cluster, self.virtual_size - position)
+                if length <= 0:
+                    return
+                if entry & _COMPRESSED:
+                    yield self._stream(position, length, entry)
+                elif entry & _ZERO_FLAG and self.header.version == 3:
+                    yield Extent(position, length, ZERO, self, 0, 0, 0)
+                elif entry & _OFFSET:
+                    yield self._data(position, length, entry & _OFFSET)
+            position += cluster
+
+    def _subcluster_extents(self, start: int, table: array) -> Iterator[Extent]:
+        cluster = self.cluster_size
+        sub = cluster // 32
+        for index in range(len(table) // 2):
+            entry, bitmap = table[2 * index], table[2 * index + 1]
+            position = start + index * cluster
+            if position >= self.virtual_size:
+                return
+            if entry & _COMPRESSED:
+                yield self._stream(position, min(cluster, self.virtual_size - position), entry)
+                continue
+            for bit in range(32):
+                at = position + bit * sub
+                length = min(sub, self.virtual_size - at)
+                if length <= 0:
+                    return
+                if bitmap >> (32 + bit) & 1:
+                    yield Extent(at, length, ZERO, self, 0, 0, 0)
+                elif bitmap >> bit & 1:
+                    yield self._data(at, length, (entry & _OFFSET) + bit * sub)
+
+    def _data(self, position: int, length: int, offset: int) -> Extent:
+        if offset + length > -(-self.file_size // SECTOR) * SECTOR:
+            raise DamagedImage("guest byte {0}: the cluster at byte {1} lies outside the file".format(position, offset), self.path)
+        return Extent(position, length, DATA, self, offset, length, 0)
+
+    def _stream(self, position: int, length: int, entry: int) -> Extent:
+        shift = 62 - (self.header.cluster_bits - 8)
+        offset = entry & ((1 << shift) - 1)
+        sectors = (entry >> shift & ((1 << (62 - shift)) - 1)) + 1
+        stored = min(sectors * SECTOR - offset % SECTOR, self.file_size - offset)
+        if stored <= 0:
+            raise DamagedImage(
+                "guest byte {0}: the compressed cluster at byte {1} lies outside the file".format(position, offset), self.path
+            )
+        return Extent(position, length, COMPRESSED, self, offset, stored, 0)
+
+    def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
+        """See :meth:`Layer.inflate`."""
+        if stream is None:
+            stream = os.pread(self.fd, extent.stored, extent.offset)
+        try:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, self.cluster_size)
+        except zlib.error as error:
+            raise DamagedImage(
+                "guest byte {0}: the compressed cluster at byte {1}: {2}".format(extent.start, extent.offset, error), self.path
+            ) from error
+        if len(data) != self.cluster_size:
+            raise DamagedImage(
+                "guest byte {0}: the compressed cluster at byte {1} yields {2} of {3} bytes".format(
+                    extent.start, extent.offset, len(data), self.cluster_size
+                ),
+                self.path,
+            )
+        return data
+
+
+def merged(extents: Iterator[Extent]) -> Iterator[Extent]:
+    """Neighbours in the guest that are neighbours in the file, or both zeros, as one extent."""
+    last = None  # type: Optional[Extent]
+    for extent in extents:
+        if last is not None and last.kind == extent.kind and last.start + last.length == extent.start:
+            if extent.kind == ZERO:
+                last = last._replace(length=last.length + extent.length)
+                continue
+            if extent.kind == DATA and last.offset + last.length == extent.offset:
+                last = last._replace(length=last.length + extent.length, stored=last.stored + extent.length)
+                continue
+        if last is not None:
+            yield last
+        last = extent
+    if last is not None:
+        yield last
+
+
+def _entries(raw: bytes) -> array:
+    entries = array("Q")
+    entries.frombytes(raw[: len(raw) // 8 * 8])
+    if sys.byteorder == "little":
+        entries.byteswap()
+    return entries

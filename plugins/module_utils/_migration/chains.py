@@ -1,0 +1,163 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Images that hang together: planned base first, refused together, and no base retired that somebody still needs."""
+
+import os
+from typing import Dict, Iterable, List, Optional, Set
+
+from .._errors import QcowError
+from .._host import tree
+from .._host.files import open_source
+from .._host.in_use import find_users_many
+from .._image.chain import Graph, Key, Node
+from .._image.check import STRUCTURE
+from .._image.detect import QCOW_MAGIC
+from .._image.qcow2_header import Backing
+from .._paths import show
+from . import overlay_headers
+from .backing import new_name
+from .plan import CONVERT, REFUSE, RETIRE, Plan
+from .planner import Bases, make_plan
+from .record import Records
+from .request import Request, is_overlay, is_retired
+
+
+def plan_chains(requests: List[Request], records: Records, level: str = STRUCTURE) -> List[Plan]:
+    """One plan for each request, in their order; bases are planned before what rests on them.
+
+    :param level: of the check of each image.
+
+    A base that would be retired gets the foreign overlays that have to follow it; it is refused where something rests on it that can neither
+    follow nor is migrated in the same batch.
+    """
+    graph = _around(requests)
+    own: Dict[Key, int] = {}
+    for number, request in enumerate(requests):
+        node = graph.add(request.src, open_source)
+        if node is not None:
+            own.setdefault(node.key, number)
+    bases = Bases(level)
+    if len(own) > 1:
+        bases.users = find_users_many(own)
+    plans: Dict[int, Plan] = {}
+    for number in _base_first(requests, graph, own):
+        plans[number] = make_plan(requests[number], records, bases)
+    for key, number in own.items():
+        if plans[number].retired is not None and plans[number].action in (CONVERT, RETIRE):
+            plans[number] = _with_dependants(plans[number], graph.dependants(key), own, plans)
+    families = _families(graph, own, plans)
+    return [plans[number]._replace(family=families.get(number)) for number in range(len(requests))]
+
+
+def refuse_together(plans: List[Plan]) -> List[Plan]:
+    """Where one of a family is refused, all that would be changed of it are."""
+    culprits: Dict[int, Plan] = {}
+    for plan in plans:
+        if plan.family is not None and plan.action == REFUSE:
+            culprits.setdefault(plan.family, plan)
+    return [
+        _refused(plan, "chain", "of the same chain, {0}".format("; ".join(culprits[plan.family].reasons)))
+        if plan.family in culprits and plan.action in (CONVERT, RETIRE)
+        else plan
+        for plan in plans
+    ]
+
+
+def _refused(plan: Plan, code: str, why: str) -> Plan:
+    return plan._replace(action=REFUSE, code=code, reasons=["{0}: {1}".format(show(plan.request.src), why)])
+
+
+def _around(requests: List[Request]) -> Graph:
+    """Everything that could rest on an image that would be retired: what lies beside it, and all below the backing directories."""
+    trees: Dict[bytes, None] = {}
+    directories: Dict[bytes, None] = {}
+    for request in requests:
+        if request.retire:
+            trees.update(dict.fromkeys(request.backing_dirs))
+            directories[os.path.dirname(request.src)] = None
+    return survey(list(trees), list(directories))
+
+
+def survey(trees: List[bytes], directories: List[bytes]) -> Graph:
+    """Every image of our formats below ``trees`` and directly in ``directories``, and what it rests on by name."""
+    graph = Graph()
+    for found in list(_qcow_files(trees, recurse=True)) + list(_qcow_files(directories, recurse=False)):
+        graph.add(found, open_source)
+    return graph
+
+
+def _qcow_files(paths: List[bytes], *, recurse: bool) -> Iterable[bytes]:
+    for found in tree.walk(paths, prefix=QCOW_MAGIC, recurse=recurse, head_size=8):
+        if found.error is None and not is_retired(found.path) and not is_overlay(found.path):
+            yield found.path
+
+
+def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> List[int]:
+    keys = {number: key for key, number in own.items()}
+    order: Dict[int, None] = {}
+    for number in range(len(requests)):
+        line: List[int] = []
+        seen: Set[Key] = set()
+        key: Optional[Key] = keys.get(number)
+        while key is not None and key not in seen:
+            seen.add(key)
+            if key in own:
+                line.append(own[key])
+            node = graph.nodes.get(key)
+            key = node.base if node is not None else None
+        order.update(dict.fromkeys(reversed(line or [number])))
+    return list(order)
+
+
+def _with_dependants(plan: Plan, dependants: List[Node], own: Dict[Key, int], plans: Dict[int, Plan]) -> Plan:
+    """The plan of a base with what has to follow it, or its refusal."""
+    follow: List[overlay_headers.Dependant] = []
+    needed_by: List[bytes] = []
+    for node in dependants:
+        over = plans[own[node.key]] if node.key in own else None
+        if over is not None and node.format == "qcow" and over.action in (CONVERT, RETIRE, REFUSE):
+            needed_by.append(over.request.src)
+            continue
+        if node.format == "qcow":
+            return _refused(
+                plan,
+                "needed",
+                "it is the backing file of {0}, which is not migrated in this run. Nothing was changed. Migrate both together, "
+                "or keep the original.".format(show(node.path)),
+            )
+        try:
+            name = new_name(node.path, node.path, node.reference.name if node.reference else b"", plan.request.src, plan.dest)
+            follow.append(overlay_headers.check(node.path, Backing(name, plan.request.format)))
+        except QcowError as error:
+            return _refused(plan, error.reason, "its overlay cannot follow it: {0}".format(error))
+    return plan._replace(dependants=tuple(follow), needed_by=tuple(needed_by))
+
+
+def _families(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> Dict[int, int]:
+    """Number of the family by number of the plan, for images that are not alone in theirs."""
+    parent = {number: number for number in plans}
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            number = parent[number]
+        return number
+
+    for key, number in own.items():
+        request = plans[number].request
+        base = graph.nodes[key].base
+        seen = {key}
+        while base is not None and base not in seen:
+            seen.add(base)
+            if base in own:
+                together = request.chains == "preserve" or plans[own[base]].request.retire
+                if together:
+                    parent[root(number)] = root(own[base])
+                break
+            node = graph.nodes.get(base)
+            base = node.base if node is not None else None
+    sizes: Dict[int, int] = {}
+    for number in plans:
+        sizes[root(number)] = sizes.get(root(number), 0) + 1
+    return {number: root(number) for number in plans if sizes[root(number)] > 1 or plans[number].dependants}

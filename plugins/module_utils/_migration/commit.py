@@ -1,0 +1,211 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""From a proven result to the end of a migration, and the way back where that end cannot be reached.
+
+Works from the record alone, so that a run which was interrupted and the run that comes after it take the same steps. The original is
+held by a guard from before the copy until after its retirement: renaming neither breaks a lease nor needs one, and a program that was
+about to open the original for writing is held at its ``open`` until the guard has looked once more after the rename. Without that last
+look it would go on with a file that has lost its name.
+"""
+
+import os
+from typing import Any, Dict, Optional
+
+from .._errors import ImageChanged, ImageInUse, QcowError
+from .._host.files import publish_new, remove_durably, replace_keeping, retire
+from .._host.in_use import WRITER, find_users
+from .._paths import show
+from . import record as states
+from . import references
+from .record import Record, named, now
+from .request import HELPERS, temporary_beside, temporary_name
+
+
+def finish(record: Record, source_fd: int, guard: Any, *, hold: bool = False) -> None:
+    """Publish, re-point, retire, done: whatever of that is left.
+
+    :param record: in the state ``verified`` or later.
+    :param source_fd: the original, open for reading; ``guard`` is on it.
+    :param hold: only publish; what rests on the original has still to follow.
+    :raises QcowError: the message's hint says what is in place then.
+    """
+    if record.state == states.VERIFIED:
+        _publish(record, source_fd, guard)
+    if hold:
+        return
+    try:
+        if record.state == states.PUBLISHED:
+            references.repoint(record)
+            record.note(states.REPOINTED)
+        if record.state == states.REPOINTED and record.file("retire_to") is not None:
+            _retire(record, source_fd, guard)
+        record.note(states.DONE)
+    except QcowError as error:
+        if record.state != states.FAILED:
+            error.hint = "The result is in place as {0}; nothing is lost. Run again to finish.".format(show(record.path_of("dest")))
+        raise
+
+
+def in_place(record: Record) -> bool:
+    """Whether the result takes the original's own name."""
+    return record.path_of("src") == record.path_of("dest")
+
+
+def inode_at(path: Optional[bytes]) -> Optional[int]:
+    """The inode number of what has a name; ``None`` where nothing has it."""
+    try:
+        return None if path is None else os.lstat(path).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def published(record: Record) -> bool:
+    """Whether the result has its name already, whatever the record says."""
+    result = record.facts.get("result")
+    return result is not None and inode_at(record.path_of("dest")) == result["ino"]
+
+
+def abandon(record: Record, reason: str) -> None:
+    """Give up a migration whose result has no name yet: remove it and say so in the record. The original is as it was.
+
+    Where the result cannot even be removed, the record keeps its name and the next run tries again.
+
+    :raises QcowError: it cannot be removed, or the record cannot be written.
+    """
+    facts: Dict[str, Any] = {"error": reason, "temporary": None}
+    try:
+        _remove_result(record)
+        aside = record.file("retire_to")
+        if aside is not None and in_place(record) and inode_at(aside) == record.facts["src"]["ino"] == inode_at(record.path_of("src")):
+            remove_durably(aside, inode=record.facts["src"]["ino"])
+    except BaseException:
+        facts["temporary"] = record.facts.get("temporary") or named(temporary_path(record))
+        raise
+    finally:
+        record.note(states.FAILED, **facts)
+
+
+def temporary_path(record: Record) -> bytes:
+    """Where the unfinished result is, if there is one: its name follows from the record's, so that it is known before it is recorded."""
+    return record.file("temporary") or os.path.join(os.path.dirname(record.path_of("dest")) or b".", temporary_name(record.id))
+
+
+def withdraw(record: Record, reason: str) -> None:
+    """Take back a result that has its name while the original still has its own: the references first, then the name.
+
+    Only for a result that is still what was published. One that was there before the migration stays.
+
+    :raises QcowError: something could not be taken back; the record stays where it was.
+    """
+    references.restore(record)
+    if not record.facts.get("adopted"):
+        remove_durably(record.path_of("dest"), inode=record.facts["result"]["ino"])
+    record.note(states.FAILED, error=reason, temporary=None)
+
+
+def _remove_result(record: Record) -> None:
+    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange), and its helpers."""
+    temporary = temporary_path(record)
+    inode = (record.facts.get("temporary") or {}).get("ino")
+    if inode_at(temporary) not in (None, record.facts["src"]["ino"]):
+        remove_durably(temporary, inode=inode)
+    for directory in (os.path.dirname(temporary), os.path.dirname(record.path_of("src"))):
+        for purpose in HELPERS:
+            helper = os.path.join(directory, temporary_beside(temporary, purpose))
+            if inode_at(helper) is not None:
+                remove_durably(helper)
+
+
+def _publish(record: Record, source_fd: int, guard: Any) -> None:
+    temporary, dest, aside = temporary_path(record), record.path_of("dest"), record.file("retire_to")
+    inode = record.facts["result"]["ino"]
+    try:
+        guard.check()
+        if aside is not None and not published(record) and not record.facts.get("held"):
+            require_unused(record, source_fd)
+        if in_place(record) and aside is not None:
+            replace_keeping(temporary, dest, aside, inode=inode)
+        else:
+            publish_new(temporary, dest, inode=inode)
+    except (QcowError, OSError) as error:
+        if not published(record):
+            raise
+        raise QcowError(
+            "the result has its name, but that could not be made durable: {0}".format(error),
+            dest,
+            reason=getattr(error, "reason", "error"),
+            hint="Nothing is lost. Look after the storage and run again to finish.",
+        ) from error
+    record.note(states.PUBLISHED, temporary=None)
+
+
+def _retire(record: Record, source_fd: int, guard: Any) -> None:
+    src, aside = record.path_of("src"), record.path_of("retire_to")
+    inode = record.facts["src"]["ino"]
+    if not in_place(record):
+        if inode_at(src) == inode:
+            _last_look(record, source_fd, guard)
+        retire(src, aside, inode=inode)
+    try:
+        guard.check()
+    except (ImageInUse, ImageChanged) as error:
+        _give_back(record, error)
+        raise
+    record.note(states.RETIRED, retired=record.facts["retire_to"], retired_time=now())
+
+
+def _last_look(record: Record, source_fd: int, guard: Any) -> None:
+    """Before the original loses its name. A writer makes the original the truth again, and the result out of date."""
+    try:
+        guard.check()
+        require_unused(record, source_fd)
+    except (ImageInUse, ImageChanged) as error:
+        if written(error) and result_unchanged(record):
+            withdraw(record, str(error))
+            error.hint = "The result was taken back. Stop what writes the original and run again."
+        raise
+
+
+def written(error: QcowError) -> bool:
+    """Whether an error means that somebody writes, or has written, the original; a mere reader does not make the result wrong."""
+    return isinstance(error, ImageChanged) or any(user["kind"] == WRITER for user in error.details.get("users", []))
+
+
+def result_unchanged(record: Record) -> bool:
+    """Whether the result is still what was published."""
+    was = record.facts["result"]
+    status = os.lstat(record.path_of("dest"))
+    return (status.st_ino, status.st_size, status.st_mtime_ns) == (was["ino"], was["size"], was["mtime_ns"])
+
+
+def _give_back(record: Record, error: QcowError) -> None:
+    """A writer slipped in between the last look and the rename: the original gets its name back before anything else happens."""
+    src, aside, dest = record.path_of("src"), record.path_of("retire_to"), record.path_of("dest")
+    inode = record.facts["src"]["ino"]
+    references.restore(record)
+    if in_place(record):
+        discarded = temporary_path(record)
+        replace_keeping(aside, src, discarded, inode=inode)
+        remove_durably(discarded)
+    else:
+        retire(aside, src, inode=inode)
+        if not record.facts.get("adopted"):
+            remove_durably(dest, inode=record.facts["result"]["ino"])
+    record.note(states.FAILED, error=str(error), temporary=None)
+
+
+def require_unused(record: Record, source_fd: int) -> None:
+    """Refuse to take the name away from an original that anybody has open, be it for reading only.
+
+    :raises ImageInUse: naming who.
+    """
+    users = find_users(source_fd)
+    if users:
+        raise ImageInUse(
+            "the original is in use: {0}".format("; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in users)),
+            record.path_of("src"),
+            hint="It was left in its place. Stop what uses it and run again.",
+            users=[use._asdict() for use in users],
+        )

@@ -1,0 +1,292 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Moves the domains of a host from one image to another: all of them, or none.
+
+Definitions are pointed to a result that is there. A running domain is shut down for that, or moved live: then the result is made here,
+while the domain writes to an overlay.
+"""
+
+import os
+import time
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from .._errors import ImageChanged, ImageInUse, QcowError, TargetExists, ToolMissing, UnsafeImage
+from .._host.files import remove_durably
+from .._image.detect import HEAD, UNKNOWN, identify, is_qcow1
+from .._libvirt import api, control, redefine
+from .._libvirt.inventory import DomainUse, Survey, survey
+from .._paths import show
+from .domain_references import active, declared_raw, overlay_path
+from .execute import Outcome, execute
+from .plan import CONVERT
+from .planner import make_plan
+from .record import Exclusive, Records, make_directory
+from .request import Request
+
+REFUSE = "refuse"
+SHUTDOWN = "shutdown"
+LIVE = "live"
+
+
+class Job(NamedTuple):
+    """What is asked for. ``domains``: names or UUIDs, ``None`` for all that use the image. Seconds; bytes a second."""
+
+    src: bytes
+    dest: bytes
+    format: str
+    state_dir: bytes
+    uri: str = api.DEFAULT_URI
+    domains: Optional[List[str]] = None
+    running: str = REFUSE
+    shutdown_timeout: float = 120
+    restart: bool = True
+    bandwidth: Optional[int] = None
+    refresh_pools: bool = True
+
+
+class Result(NamedTuple):
+    """What happened, or would. ``domains`` and ``pools`` are for the module's result, ``diffs`` show disks with secrets masked."""
+
+    changed: bool
+    domains: List[Dict[str, Any]]
+    pools: List[Dict[str, Any]] = []
+    diffs: List[Dict[str, str]] = []
+    converted: Optional[Outcome] = None
+    warnings: List[str] = []
+
+
+def run(job: Job, *, check_mode: bool) -> Result:
+    """Move them; in check mode, say what would be moved.
+
+    :raises QcowError: after which every domain is as it was, and running if it ran.
+    """
+    answer = survey(job.uri)
+    uses = _uses(answer, job)
+    if not answer.complete and uses:
+        raise ToolMissing("Domain {0} uses the image, and cannot be changed: {1}".format(uses[0].domain, answer.reason))
+    if answer.source != "libvirt":
+        return Result(False, [], warnings=[] if answer.complete else [answer.reason or ""])
+    connection = api.connect(job.uri, readonly=False)
+    try:
+        move = redefine.Move(job.src, job.dest, job.format)
+        planned = redefine.plan(connection, answer, [move], job.domains)
+        if not any(item.changed for item in planned):
+            return Result(False, [_described(item, job) for item in planned])
+        _require_movable(connection, answer, uses, job)
+        if check_mode:
+            return Result(True, [_described(item, job) for item in planned], diffs=[item.diff() for item in planned if item.changed])
+        return _Moving(connection, answer, job, planned, uses).run()
+    finally:
+        api.close(connection)
+
+
+def _uses(answer: Survey, job: Job) -> List[DomainUse]:
+    uses = answer.users_of(job.src)
+    if job.domains is None:
+        return uses
+    names = {known.name for known in answer.domains.values()} | set(answer.domains)
+    unknown = sorted(set(job.domains) - names)
+    if unknown:
+        raise QcowError("There is no domain {0}.".format(", ".join(unknown)), reason="no-domain", hint="Nothing was changed.")
+    return [use for use in uses if use.domain in job.domains or use.uuid in job.domains]
+
+
+def _require_movable(connection: api.Connection, answer: Survey, uses: List[DomainUse], job: Job) -> None:
+    """Everything that forbids the move and can be known before anything is touched."""
+    if is_qcow1(_head(job.src)):
+        against = declared_raw(uses)
+        if against:
+            raise UnsafeImage(" ".join(against), job.src, hint="Nothing was changed.")
+    against = redefine.obstacles(answer, uses)
+    if against:
+        raise ImageInUse(" ".join(against), job.src, reason="domain", hint="Nothing was changed.")
+    running = active(answer, uses)
+    names = ", ".join(answer.domains[uuid].name for uuid in running)
+    if running and job.running == REFUSE:
+        raise ImageInUse(
+            "Domain {0} is running.".format(names),
+            job.src,
+            hint="Nothing was changed. Shut it down, or say running=shutdown or running=live.",
+            domains=[answer.domains[uuid].name for uuid in running],
+        )
+    if not running or job.running != LIVE:
+        _require_result(job)
+        return
+    if len(running) > 1 or any(use.depth for use in uses if use.uuid in running):
+        raise ImageInUse(
+            "Running domains share the image: {0}.".format(names), job.src, hint="Nothing was changed. Shut them down instead."
+        )
+    if os.path.lexists(job.dest):
+        raise TargetExists(
+            "The running domain has written to its image since this was made.",
+            job.dest,
+            hint="Nothing was changed. A live move makes the result itself: choose a name that is free.",
+        )
+    control.capable(connection, running[0], sorted({use.target for use in uses if use.uuid in running}), job.format)
+
+
+def _head(path: bytes) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
+
+
+def _require_result(job: Job) -> None:
+    """The result must be there, be what it is said to be, and not be older than what was written to the image."""
+    try:
+        made = os.stat(job.dest)
+    except OSError as error:
+        raise QcowError(
+            "cannot be used: {0}".format(error.strerror),
+            job.dest,
+            reason="no-result",
+            hint="No definition was changed. Convert the image first.",
+        ) from error
+    found = identify(_head(job.dest), made.st_size).format
+    if found != (job.format if job.format != "raw" else UNKNOWN):
+        raise UnsafeImage(
+            "is {0} by its content, not {1}".format("raw or unknown" if found == UNKNOWN else found, job.format),
+            job.dest,
+            hint="No definition was changed: a guest started with the wrong type would read or destroy the container.",
+        )
+    if job.src != job.dest and os.path.exists(job.src) and os.stat(job.src).st_mtime_ns > made.st_mtime_ns:
+        raise ImageChanged(
+            "was written after {0} was made from it".format(show(job.dest)),
+            job.src,
+            hint="No definition was changed. Convert it again, with its domains shut off.",
+        )
+
+
+def _described(item: redefine.Repoint, job: Job) -> Dict[str, Any]:
+    return {
+        "name": item.domain,
+        "uuid": item.uuid,
+        "changed": item.changed,
+        "targets": list(item.targets),
+        "path": show(job.dest),
+        "format": job.format,
+        "was_running": item.active,
+        "method": "live" if item.active and job.running == LIVE else "definition",
+        "started": False,
+        "saved": None,
+    }
+
+
+class _Moving:
+    """One run of a job, and the way back out of its middle."""
+
+    def __init__(
+        self, connection: api.Connection, answer: Survey, job: Job, planned: List[redefine.Repoint], uses: List[DomainUse]
+    ) -> None:
+        self._connection = connection
+        self._job = job
+        self._planned = [item for item in planned if item.changed]
+        self._running = active(answer, uses)
+        self._domains = {item.uuid: _described(item, job) for item in planned}
+        self._stopped = []  # type: List[str]
+        self._defined = []  # type: List[redefine.Repoint]
+        self._frozen = None  # type: Optional[control.Frozen]
+        self._converted = None  # type: Optional[Outcome]
+        self._identifier = "{0}-{1}".format(time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), os.urandom(3).hex())
+
+    def run(self) -> Result:
+        job, connection = self._job, self._connection
+        for item in self._planned:
+            self._domains[item.uuid]["saved"] = show(self._save(item))
+        pools = []
+        try:
+            if job.running == LIVE and self._running:
+                self._move_live(self._running[0])
+            else:
+                for uuid in self._running:
+                    if control.shutdown(connection, uuid, job.shutdown_timeout):
+                        self._stopped.append(uuid)
+                _require_result(job)
+            if job.refresh_pools:
+                pools = [dict(pool._asdict(), path=show(pool.path)) for pool in api.refresh_pools(connection, [job.src, job.dest])]
+            for item in self._planned:
+                if self._frozen is not None and item.uuid == self._frozen.uuid:
+                    continue
+                redefine.apply(connection, item)
+                self._defined.append(item)
+            if job.restart:
+                for uuid in self._stopped:
+                    self._domains[uuid]["started"] = control.start(connection, uuid)
+        except BaseException as error:
+            self._back(error)
+            raise
+        return Result(True, list(self._domains.values()), pools, [item.diff() for item in self._planned], self._converted)
+
+    def _save(self, item: redefine.Repoint) -> bytes:
+        """The exact old definition, passwords and all, for the day when nothing else helps: readable by root only, on this host only."""
+        directory = os.path.join(self._job.state_dir, b"domains")
+        path = os.path.join(directory, "{0}-{1}.xml".format(self._identifier, item.uuid).encode("ascii"))
+        try:
+            make_directory(directory)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(item.before.encode("utf-8"))
+                file.flush()
+                os.fsync(fd)
+        except OSError as error:
+            raise QcowError(
+                "The old definition cannot be saved: {0}.".format(error.strerror), path, reason="state", hint="Nothing was changed."
+            ) from error
+        return path
+
+    def _move_live(self, uuid: str) -> None:
+        job, connection = self._job, self._connection
+        (planned,) = [item for item in self._planned if item.uuid == uuid]
+        records = Records(job.state_dir)
+        with Exclusive(job.state_dir):
+            overlays = {target: overlay_path(job.src, "{0}-{1}".format(self._identifier, target)) for target in planned.targets}
+            self._frozen = control.freeze(connection, uuid, overlays)
+            plan = make_plan(Request(src=job.src, dest=job.dest, format=job.format, timestamps=False, state_dir=job.state_dir), records)
+            if plan.action != CONVERT:
+                raise QcowError("It cannot be converted: {0}".format(" ".join(plan.reasons)), reason=plan.code or "error")
+            self._converted = execute(plan, records)
+            control.switch(connection, self._frozen, dict.fromkeys(planned.targets, job.dest), bandwidth=job.bandwidth)
+            now = api.definition(connection, api.domain(connection, uuid))
+            redefine.agree(connection, planned, control.definition_after(self._frozen, now))
+
+    def _back(self, error: BaseException) -> None:
+        """Every definition as it was, and what ran runs again. What cannot be undone is said in the error's hint."""
+        left = []  # type: List[str]
+        for item in reversed(self._defined):
+            self._attempt(left, "the definition of {0} could not be restored".format(item.domain), lambda item=item: self._restore(item))
+        if self._frozen is not None:
+            frozen = self._frozen
+            self._attempt(left, "domain {0} is still on its overlay".format(frozen.domain), lambda: self._thaw(frozen))
+        for uuid in self._stopped:
+            self._attempt(
+                left, "domain {0} could not be started again".format(self._domains[uuid]["name"]), lambda uuid=uuid: self._start(uuid)
+            )
+        if isinstance(error, QcowError):
+            state = "Every domain is as it was before." if not left else "Not undone: {0}.".format("; ".join(left))
+            error.hint = "{0} {1}".format(error.hint, state) if error.hint else state
+
+    @staticmethod
+    def _attempt(left: List[str], what: str, action: Any) -> None:
+        try:
+            action()
+        except QcowError as error:
+            left.append("{0} ({1})".format(what, error))
+
+    def _restore(self, item: redefine.Repoint) -> None:
+        redefine.restore(self._connection, item.before)
+
+    def _start(self, uuid: str) -> None:
+        control.start(self._connection, uuid)
+
+    def _thaw(self, frozen: control.Frozen) -> None:
+        if not control.on_overlay(self._connection, frozen):
+            return  # it has pivoted: the result holds what the guest wrote since
+        control.thaw(self._connection, frozen)
+        if frozen.before is not None:
+            redefine.restore(self._connection, frozen.before, running=True)
+        if self._converted is not None:
+            remove_durably(self._job.dest)

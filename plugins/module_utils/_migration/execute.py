@@ -1,0 +1,365 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Executes a plan: copy, verify, publish, retire, each step recorded before it happens."""
+
+import os
+import time
+from contextlib import ExitStack
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+
+from .._copy.copier import copy_extents
+from .._errors import ImageChanged, QcowError, StateError
+from .._host.attributes import carry_over, prepare
+from .._host.files import create_temporary, identity, sync_directory
+from .._image.extent import SECTOR, filled
+from .._paths import show
+from .._verify.compare import verify
+from . import overlay_headers
+from . import record as states
+from .commit import abandon, finish, published, temporary_path, withdraw
+from .output import DeviceWriter, is_device, open_exclusively, read_back, second_opinion, write
+from .plan import CONVERT, RETIRE, Plan
+from .progress import Pace
+from .record import Record, Records, named
+from .request import temporary_beside
+from .source import Guards, Source, open_plain, ranges_of
+
+OnProgress = Callable[[bytes, str, int], None]
+"""Told of an image, of a stage (``copy`` or ``verify``) and of the guest bytes it has dealt with since the last call."""
+
+
+class Outcome(NamedTuple):
+    """What happened to one image. Sizes in bytes, times in seconds."""
+
+    changed: bool
+    dest: bytes
+    engine: Optional[str] = None
+    verified: bool = False
+    fingerprint: Optional[str] = None
+    retired: Optional[bytes] = None
+    record: Optional[str] = None
+    after: Dict[str, Any] = {}
+    warnings: List[str] = []
+    copy_seconds: float = 0.0
+    verify_seconds: float = 0.0
+
+
+class _Tampering:
+    """Where a test alters the result between copy and verification, to show that verification bites."""
+
+    between = None  # type: Optional[Callable[[bytes], None]]
+
+
+def execute(plan: Plan, records: Records, progress: Optional[OnProgress] = None) -> Outcome:
+    """Carry out a plan that is not a refusal.
+
+    :raises QcowError: after which the source and the old state are as they were, and nothing unfinished is left.
+    :raises OSError: likewise.
+    """
+    if plan.action not in (CONVERT, RETIRE):
+        return Outcome(False, plan.dest)
+    with Migration(plan, records, progress) as migration:
+        migration.publish()
+        return migration.complete()
+
+
+class Migration:
+    """One image on its way, with everything that it rests on (context manager). Nobody can write any of it until it is complete.
+
+    :meth:`publish` gives a proven result its name; :meth:`complete` re-points what refers to the original and retires it. Between the two, other
+    images of the same chain can be converted on top of the result.
+    """
+
+    def __init__(self, plan: Plan, records: Records, progress: Optional[OnProgress] = None) -> None:
+        self.plan = plan
+        self._records = records
+        self._progress = progress
+        self._stack = ExitStack()
+        self._outcome = Outcome(True, plan.dest)
+        self.record: Optional[Record] = None
+
+    def __enter__(self) -> "Migration":
+        """:raises QcowError: where the images are not what was planned for, or cannot be read, or are in use by a writer."""
+        plan = self.plan
+        with ExitStack() as stack:
+            self.source = stack.enter_context(Source(plan.request.src, plan.identity, plan.below))
+            self.guard = stack.enter_context(Guards(self.source))
+            if plan.action == CONVERT:
+                self.source.open_layers({} if plan.lost else None)
+                self.source.unlock(dict(plan.request.passphrase_files), force=plan.request.force_passphrase)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def publish(self) -> None:
+        """Record, copy, prove, and give the result its name; or take up what an interrupted run has left.
+
+        :raises QcowError: after which the old state is there again. :raises OSError: likewise.
+        """
+        plan = self.plan
+        self.record = record = self._unfinished() or _begin(plan, self.source, self._records)
+        try:
+            if record.state == states.PLANNED and plan.action == RETIRE:
+                self._outcome = _adopt(plan, record)
+            elif record.state == states.PLANNED and is_device(plan.dest):
+                self._outcome = _fill_device(plan, self.source, self.guard, record, self._progress)
+            elif record.state == states.PLANNED:
+                self._outcome = _produce(plan, self.source, self.guard, record, self._progress)
+            finish(record, self.source.fd, self.guard, hold=True)
+        except BaseException as error:
+            self._undo(error)
+            raise
+        self._outcome = self._outcome._replace(record=record.id)
+
+    def complete(self) -> Outcome:
+        """The rest: after this the record is done, and nobody is kept out any more. Our own re-pointing of an overlay that another image of the
+        chain rests on would wait for this one's lease, too.
+
+        :raises QcowError: the result stays, and the next run goes on.
+        """
+        if self.record is None:
+            raise StateError("nothing has been published", self.plan.request.src)
+        try:
+            finish(self.record, self.source.fd, self.guard)
+        except BaseException as error:
+            self._undo(error)
+            raise
+        finally:
+            self._stack.close()
+        return self._outcome._replace(retired=self.plan.retired)
+
+    def withdraw(self, reason: str) -> None:
+        """Take a published result back, because what rests on it could not be converted. One that has replaced its original stays."""
+        record = self.record
+        if record is not None and record.state == states.PUBLISHED and not self.plan.in_place and not record.facts.get("adopted"):
+            withdraw(record, reason)
+
+    def _unfinished(self) -> Optional[Record]:
+        if self.plan.unfinished is None:
+            return None
+        return next((record for record in self._records.of_source(self.plan.request.src) if record.id == self.plan.unfinished), None)
+
+    def _undo(self, error: BaseException) -> None:
+        record = self.record
+        if record is not None and record.state in (states.PLANNED, states.COPYING, states.VERIFIED) and not published(record):
+            _give_up(record, error)
+
+
+def execute_family(plans: List[Plan], records: Records, progress: Optional[OnProgress] = None) -> List[Union[Outcome, Exception]]:
+    """Carry out the plans of images that hang together, bases first: all results are in place before any original loses its name.
+
+    :param plans: none of them a refusal; in any order.
+    :return: for each plan its outcome, or why it was not carried out.
+    """
+    results: List[Union[Outcome, Exception]] = [Outcome(False, plan.dest) for plan in plans]
+    order = sorted((number for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)), key=lambda n: len(plans[n].below))
+    started: List[Tuple[int, Migration]] = []
+    with ExitStack() as stack:
+        for position, number in enumerate(order):
+            try:
+                migration = stack.enter_context(Migration(_where_originals_are(plans[number], plans), records, progress))
+                migration.publish()
+                started.append((number, migration))
+            except (QcowError, OSError) as error:
+                results[number] = error
+                _take_back(started, results, plans[number])
+                for other in order[position + 1 :]:
+                    results[other] = _not_tried(plans[other], plans[number])
+                return results
+        for number, migration in reversed(started):
+            try:
+                results[number] = migration.complete()
+            except (QcowError, OSError) as error:
+                results[number] = error
+    return results
+
+
+def _where_originals_are(plan: Plan, family: List[Plan]) -> Plan:
+    """The plan, its backing files by the names they have after bases were replaced under their own names."""
+    moved = {other.request.src: other.retired for other in family if other.in_place and other.action == CONVERT}
+    below = tuple(member._replace(real=moved[member.real] or member.real) if member.real in moved else member for member in plan.below)
+    return plan._replace(below=below)
+
+
+def _not_tried(plan: Plan, failed: Plan) -> QcowError:
+    return QcowError(
+        "not converted, because {0} of the same chain could not be".format(show(failed.request.src)),
+        plan.request.src,
+        reason="chain",
+        hint="It was left as it is.",
+    )
+
+
+def _take_back(started: List[Tuple[int, Migration]], results: List[Union[Outcome, Exception]], failed: Plan) -> None:
+    for number, migration in reversed(started):
+        results[number] = _not_tried(migration.plan, failed)
+        try:
+            migration.withdraw("{0} of the same chain could not be converted".format(show(failed.request.src)))
+        except (QcowError, OSError) as error:
+            results[number] = error
+
+
+def _begin(plan: Plan, source: Source, records: Records) -> Record:
+    """The record, with everything that a later run needs to finish or clean up without asking anybody."""
+    facts: Dict[str, Any] = {}
+    if plan.below:
+        facts["chain"] = [named(member.path, format=member.format) for member in plan.below]
+    if plan.backing is not None:
+        facts["backing"] = named(plan.backing.name, format=plan.backing.format)
+    if plan.lost:
+        facts["lost"] = plan.lost_ranges
+    if plan.dependants:
+        facts[overlay_headers.WANTED] = overlay_headers.as_facts(list(plan.dependants))
+    if plan.needed_by:
+        facts[overlay_headers.NEEDED_BY] = [named(path) for path in plan.needed_by]
+    if plan.request.held:
+        facts["held"] = plan.request.held  # a running domain reads the original until it has followed to the result
+    return records.begin(
+        named(source.path, **source.identity._asdict()),
+        named(plan.dest),
+        format=plan.request.format,
+        engine=plan.engine,
+        before=plan.before,
+        retire_to=None if plan.retired is None else named(plan.retired),
+        **facts,
+    )
+
+
+def _give_up(record: Record, error: BaseException) -> None:
+    """Leave the old state. What goes wrong here must not hide what went wrong first: the next run cleans up what is left."""
+    try:
+        abandon(record, str(error) or type(error).__name__)
+    except (QcowError, OSError):
+        pass
+
+
+def _adopt(plan: Plan, record: Record) -> Outcome:
+    """A result that was there already, and was proven when the plan was made."""
+    with Source(plan.dest) as there:
+        record.note(states.PUBLISHED, adopted=True, verified=True, result=there.identity._asdict())
+    return Outcome(True, plan.dest, record=record.id)
+
+
+def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, progress: Optional[OnProgress]) -> Outcome:
+    """Write the result over a block device and prove it. There is no way back to what the device held, and the record says so."""
+    fd = open_exclusively(plan.dest)
+    try:
+        record.note(states.COPYING, device=named(plan.dest))
+        started = time.monotonic()
+        source.materialise(os.path.dirname(plan.request.src), temporary_beside(temporary_path(record), b"base"))
+        extents = filled(source.extents(), source.layers[0], plan.virtual_size)
+        writer = DeviceWriter(fd, plan.virtual_size)
+        written = copy_extents(extents, source.layers, writer, _stage(progress, plan, "copy", guard), hashed=plan.request.verify)
+        os.fsync(fd)
+        copied = time.monotonic()
+        proof = None
+        if plan.request.verify:
+            result = open_plain("raw", fd, plan.dest)
+            result.size = plan.virtual_size  # the rest of the device is none of ours
+            advance = _stage(progress, plan, "verify", guard)
+            proof = verify(source.plain(ranges_of(plan.lost)), [result], plan.dest, advance, copied=written.fingerprint)
+        guard.check()
+        _require_still_named(source)
+        size = os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
+    after = {
+        "path": record.facts["dest"]["path"],
+        "format": "raw",
+        "virtual_size": plan.virtual_size,
+        "file_size": size,
+        "allocated_size": size,
+        "cluster_size": None,
+    }
+    there = os.lstat(plan.dest)
+    result_facts = {
+        "dev": there.st_dev,
+        "ino": there.st_ino,
+        "size": there.st_size,
+        "mtime_ns": there.st_mtime_ns,
+        "ctime_ns": there.st_ctime_ns,
+    }
+    record.note(states.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=result_facts)
+    seconds = (copied - started, time.monotonic() - copied)
+    return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, guard.warnings, *seconds)
+
+
+def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress: Optional[OnProgress]) -> Outcome:
+    """Write the result under its temporary name, prove it and make it durable."""
+    temporary = temporary_path(record)
+    fd = create_temporary(os.path.dirname(temporary), os.path.basename(temporary))
+    try:
+        inode = os.fstat(fd).st_ino
+        record.note(states.COPYING, temporary=named(temporary, ino=inode))
+        warnings = guard.warnings + prepare(fd, source.fd)
+        started = time.monotonic()
+        written = write(plan, source, fd, temporary, _stage(progress, plan, "copy", guard))
+        copied = time.monotonic()
+        if _Tampering.between is not None:
+            _Tampering.between(temporary)
+        proof = None
+        if plan.request.verify:
+            proof = _prove(plan, source, fd, temporary, written, _stage(progress, plan, "verify", guard))
+            second_opinion(plan, temporary)
+        guard.check()
+        _require_still_named(source)
+        warnings += carry_over(source.fd, fd, timestamps=plan.request.timestamps)
+        os.fsync(fd)
+        sync_directory(os.path.dirname(temporary))
+        after = {
+            "path": record.facts["dest"]["path"],
+            "format": plan.request.format,
+            "virtual_size": plan.virtual_size,
+            "file_size": identity(fd).size,
+            "allocated_size": os.fstat(fd).st_blocks * SECTOR,
+            "cluster_size": plan.cluster_size or None,
+        }
+        record.note(states.VERIFIED, fingerprint=proof, verified=plan.request.verify, after=after, result=identity(fd)._asdict())
+        seconds = (copied - started, time.monotonic() - copied)
+        return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, warnings, *seconds)
+    finally:
+        os.close(fd)
+
+
+def _require_still_named(source: Source) -> None:
+    """What was read must still be what the image's name means: the result is published, and the original retired, by name."""
+    try:
+        status = os.lstat(source.path)
+    except OSError:
+        status = None
+    if status is None or (status.st_dev, status.st_ino) != (source.identity.dev, source.identity.ino):
+        raise ImageChanged(
+            "was replaced by another file, moved or removed while it was being read.", source.path, hint="Nothing was published. Run again."
+        )
+
+
+def _stage(progress: Optional[OnProgress], plan: Plan, stage: str, guard: Guards) -> Callable[[int], None]:
+    """The callback of one stage: counts bytes on, and looks after the guard every 64 MiB."""
+    unseen = [0]
+    pace = Pace(plan.request.bandwidth)
+
+    def advance(count: int) -> None:
+        pace(count)
+        unseen[0] += count
+        if unseen[0] >= 64 << 20:
+            unseen[0] = 0
+            guard.check()
+        if progress is not None:
+            progress(plan.request.src, stage, count)
+
+    advance(0)
+    return advance
+
+
+def _prove(plan: Plan, source: Source, fd: int, temporary: bytes, written: Optional[str], progress: Callable[[int], None]) -> str:
+    result, opened = read_back(plan, source, fd, temporary)
+    try:
+        uncached = plan.request.page_cache == "spare"
+        return verify(source.plain(ranges_of(plan.lost)), result, plan.dest, progress, copied=written, uncached=uncached)
+    finally:
+        for other in opened:
+            os.close(other)

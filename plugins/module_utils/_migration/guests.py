@@ -1,0 +1,161 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Domains in a batch: what they forbid, before anything is written, and what becomes of those that run.
+
+A running domain holds all of its images, so images that share one are dealt with together: it is shut down for them once, or frozen once.
+"""
+
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from .._errors import QcowError
+from .._host import text_references
+from .._libvirt import api, control
+from .._paths import show
+from .domain_references import Domains
+from .plan import CONVERT, REFUSE, RETIRE, Plan
+from .request import WRITTEN, Request
+
+SHUTDOWN = "shutdown"
+LIVE = "live"
+
+
+class Policy(NamedTuple):
+    """What may be done to running domains: nothing (``refuse``), ``shutdown`` within so many seconds, or a ``live`` move."""
+
+    running: str = REFUSE
+    shutdown_timeout: float = 120.0
+
+
+def prepared(requests: List[Request], keeper: Domains, policy: Policy) -> List[Request]:
+    """The requests with what libvirt knows of their images: declared formats, and whether a running domain will make room."""
+    if not requests:
+        return requests
+    formats = keeper.declared_formats()
+    held = WRITTEN if policy.running in (SHUTDOWN, LIVE) else ""
+    return [
+        request._replace(
+            # Of the image itself its own refusal speaks, which names the domain.
+            backing_formats=tuple(item for item in formats if item[0] != request.src) + request.backing_formats,
+            held=held if held and keeper.running(request.src) else "",
+        )
+        for request in requests
+    ]
+
+
+def judge(plans: List[Plan], keeper: Domains, policy: Policy) -> List[Plan]:
+    """The plans, those refused that a domain stands in the way of; the others say which domains follow."""
+    judged = []
+    for plan in plans:
+        if plan.action in (CONVERT, RETIRE):
+            plan = _judged(plan, keeper, policy)
+        elif plan.action == REFUSE and plan.code == "in-use" and keeper.running(plan.request.src):
+            names = ", ".join(keeper.running(plan.request.src).values())
+            plan = plan._replace(reasons=["{0} {1}".format("; ".join(plan.reasons), _way_out(names))])
+        judged.append(plan)
+    return judged
+
+
+def _judged(plan: Plan, keeper: Domains, policy: Policy) -> Plan:
+    against = keeper.against(plan.request.src)
+    if against:
+        return _refused(plan, "domain", " ".join(against))
+    running = keeper.running(plan.request.src)
+    names = ", ".join(running.values())
+    if running and policy.running == REFUSE:
+        return _refused(plan, "in-use", _way_out(names))
+    if running and policy.running == LIVE:
+        try:
+            why = _against_live(plan, keeper, running)
+        except QcowError as error:
+            why = str(error)
+        if why is not None:
+            return _refused(plan, "domain", why)
+    follow = sorted({"{0} ({1})".format(use.domain, use.target) for use in keeper.definitions(plan.request.src)})
+    how = "follows"
+    if running:
+        how = "is shut down and started again" if policy.running == SHUTDOWN else "is moved live"
+    return plan._replace(reasons=plan.reasons + ["domain {0} {1}".format(", ".join(follow), how)]) if follow else plan
+
+
+def _refused(plan: Plan, code: str, why: str) -> Plan:
+    return plan._replace(action=REFUSE, code=code, reasons=["{0}: {1} Nothing was changed.".format(show(plan.request.src), why)])
+
+
+def _way_out(names: str) -> str:
+    return "Domain {0} is running. Shut it down, or say running=shutdown or running=live.".format(names)
+
+
+def _against_live(plan: Plan, keeper: Domains, running: Dict[str, str]) -> Optional[str]:
+    """Why a running domain cannot be moved with this image.
+
+    :raises QcowError: the host cannot, and why.
+    """
+    names = ", ".join(running.values())
+    uses = [use for use in keeper.survey().users_of(plan.request.src) if use.uuid in running]
+    if len(running) > 1 or any(use.depth for use in uses) or plan.below or plan.family is not None:
+        return "Running domain {0} shares it, or it is part of a chain; that cannot be moved live. Say running=shutdown.".format(names)
+    if plan.in_place:
+        return "A result under the same name cannot be made while domain {0} runs. Say running=shutdown.".format(names)
+    if plan.action == RETIRE:
+        return "Running domain {0} has written to it since its result was made. Move the result away, or say running=shutdown.".format(
+            names
+        )
+    connection = api.connect(keeper.uri, readonly=True)
+    try:
+        for uuid in running:
+            control.capable(connection, uuid, sorted({use.target for use in uses}), plan.request.format)
+    finally:
+        api.close(connection)
+    return None
+
+
+def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, report: bool) -> List[Plan]:
+    """The plans, those refused that would take the name away from an image that text files name; with ``report`` they only say so."""
+    losing = [plan for plan in plans if plan.action in (CONVERT, RETIRE) and plan.retired is not None and not plan.in_place]
+    hits = text_references.search(directories, {plan.request.src for plan in losing}) if directories and losing else {}
+    if not hits:
+        return plans
+    judged = []
+    for plan in plans:
+        found = hits.get(plan.request.src, ()) if plan in losing else ()
+        places = ", ".join("{0} line {1}".format(show(hit.file), hit.line) for hit in found)
+        if found and report:
+            plan = plan._replace(reasons=plan.reasons + ["still named in {0}".format(places)])
+        elif found:
+            why = "It is named in {0}, which nothing here can change. Say keep_name=true, or change that and say references=report.".format(
+                places
+            )
+            plan = _refused(plan, "referenced", why)
+        judged.append(plan)
+    return judged
+
+
+Job = List[Tuple[int, Plan]]
+
+
+def together(jobs: List[Job], keeper: Domains) -> List[Job]:
+    """The jobs, those made one that share a running domain."""
+    merged: List[Job] = []
+    place: Dict[str, Job] = {}
+    for job in jobs:
+        names = {uuid for _number, plan in job if plan.request.held for uuid in keeper.running(plan.request.src)}
+        found: List[Job] = []
+        for name in sorted(names):
+            other = place.get(name)
+            if other is not None and not any(other is one for one in found):
+                found.append(other)
+        for other in found:
+            job = other + job
+            merged = [one for one in merged if one is not other]
+        merged.append(job)
+        for uuid, other in list(place.items()):
+            if any(other is one for one in found):
+                place[uuid] = job
+        place.update((uuid, job) for uuid in names)
+    return merged
+
+
+Replan = Callable[[List[Request]], List[Plan]]
+CarryOut = Callable[[List[Plan]], List[Dict]]

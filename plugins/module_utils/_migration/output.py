@@ -1,0 +1,296 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How a result gets its bytes, by the engine of its plan, and how it is read back to be proven.
+
+* ``native``: read and written here.
+* ``staged``: read here into a temporary qcow2 without a name, from which qemu-img writes what only it can write (zstd, LUKS). So every source
+  comes out right on every host, whatever its qemu-img can read.
+* ``qemu-img``: read and written by qemu-img, where the operator wants it so.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from typing import Callable, Dict, List, Optional, Tuple
+
+from .._copy.copier import copy_extents
+from .._copy.preallocate import preallocate
+from .._copy.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, Qcow2Writer
+from .._copy.transcode import transcode
+from .._errors import ImageInUse, NoSpace, QcowError, ToolFailed, ToolMissing, UnsafeImage, UnsupportedImage, VerificationFailed
+from .._host.files import create_temporary, open_source
+from .._host.in_use import find_users
+from .._host.qemu_img import Node, QemuImg
+from .._image.detect import HEAD, UNKNOWN, identify, signatures
+from .._image.extent import filled
+from .._image.qcow1 import Qcow1
+from .._image.raw import RawWriter
+from .._paths import show
+from .._verify.reader import PlainImage
+from .backing import KEEP, qcow2_options
+from .plan import NATIVE, STAGED, Plan
+from .request import Request, temporary_beside
+from .source import Source, open_plain
+
+_BLKZEROOUT = 0x127F
+_ZEROS = bytes(1 << 20)
+
+
+def is_device(path: bytes) -> bool:
+    """Whether a path leads to a block device."""
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def require_usable(request: Request, dest: bytes, size: int) -> None:
+    """Make sure that ``size`` bytes may be written to a device. Changes nothing.
+
+    :raises QcowError: why not.
+    """
+    if request.format != "raw":
+        raise UnsupportedImage("a block device takes raw results only", dest, hint="Say format=raw. Nothing was changed.")
+    real = os.path.realpath(dest)
+    fd = open_source(real, block_devices=True)
+    try:
+        there = os.lseek(fd, 0, os.SEEK_END)
+        if there < size:
+            raise NoSpace("the device has {0} bytes, the disk needs {1}".format(there, size), dest, hint="Nothing was changed.")
+        users = find_users(fd)
+        if users:
+            raise ImageInUse(
+                "the device is in use: {0}".format("; ".join("{0} ({1})".format(use.who, use.how) for use in users)),
+                dest,
+                hint="Nothing was changed.",
+                users=[use._asdict() for use in users],
+            )
+        if not request.overwrite_device:
+            _require_blank(fd, dest, there)
+    finally:
+        os.close(fd)
+    if not os.access(real, os.W_OK):
+        raise QcowError("the device may not be written by user {0}".format(os.geteuid()), dest, reason="not-writable")
+
+
+def _require_blank(fd: int, dest: bytes, size: int) -> None:
+    found = [mark.name for mark in signatures(lambda length, offset: os.pread(fd, length, offset))]
+    kind = identify(os.pread(fd, HEAD, 0), size, lambda length, offset: os.pread(fd, length, offset))
+    if kind.format != UNKNOWN:
+        found.append(kind.format)
+    if found:
+        raise UnsafeImage(
+            "the device holds something already ({0})".format(", ".join(sorted(set(found)))),
+            dest,
+            reason="exists",
+            hint="Nothing was changed. If that may be lost, say overwrite_device.",
+        )
+
+
+def open_exclusively(dest: bytes) -> int:
+    """A descriptor for reading and writing; the kernel keeps others (mounts, LVM, md) from claiming the device meanwhile.
+
+    :raises ImageInUse: where one has it already.
+    """
+    try:
+        return os.open(os.path.realpath(dest), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise ImageInUse("the device is in use (mounted, or part of another device)", dest, hint="Nothing was changed.") from error
+        raise QcowError("the device cannot be opened for writing: {0}".format(error.strerror), dest) from error
+
+
+class DeviceWriter(RawWriter):
+    """Writes a raw image over whatever a device held; zeros are written too."""
+
+    backed = True
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.virtual_size = size
+
+    def place_zeros(self, start: int, length: int) -> None:
+        """See ``Qcow2Writer.place_zeros``; by the device itself where it can."""
+        try:
+            fcntl.ioctl(self.fd, _BLKZEROOUT, struct.pack("QQ", start, length))
+        except OSError:
+            while length:
+                done = os.pwrite(self.fd, _ZEROS[: min(length, len(_ZEROS))], start)
+                start, length = start + done, length - done
+
+
+OnProgress = Callable[[int], None]
+
+_LUKS_SECRET = "result"
+
+
+def write(plan: Plan, source: Source, fd: int, temporary: bytes, progress: OnProgress) -> Optional[str]:
+    """Write the result into its empty temporary file. Nothing is synced.
+
+    :param fd: the temporary file, open for writing; ``temporary`` is its name.
+    :return: the fingerprint of what was written, where the copy has made one on its way.
+    :raises QcowError: what reading, writing or qemu-img raise.
+    """
+    source.materialise(os.path.dirname(temporary), temporary_beside(temporary, b"base"))
+    if plan.engine == NATIVE:
+        return _write_natively(plan, source, fd, progress)
+    if plan.engine == STAGED:
+        return _write_staged(plan, source, fd, temporary, progress)
+    _convert(plan, source_node(plan, source), fd)
+    return None
+
+
+def _write_natively(plan: Plan, source: Source, fd: int, progress: OnProgress) -> Optional[str]:
+    request = plan.request
+    image = source.layers[0]
+    if plan.layout == KEEP and isinstance(image, Qcow1):
+        transcode(image, fd, options_of(plan), progress)
+        return None
+    writer = RawWriter(fd, plan.virtual_size) if request.format == "raw" else Qcow2Writer(fd, plan.virtual_size, options_of(plan))
+    extents = source.extents() if plan.backing is None else source.thin_extents(writer.unit)
+    if request.preallocation != "off" and request.format == "qcow2":
+        extents = filled(extents, source.layers[0], plan.virtual_size)
+    hashed = request.verify and plan.backing is None
+    copied = copy_extents(extents, source.layers, writer, progress, hashed=hashed, uncached=request.page_cache == "spare")
+    if request.preallocation in ("falloc", "full"):
+        preallocate(fd, full=request.preallocation == "full")
+    return copied.fingerprint
+
+
+def options_of(plan: Plan) -> Qcow2Options:
+    """What our own writer is asked for."""
+    return qcow2_options(plan.request, plan.backing, plan.cluster_size)
+
+
+def _write_staged(plan: Plan, source: Source, result: int, temporary: bytes, progress: OnProgress) -> Optional[str]:
+    directory, name = os.path.dirname(temporary), temporary_beside(temporary, b"staged")
+    path = os.path.join(directory, name)
+    fd = create_temporary(directory, name)
+    try:
+        copied = copy_extents(source.extents(), source.layers, Qcow2Writer(fd, plan.virtual_size), progress, hashed=plan.request.verify)
+        _convert(plan, Node(path, "qcow2"), result)
+        return copied.fingerprint
+    finally:
+        os.unlink(path)
+        os.close(fd)
+
+
+def source_node(plan: Plan, source: Source) -> Node:
+    """The original and all below it as qemu-img is told them: every driver named."""
+    secrets = dict(plan.request.passphrase_files)
+    node: Optional[Node] = None
+    chain = [(source.path, "qcow")] + [(member.real, member.format) for member in source.members]
+    for (path, driver), layer in reversed(list(zip(chain, source.layers))):
+        secret = None
+        if isinstance(layer, Qcow1) and layer.header.crypt_method:
+            secret = secrets.get(os.path.realpath(layer.path), secrets.get(b""))
+        node = Node(path, driver, node, secret)
+    if node is None:
+        raise ValueError("a chain has at least one file")
+    return node
+
+
+def _convert(plan: Plan, node: Node, result: int) -> None:
+    """Have qemu-img write to ``result``, our descriptor of the temporary file.
+
+    Not to its name: where it cannot finish, qemu-img removes the name it was given (``bdrv_create``), and a second try would leave a file of its
+    own making, open to others. What a descriptor is called cannot be removed.
+    """
+    tool = _tool()
+    if node.driver == "qcow" and not tool.reads_v1():
+        raise ToolMissing(
+            "this host's qemu-img was built without the QCOW v1 driver",
+            hint="Nothing was changed. Use engine=native, which needs no qemu-img.",
+        )
+    request = plan.request
+    secrets = {}
+    if request.encryption == "luks" and request.luks_passphrase_file is not None:
+        secrets[_LUKS_SECRET] = request.luks_passphrase_file
+    target = b"/proc/%d/fd/%d" % (os.getpid(), result)
+    try:
+        tool.convert(
+            node,
+            target,
+            request.format,
+            options=qemu_img_options(request),
+            secrets=secrets,
+            compress=request.compression != "none",
+            bandwidth=request.bandwidth,
+        )
+    except ToolFailed as error:
+        error.message = error.message.replace(show(target), show(plan.dest))
+        error.hint = "The original was not changed and nothing was published. Run again when what qemu-img reports is mended."
+        raise
+
+
+def _tool() -> QemuImg:
+    tool = QemuImg.find()
+    if tool is None:
+        raise ToolMissing("qemu-img is not installed", hint="Nothing was changed. Install it, or leave out what only qemu-img writes.")
+    return tool
+
+
+def qemu_img_options(request: Request) -> Dict[str, str]:
+    """The ``-o`` options that ask qemu-img for the same result."""
+    if request.format == "raw":
+        return {} if request.preallocation == "off" else {"preallocation": request.preallocation}
+    options = {"compat": request.compat, "cluster_size": str(request.cluster_size or DEFAULT_CLUSTER_SIZE)}
+    if request.lazy_refcounts:
+        options["lazy_refcounts"] = "on"
+    if request.extended_l2:
+        options["extended_l2"] = "on"
+    if request.compression == "zstd":
+        options["compression_type"] = "zstd"
+    if request.preallocation != "off":
+        options["preallocation"] = request.preallocation
+    if request.encryption == "luks":
+        options["encrypt.format"] = "luks"
+        options["encrypt.key-secret"] = _LUKS_SECRET
+    return options
+
+
+def read_back(plan: Plan, source: Source, fd: int, temporary: bytes) -> Tuple[List[PlainImage], List[int]]:
+    """The result as the second reading path sees it, with the files below it, and the descriptors to be closed after that."""
+    if plan.engine != NATIVE and (plan.request.compression == "zstd" or plan.request.encryption == "luks"):
+        path = os.path.join(os.path.dirname(temporary), temporary_beside(temporary, b"proof"))
+        proof = create_temporary(os.path.dirname(path), os.path.basename(path))
+        try:
+            _tool().convert(Node(temporary, "qcow2", secret_file=plan.request.luks_passphrase_file), path, "raw")
+            return [open_plain("raw", proof, plan.dest)], [proof]
+        except BaseException:
+            os.close(proof)
+            raise
+        finally:
+            os.unlink(path)
+    images = [open_plain(plan.request.format, fd, plan.dest)]
+    opened: List[int] = []
+    if plan.backing is not None:
+        for path, format_name in plan.backing.files:
+            opened.append(open_source(path))
+            images.append(open_plain(format_name, opened[-1], path))
+        if plan.backing.rest is not None:
+            images.extend(source.plain_below(first=plan.backing.rest))
+    return images, opened
+
+
+def second_opinion(plan: Plan, temporary: bytes) -> None:
+    """Where the host has a qemu-img, it must find our qcow2 clean too.
+
+    :raises VerificationFailed: where it does not.
+    """
+    if plan.request.format != "qcow2" or plan.request.encryption == "luks":
+        return
+    tool = QemuImg.find()
+    if tool is None:
+        return
+    answer = tool.check(temporary, "qcow2")
+    if not answer.ok:
+        raise VerificationFailed(
+            "qemu-img check does not find the result clean: {0}".format(answer),
+            plan.dest,
+            hint="Nothing was published. Please report this.",
+        )

@@ -1,0 +1,309 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Looks at an image and decides what is to become of it: makes a :class:`.plan.Plan`."""
+
+import os
+import time
+from typing import Any, Dict, List, Optional, Set
+
+from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
+from .._host.file_users import Use
+from .._host.files import FileIdentity, check_name, open_source
+from .._host.in_use import WRITER, find_users
+from .._image.chain import Key, Member, follow
+from .._image.check import STRUCTURE
+from .._image.detect import UNKNOWN
+from .._image.extent import SECTOR
+from .._image.fingerprint import rounded
+from .._image.qcow1 import Qcow1
+from .._paths import show
+from .._verify.compare import verify
+from .backing import KEEP, RECLUSTER, Became, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
+from .output import is_device, require_usable
+from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
+from .record import IN_PLACE, Record, Records
+from .request import WRITTEN, Request, require_expected, result_path, retired_path
+from .source import MAX_RANGES, Losses, Source, open_plain, ranges_of, require_sound
+
+_LOOKS = 10
+_BETWEEN_LOOKS = 0.2  # seconds
+
+
+class Bases:
+    """What is already known while a batch is planned, bases before their overlays: the plans by what their originals are.
+
+    :param level: of the check of each image. A run that only asks has every stream inflated, a real one does that while it copies.
+    """
+
+    def __init__(self, level: str = STRUCTURE) -> None:
+        self.level = level
+        self.plans: Dict[Key, Plan] = {}
+        self.sound: Set[Key] = set()
+        self.users: Dict[Key, List[Use]] = {}  # from one look at all processes for all images
+
+
+def make_plan(request: Request, records: Records, bases: Optional[Bases] = None) -> Plan:
+    """Look at an image and decide. Changes nothing and never raises for what it finds: that is a refusal.
+
+    :param records: of earlier migrations on this host.
+    :param bases: what the batch has planned before; gets this plan too.
+    """
+    bases = Bases() if bases is None else bases
+    dest = result_path(request)
+    try:
+        plan = _decide(request, dest, records, bases)
+    except QcowError as error:
+        plan = Plan(REFUSE, request, dest, [str(error)], error.reason, details=error.details)
+    except OSError as error:
+        plan = Plan(REFUSE, request, dest, ["{0}: {1}".format(show(request.src), error.strerror)], "error")
+    try:
+        status = os.lstat(request.src)
+        bases.plans[status.st_dev, status.st_ino] = plan
+    except OSError:
+        pass  # nothing can rest on it
+    return plan
+
+
+def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Plan:
+    if request.refused:
+        raise QcowError(
+            "the plan refuses it: {0}".format(request.refused),
+            request.src,
+            reason="planned",
+            hint="It was left as it is. Mend that and scan again, or set its action in the plan to skip.",
+        )
+    done = _last_done(records.of_source(request.src))
+    if not os.path.lexists(request.src):
+        if done is not None and os.path.lexists(done.file("dest") or b""):
+            return Plan(NOOP, request, done.file("dest") or dest, ["migrated before (record {0})".format(done.id)], "")
+        raise QcowError("there is no such file", request.src, reason="missing")
+    with Source(request.src) as source:
+        kind = source.identify()
+        if kind.format != "qcow":
+            if kind.format == request.format or (done is not None and done.file("dest") == request.src):
+                return Plan(NOOP, request, request.src, ["the image is {0} already".format(request.format)], "", identity=source.identity)
+            raise UnsupportedImage(
+                "not a QCOW v1 image but {0}".format("raw or unknown" if kind.format == UNKNOWN else kind.format),
+                request.src,
+                reason="not-v1",
+                hint="It was left as it is.",
+            )
+        if done is not None and done.file("dest") == dest and _unchanged(done, source.identity) and os.path.lexists(dest):
+            action, retired = (RETIRE, retired_path(request.src)) if request.retire else (NOOP, None)
+            return Plan(
+                action,
+                request,
+                dest,
+                ["converted before (record {0})".format(done.id)],
+                "",
+                retired,
+                identity=source.identity,
+                unfinished=done.id if done.unfinished else None,
+            )
+        require_expected(request, source.identity)
+        return _plan_conversion(request, dest, source, records, bases)
+
+
+def _last_done(records: List[Record]) -> Optional[Record]:
+    for record in reversed(records):
+        if record.state in IN_PLACE:
+            return record
+    return None
+
+
+def _unchanged(record: Record, identity: FileIdentity) -> bool:
+    """Whether the original is still the file that was converted."""
+    src = record.facts["src"]
+    return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (identity.ino, identity.size, identity.mtime_ns)
+
+
+def _look(request: Request, source: Source, bases: Bases) -> Losses:
+    """Whether the images are sound. One that a guest is writing may be caught between a table's entry and its cluster: it gets another look."""
+    looks = _LOOKS if request.held == WRITTEN else 1
+    while True:
+        looks -= 1
+        try:
+            return require_sound(source, bases.level, bases.sound, salvage=request.salvage)
+        except DamagedImage:
+            if not looks:
+                raise
+            time.sleep(_BETWEEN_LOOKS)
+
+
+def _plan_conversion(request: Request, dest: bytes, source: Source, records: Records, bases: Bases) -> Plan:
+    members = tuple(follow(request.src, open_source, rules_of(request)))
+    source.attach(members[1:])
+    lost = _look(request, source, bases)
+    image = source.layers[0]
+    source.unlock(dict(request.passphrase_files), force=request.force_passphrase)
+    bases.sound.update(member.key for member in members)
+    retired = retired_path(request.src) if request.retire else None
+    before = {
+        "path": show(request.src),
+        "format": "qcow",
+        "virtual_size": image.virtual_size,
+        "file_size": source.identity.size,
+        "allocated_size": os.fstat(source.fd).st_blocks * SECTOR,
+        "cluster_size": image.cluster_size,
+    }
+    common: Dict[str, Any] = {
+        "retired": retired,
+        "identity": source.identity,
+        "before": before,
+        "virtual_size": rounded(image.virtual_size),
+        "below": members[1:],
+        "lost": lost,
+    }
+    _require_names(request, dest, retired)
+    if dest != request.src and os.path.lexists(dest) and not is_device(dest):
+        return _adopt(request, dest, source, common)
+    if request.held != WRITTEN:
+        _require_free(source, bases, replaced=retired is not None and request.held != "read")
+    engine = choose_engine(request)
+    if is_device(dest):
+        require_usable(request, dest, rounded(image.virtual_size))
+    backing = None
+    if source.members and request.chains == "preserve" and request.format == "qcow2":
+        require_thin_possible(request, native=engine == NATIVE)
+        backing = rest_on(request, dest, source.members, _became(source.members[0], request.src, records, bases))
+    cluster_size, need = needed(request, source, backing, rounded(image.virtual_size))
+    reasons = ["QCOW v1 image of {0} bytes".format(image.virtual_size)]
+    layout = RECLUSTER
+    if request.layout == KEEP and request.format == "qcow2":
+        layout, cluster_size, need = kept_layout(
+            request, source, backing, cluster_size, need, reasons, native=engine == NATIVE and not lost
+        )
+    require_writable(request, backing, cluster_size, rounded(image.virtual_size))
+    if backing is not None:
+        reasons.append("overlay, stays thin over {0} ({1}), clusters of {2} bytes".format(show(backing.name), backing.format, cluster_size))
+    elif source.members:
+        reasons.append("overlay of {0} files, flattened".format(len(members)))
+    if image.virtual_size % SECTOR:
+        reasons.append("virtual size rounded up to {0} bytes, no guest byte is lost".format(rounded(image.virtual_size)))
+    if any(isinstance(layer, Qcow1) and layer.header.crypt_method for layer in source.layers):
+        reasons.append("legacy encryption; found: " + (", ".join(sorted(set(source.recognised))) or "no known signature"))
+    if source.doubts:
+        reasons.append("suspect, converted as it reads: " + "; ".join(source.doubts[:MAX_RANGES]))
+    if lost:
+        ranges = sum(len(found) for found in lost.values())
+        reasons.append("{0} damaged ranges will read as zeros (salvage)".format(ranges))
+    return Plan(
+        CONVERT,
+        request,
+        dest,
+        reasons,
+        "",
+        engine=engine,
+        guest_bytes=need.guest,
+        need=0 if is_device(dest) else need.file,
+        backing=backing,
+        cluster_size=cluster_size,
+        layout=layout,
+        **common,
+    )
+
+
+def choose_engine(request: Request) -> str:
+    """The engine for a request: ours, unless it is asked for another or for something that only qemu-img writes."""
+    if request.dest is not None and is_device(request.dest):
+        if request.engine == QEMU_IMG:
+            raise UnsupportedImage("block devices are written natively only", request.src, hint="Say engine=auto. Nothing was changed.")
+        return NATIVE
+    if request.engine == QEMU_IMG:
+        if request.salvage:
+            raise UnsupportedImage("qemu-img reads damage as zeros without a word", request.src, hint="Salvage with engine=auto.")
+        return QEMU_IMG
+    if request.format == "qcow2" and (request.compression == "zstd" or request.encryption == "luks"):
+        if request.engine == NATIVE:
+            what = "zstd compression" if request.compression == "zstd" else "LUKS encryption"
+            raise UnsupportedImage(
+                "{0} is written by qemu-img only".format(what), request.src, hint="Say engine=auto. Nothing was changed."
+            )
+        return STAGED
+    return NATIVE
+
+
+def _became(base: Member, src: bytes, records: Records, bases: Bases) -> Optional[Became]:
+    """What a base is replaced by: in this run, or already.
+
+    :raises QcowError: where the base is QCOW v1 and will not be migrated.
+    """
+    plan = bases.plans.get(base.key)
+    if base.format != "qcow":
+        return None
+    if plan is not None and plan.action in (CONVERT, RETIRE, NOOP):
+        return Became(plan.dest, plan.request.format, plan.backing, plan.action != CONVERT)
+    if plan is not None:
+        raise QcowError("its base {0} cannot be migrated: {1}".format(show(base.path), "; ".join(plan.reasons)), src, reason="chain")
+    done = _last_done(records.of_source(base.real))
+    if done is not None and _is_source_of(base, done) and os.path.lexists(done.path_of("dest")):
+        return Became(done.path_of("dest"), done.facts["format"], None, True)
+    raise QcowError(
+        "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
+        src,
+        reason="chain",
+        hint="Nothing was changed. Migrate both together, or say chains=flatten.",
+    )
+
+
+def _is_source_of(base: Member, record: Record) -> bool:
+    src = record.facts["src"]
+    return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (base.key[1], base.size, base.mtime_ns)
+
+
+def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> None:
+    check_name(dest)
+    if dest == request.src and retired is None:
+        raise QcowError(
+            "the result would take the original's own name, and the original is to be kept",
+            request.src,
+            reason="exists",
+            hint="Nothing was changed. Say original=retire, or give another dest.",
+        )
+    if retired is not None:
+        check_name(retired)
+        if os.path.lexists(retired):
+            raise QcowError(
+                "the name {0} that the original would get is taken".format(show(retired)),
+                request.src,
+                reason="exists",
+                hint="Nothing was changed. Move that file away and run again.",
+            )
+
+
+def _require_free(source: Source, bases: Bases, *, replaced: bool) -> None:
+    users = find_users(source.fd, seen=bases.users)
+    against = users if replaced else [use for use in users if use.kind == WRITER]
+    if against:
+        raise QcowError(
+            "the image is in use: {0}".format("; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in against)),
+            source.path,
+            reason="in-use",
+            hint="Nothing was changed. Stop what uses it and run again.",
+            users=[use._asdict() for use in against],
+        )
+
+
+def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]) -> Plan:
+    """The result's name is taken: by what we would write (its record is lost), or by something else."""
+    lost = ranges_of(common["lost"])
+    try:
+        below = tuple(follow(dest, open_source, rules_of(request)))[1:]
+        with Source(dest, below=below) as there:
+            kind = there.identify().format
+            if request.format in (kind, "raw" if kind == UNKNOWN else kind):
+                result = [open_plain(request.format, there.fd, dest)]
+                result += [open_plain(member.format, fd, member.path) for member, fd in there.pairs()]
+                verify(source.plain(lost), result, dest)
+                action = RETIRE if request.retire else NOOP
+                return Plan(action, request, dest, ["an identical result exists already"], "", **common)
+    except (VerificationFailed, UnsafeImage, UnsupportedImage, DamagedImage, KeyError):
+        pass
+    raise QcowError(
+        "the name {0} that the result would get is taken by something else".format(show(dest)),
+        request.src,
+        reason="exists",
+        hint="Nothing was changed. Move that file away, or give another dest, and run again.",
+    )

@@ -1,0 +1,199 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Everything that stands in the way of a whole batch, found before the first byte is written; and where a run ends before all is done."""
+
+import errno
+import os
+import time
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+from .._errors import NoSpace, QcowError
+from .._host import attributes, space
+from .._host.files import open_source
+from .._paths import show
+from .plan import CONVERT, REFUSE, RETIRE, Plan
+
+DEFER = "defer"
+"""The action of a plan that another run is to carry out."""
+
+Unit = Tuple[str, int]
+
+
+def unit_of(number: int, plan: Plan) -> Unit:
+    """What a plan is carried out together with: alone by its number in the batch, or with its family."""
+    return ("image", number) if plan.family is None else ("family", plan.family)
+
+
+def defer_beyond(plans: List[Plan], limit: Optional[int]) -> List[Plan]:
+    """The plans, with those deferred that would take a run over ``limit`` guest bytes copied.
+
+    The first image always stays, or one larger than the limit would never be migrated; families stay whole.
+    """
+    if limit is None:
+        return plans
+    sizes: Dict[Unit, int] = {}
+    for number, plan in enumerate(plans):
+        if plan.action in (CONVERT, RETIRE):
+            unit = unit_of(number, plan)
+            sizes[unit] = sizes.get(unit, 0) + (plan.guest_bytes if plan.action == CONVERT else 0)
+    total = 0
+    kept: Set[Unit] = set()
+    for unit, size in sizes.items():
+        if not kept or total + size <= limit:
+            total += size
+            kept.add(unit)
+    return [
+        plan if plan.action not in (CONVERT, RETIRE) or unit_of(number, plan) in kept else deferred(plan, "{0} bytes".format(limit))
+        for number, plan in enumerate(plans)
+    ]
+
+
+def deferred(plan: Plan, limit: str) -> Plan:
+    """The plan, left to another run."""
+    return plan._replace(action=DEFER, code="deferred", reasons=["deferred: this run ends at {0}; run again to go on".format(limit)])
+
+
+class Window:
+    """The time in which a run may begin with an image. What is under way at its end is completed.
+
+    :param minutes: from now; ``None`` for no end.
+    """
+
+    def __init__(self, minutes: Optional[float]) -> None:
+        self._end = None if minutes is None else time.monotonic() + minutes * 60
+
+    def is_open(self) -> bool:
+        """Whether the next image may be begun."""
+        return self._end is None or time.monotonic() < self._end
+
+
+_RECORD_BYTES = 1 << 16
+
+
+class Reserve:
+    """What stays free on every filesystem: the larger of ``size`` bytes and ``percent`` of the filesystem."""
+
+    def __init__(self, size: int = 64 << 20, percent: float = 0.0) -> None:
+        self.size = size
+        self.percent = percent
+
+
+def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve) -> List[Plan]:
+    """The plans, with those refused that could not be carried out for reasons of their own: the others need not wait for them.
+
+    :raises NoSpace: where everything together does not fit. Its details' ``problems`` name this and all else that was found.
+    """
+    plans = _distinct(plans)
+    demands = _demands(plans, state_dir)
+    found = space.problems(demands, reserve_bytes=reserve.size, reserve_percent=reserve.percent)
+    closed = {problem.directory: problem for problem in found if problem.reason not in ("no-space", "no-inodes")}
+    plans = [_possible(plan, closed) for plan in plans]
+    too_little = [problem for problem in found if problem.reason in ("no-space", "no-inodes")]
+    if too_little:
+        others = [
+            {"reason": plan.code, "path": show(plan.request.src), "msg": "; ".join(plan.reasons)} for plan in plans if plan.action == REFUSE
+        ]
+        problems = [{"reason": p.reason, "path": show(p.directory), "msg": str(p), "missing_bytes": p.missing_bytes} for p in too_little]
+        raise NoSpace(
+            "the plan does not fit: {0}".format(" ".join(str(problem) for problem in too_little)),
+            hint="Nothing was changed. Free the space, choose another destination, or migrate fewer images at a time.",
+            problems=problems + others,
+        )
+    return plans
+
+
+def _refused(plan: Plan, code: str, reason: str, **details: Any) -> Plan:
+    return plan._replace(action=REFUSE, code=code, reasons=[reason], details=details)
+
+
+def _distinct(plans: List[Plan]) -> List[Plan]:
+    """Refuse whoever asks for a name that an earlier one of the batch will take."""
+    claimed: Dict[bytes, bytes] = {}
+    checked = []
+    for plan in plans:
+        if plan.action in (CONVERT, RETIRE):
+            src = plan.request.src
+            names = [plan.dest] + ([plan.retired] if plan.retired is not None else [])
+            other = next((claimed[name] for name in names if claimed.get(name, src) != src), None)
+            if other is not None:
+                plan = _refused(
+                    plan, "exists", "its names would be those of another image of this run, {0}: {1}".format(show(other), show(plan.dest))
+                )
+            else:
+                claimed.update((name, src) for name in names)
+        checked.append(plan)
+    return checked
+
+
+def _demands(plans: List[Plan], state_dir: bytes) -> List[space.Demand]:
+    demands = []
+    for plan in plans:
+        if plan.action == CONVERT:
+            demands.append(space.Demand(_directory(plan), plan.need, 1, show(plan.dest)))
+        if plan.action in (CONVERT, RETIRE):
+            demands.append(space.Demand(_existing(state_dir), _RECORD_BYTES, 1, "records"))
+            if plan.retired is not None:
+                demands.append(space.Demand(_parent(plan.retired), 0, 0, show(plan.retired)))
+    return demands
+
+
+def _possible(plan: Plan, closed: Dict[bytes, space.Problem]) -> Plan:
+    """The plan, or its refusal where a directory or the original itself forbids what is to be done with it."""
+    if plan.action not in (CONVERT, RETIRE):
+        return plan
+    directories = [_directory(plan)] if plan.action == CONVERT else []
+    if plan.retired is not None:
+        directories.append(_parent(plan.retired))
+    for directory in directories:
+        if directory in closed:
+            return _refused(plan, closed[directory].reason, str(closed[directory]))
+    flags = _protection(plan.request.src) if plan.retired is not None else None
+    if flags:
+        reason = (
+            "{0}: the original is {1} (see lsattr) and could not be renamed. Nothing was changed. Run chattr on it, or keep the original."
+        )
+        return _refused(plan, "protected", reason.format(show(plan.request.src), flags))
+    return plan
+
+
+def _protection(path: bytes) -> Optional[str]:
+    try:
+        fd = open_source(path)
+    except QcowError:
+        return None
+    try:
+        return " and ".join(attributes.protection(fd))
+    finally:
+        os.close(fd)
+
+
+def _directory(plan: Plan) -> bytes:
+    """Where the result goes; of a directory that is yet to be made, the one that it will be made in."""
+    directory = _parent(plan.dest)
+    return directory if plan.request.dest_dir is None else _existing(directory)
+
+
+def _parent(path: bytes) -> bytes:
+    return os.path.dirname(path) or b"."
+
+
+def _existing(directory: bytes) -> bytes:
+    while not os.path.isdir(directory) and directory not in (b"", b"/"):
+        directory = os.path.dirname(directory)
+    return directory or b"."
+
+
+def reason_of(error: OSError) -> str:
+    """The stable code of an error of the operating system."""
+    reasons = {
+        errno.ENOSPC: "no-space",
+        errno.EDQUOT: "no-space",
+        errno.EIO: "storage",
+        errno.EROFS: "read-only",
+        errno.EACCES: "unreadable",
+        errno.EPERM: "unreadable",
+        errno.ENOENT: "missing",
+    }
+    return reasons.get(error.errno or 0, "error")

@@ -1,0 +1,183 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a run does first: finish or clean up what an interrupted one has left. And what to say about it without doing it.
+
+The record tells which step was allowed last; the names and inode numbers on the filesystem tell whether it was taken.
+
+* Before ``verified`` nothing of the result is to be trusted: it is removed, and the original is as it was.
+* From ``verified`` on the result is proven and durable: it is not made again, but brought to its end, provided that the original is still
+  what was copied and nobody writes it. Otherwise the result is withdrawn.
+"""
+
+from typing import Any, Dict, List, Optional
+
+from .._errors import ImageChanged, ImageInUse, QcowError, StateError
+from .._host.files import remove_durably
+from .._host.in_use import Guard
+from .._paths import encode_exact, show
+from . import record as states
+from .commit import abandon, finish, in_place, inode_at, published, result_unchanged, temporary_path, withdraw, written
+from .record import Record, Records
+from .rollback import resume
+from .source import Source
+
+_SAYS = {
+    states.PLANNED: "interrupted before the copy began; the original is as it was",
+    states.COPYING: "interrupted during copy or verification; the original is as it was and the temporary file will be removed",
+    states.VERIFIED: "interrupted with a proven result; it will be put in place if the original has not changed since",
+    states.PUBLISHED: "interrupted with the result in place; what refers to it and the original's new name are left to do",
+    states.REPOINTED: "interrupted with the result in place; the original is still to be renamed",
+    states.RETIRED: "complete, but for the last line of its record",
+    states.FAILED: "failed, and its temporary file could not be removed; that will be tried again",
+    states.ROLLING_BACK: "interrupted during a rollback, which will be finished",
+    states.CLEANING: "interrupted while its retired original was deleted",
+}
+
+
+def recover(records: Records) -> List[Dict[str, Any]]:
+    """Finish or clean up every unfinished record. The caller is the only run on this host (:class:`.record.Exclusive`).
+
+    :return: one entry for each record that was looked after, as :func:`explain` gives it, with ``done`` in words and ``failed``.
+    """
+    records.sweep()
+    answers = []
+    for path in records.unreadable():
+        message = "{0}: this record cannot be read; its storage has failed. Move it away once you have looked at it.".format(show(path))
+        answers.append({"record": None, "src": None, "dest": None, "state": None, "failed": True, "msg": message})
+    for record in records.unfinished():
+        answer = explain(record)
+        try:
+            answer.update(failed=False, msg=_recover(record))
+        except QcowError as error:
+            # A base waits for its overlays: those are dealt with in this run, and it after them.
+            answer.update(failed=error.reason != "needed", msg=str(error))
+        except OSError as error:
+            answer.update(failed=True, msg="{0}: {1}".format(answer["src"], error.strerror or error))
+        answer["state"] = record.state
+        answers.append(answer)
+    return answers
+
+
+def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
+    """What a module warns of among the entries that :func:`recover` has returned."""
+    return ["An interrupted run cannot be finished: {0}".format(entry["msg"]) for entry in recovered if entry["failed"]]
+
+
+def explain(record: Record) -> Dict[str, Any]:
+    """What a record says, for people and programs: names, state, since when, and what is left to do (``None``: nothing)."""
+    src, dest, retired = record.file("src") or b"", record.file("dest") or b"", record.file("retired")
+    return {
+        "record": record.id,
+        "src": show(src),
+        "src_base64": encode_exact(src),
+        "dest": show(dest),
+        "dest_base64": encode_exact(dest),
+        "retired": None if retired is None else show(retired),
+        "format": record.facts.get("format"),
+        "state": record.state,
+        "time": record.facts.get("time"),
+        "verified": bool(record.facts.get("verified")),
+        "error": record.facts.get("error"),
+        "unfinished": _SAYS.get(record.state, "unfinished") if record.unfinished else None,
+    }
+
+
+def _recover(record: Record) -> str:
+    if record.state == states.ROLLING_BACK:
+        resume(record)
+        return "finished the rollback"
+    if record.state == states.CLEANING:
+        return _settle_cleaning(record)
+    if record.state in (states.PLANNED, states.COPYING, states.FAILED):
+        words = "removed the temporary file" if record.state == states.COPYING else "cleaned up"
+        abandon(record, record.facts.get("error") or "interrupted")
+        return words
+    if record.state == states.RETIRED:
+        record.note(states.DONE)
+        return "finished the record"
+    return _complete(record)
+
+
+def _settle_cleaning(record: Record) -> str:
+    """The deletion was decided on; whether it happened shows. It is not repeated here: the next cleanup looks at everything again."""
+    if inode_at(record.file("retired")) == record.facts["src"]["ino"]:
+        record.note(states.DONE)
+        return "the retired original is still there"
+    record.note(states.CLEANED)
+    return "the retired original is deleted"
+
+
+def _complete(record: Record) -> str:
+    """A record between ``verified`` and ``retired``."""
+    name = _original(record)
+    result_in_place = published(record)
+    if name is None:
+        return _without_original(record, result_in_place)
+    if in_place(record) and record.state != states.VERIFIED and not result_in_place and name == record.path_of("src"):
+        _discard_given_back(record)
+        return "the original had got its name back; removed the result"
+    if record.state == states.VERIFIED and not result_in_place and inode_at(temporary_path(record)) != record.facts["result"]["ino"]:
+        abandon(record, "the result is gone")
+        return "the result did not survive; the original is as it was"
+    try:
+        with Source(name) as source:
+            _require_unchanged(record, source)
+            with Guard(source.fd, name) as guard:
+                finish(record, source.fd, guard)
+    except (ImageChanged, ImageInUse) as error:
+        return _turn_back(record, error, result_in_place)
+    return "put the proven result in place" if not result_in_place else "finished the migration"
+
+
+def _original(record: Record) -> Optional[bytes]:
+    """The name the original has just now."""
+    for path in (record.path_of("src"), record.file("retire_to"), temporary_path(record)):
+        if path is not None and inode_at(path) == record.facts["src"]["ino"]:
+            return path
+    return None
+
+
+def _without_original(record: Record, result_in_place: bool) -> str:
+    if result_in_place and inode_at(record.path_of("src")) in (None, record.facts["result"]["ino"]):
+        record.note(states.DONE, error="the original is gone", temporary=None)
+        return "the original has been removed by somebody; the proven result is in place"
+    if result_in_place:
+        record.note(states.FAILED, error="another file has the original's name", temporary=None)
+        return "another file has taken the original's name; it and the result were left as they are"
+    abandon(record, "the original is gone")
+    return "the original has been removed or replaced by somebody; removed the result"
+
+
+def _require_unchanged(record: Record, source: Source) -> None:
+    """The times of the file's name do not matter here, only those of its content."""
+    was = record.facts["src"]
+    if (source.identity.size, source.identity.mtime_ns) != (was["size"], was["mtime_ns"]):
+        raise ImageChanged("was written after it had been copied", source.path, hint="Run again to convert it as it is now.")
+
+
+def _turn_back(record: Record, error: QcowError, result_in_place: bool) -> str:
+    """The original is being used or was written since: it is the truth, unless somebody has begun to use the result."""
+    if record.state == states.FAILED:
+        raise error
+    if not published(record):
+        abandon(record, str(error))
+        return "removed the result: {0}".format(error)
+    if in_place(record) or not result_unchanged(record):
+        raise StateError(
+            "the original and the result have both been used since this migration was interrupted: {0}".format(error),
+            record.path_of("src"),
+            hint="Neither was touched. Stop what uses them, compare, move away the one that you do not want, and run again.",
+        )
+    if not written(error):
+        raise error
+    withdraw(record, str(error))
+    return "took the result back: {0}".format(error)
+
+
+def _discard_given_back(record: Record) -> None:
+    leftover = temporary_path(record)
+    if inode_at(leftover) == record.facts["result"]["ino"]:
+        remove_durably(leftover, inode=record.facts["result"]["ino"])
+    record.note(states.FAILED, error="a writer came before the original was retired", temporary=None)

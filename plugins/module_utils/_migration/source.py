@@ -1,0 +1,361 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""An image opened for migration, and all below it: once, by descriptor, so that nobody can swap a file between looking and reading."""
+
+import os
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+
+from .._errors import DamagedImage, ImageChanged, PassphraseError, QcowError, ToolMissing, UnsupportedImage
+from .._host.files import FileIdentity, create_temporary, identity, open_source
+from .._host.in_use import Guard
+from .._host.qemu_img import Node, QemuImg
+from .._image import crypt
+from .._image.chain import FOREIGN, Key, Member
+from .._image.check import check
+from .._image.detect import HEAD, Identity, identify
+from .._image.extent import COMPRESSED, DATA, Extent, Layer, chain_extents, thin_extents
+from .._image.findings import DAMAGED, ERROR, WARNING, Finding, Report
+from .._image.qcow1 import Damage, OnDamage, Qcow1
+from .._image.qcow2 import Qcow2
+from .._image.raw import Raw
+from .._paths import show
+from .._verify.reader import PlainImage, PlainLost, PlainQcow1, PlainQcow2, PlainRaw
+
+LostRanges = Mapping[int, Sequence[Tuple[int, int]]]
+"""By place in the chain (0: the image itself) the guest ranges ``(start, length)`` that were given up, in bytes."""
+
+
+class Opaque(Layer):
+    """A base that only qemu-img reads and that has not been read yet: as far as planning goes, all of it may hold data."""
+
+    def __init__(self, fd: int, path: bytes, driver: str) -> None:
+        super().__init__(fd, path)
+        self.format = driver
+        self.virtual_size = int(_tool_for(path, driver).info(path, driver)["virtual-size"])
+
+    def extents(self) -> Iterator[Extent]:
+        """See :meth:`Layer.extents`."""
+        yield Extent(0, self.virtual_size, DATA, self, 0, self.virtual_size, 0)
+
+
+class Source:
+    """An open image. Use as a context manager; its descriptors are closed at its end.
+
+    :param path: symbolic links are not followed as last component.
+    :param expected: the identity the file had when it was planned for.
+    :param below: the other files of its chain; see :meth:`attach`.
+    :raises ImageChanged: where one is another file now.
+    :raises QcowError: where one cannot be opened.
+    """
+
+    def __init__(self, path: bytes, expected: Optional[FileIdentity] = None, below: Sequence[Member] = ()) -> None:
+        self.path = path
+        self.fd = open_source(path)
+        self.layers: List[Layer] = []
+        self.members: Tuple[Member, ...] = ()
+        self.recognised: List[str] = []
+        self.doubts: List[str] = []  # what the check found that is no error
+        self._below: List[int] = []
+        try:
+            self.identity = identity(self.fd)
+            if expected is not None and not self.identity.same_content(expected):
+                raise ImageChanged("the file is not the one that was planned for", path, hint="Nothing was changed. Run again.")
+            self.attach(below)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *dummy: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for fd in [self.fd] + self._below:
+            os.close(fd)
+        self._below = []
+
+    def attach(self, below: Sequence[Member]) -> None:
+        """Open the other files of the chain, each found to be what it was when the chain was resolved.
+
+        A base that was replaced under its own name meanwhile may be given with the name it has now.
+        """
+        for member in below:
+            fd = open_source(member.real)
+            self._below.append(fd)
+            now = identity(fd)
+            if now[:4] != member.key + (member.size, member.mtime_ns):
+                raise ImageChanged(
+                    "the backing file is not the one that was planned for", member.path, hint="Nothing was changed. Run again."
+                )
+        self.members = self.members + tuple(below)
+
+    def pairs(self) -> Iterator[Tuple[Member, int]]:
+        """The other files of the chain with their descriptors."""
+        return zip(self.members, self._below)
+
+    def identify(self) -> Identity:
+        """What the file is, by content."""
+        return identify(os.pread(self.fd, HEAD, 0), self.identity.size, lambda length, offset: os.pread(self.fd, length, offset))
+
+    def open_qcow1(self, on_damage: Optional[OnDamage] = None) -> Qcow1:
+        """The image itself as QCOW v1, alone.
+
+        :raises DamagedImage: see :class:`Qcow1`.
+        :raises UnsupportedImage: backing files and encryption.
+        """
+        image = Qcow1(self.fd, self.path, on_damage)
+        if image.backing_name is not None:
+            raise UnsupportedImage("the image has a backing file", self.path, hint="Nothing was changed.")
+        if image.header.crypt_method:
+            raise UnsupportedImage("the image is encrypted", self.path, hint="Nothing was changed.")
+        self.layers = [image]
+        return image
+
+    def open_layers(self, damage: Optional[Dict[int, List[Damage]]] = None) -> Qcow1:
+        """The image and all below it as layers, locked where they are encrypted.
+
+        :param damage: collects what is damaged, by place in the chain; if not given, the first damage met is an error.
+        """
+        image = Qcow1(self.fd, self.path, _collector(damage, 0))
+        self.layers = [image]
+        for place, (member, fd) in enumerate(zip(self.members, self._below), 1):
+            if member.format == "qcow":
+                self.layers.append(Qcow1(fd, member.path, _collector(damage, place)))
+            elif member.format in FOREIGN:
+                self.layers.append(Opaque(fd, member.real, member.format))
+            else:
+                self.layers.append(open_layer(member.format, fd, member.path))
+        return image
+
+    def unlock(self, passphrase_files: Mapping[bytes, bytes], *, force: bool) -> None:
+        """Give every encrypted layer its passphrase.
+
+        :param passphrase_files: by the image's name without symbolic links; the entry ``b""`` is for all that have none of their own.
+        :param force: take passphrases that look wrong.
+        :raises PassphraseError: one is missing, or wrong by all appearances. :raises ToolMissing: nothing here can decrypt.
+        """
+        for layer in self.layers:
+            if isinstance(layer, Qcow1) and layer.header.crypt_method:
+                secret = passphrase_files.get(os.path.realpath(layer.path), passphrase_files.get(b""))
+                if secret is None:
+                    raise PassphraseError(
+                        "the image is encrypted (legacy AES) and no passphrase was given",
+                        layer.path,
+                        hint="Give passphrase_file, or an entry in passphrase_files for a file of a chain. Nothing was changed.",
+                    )
+                verdict = crypt.unlock(layer, crypt.read_passphrase(secret), force=force)
+                self.recognised.extend(verdict.recognised)
+
+    def materialise(self, directory: bytes, name: bytes) -> None:
+        """Read bases of formats that are not read here: qemu-img writes them out as raw, sparse files without a name.
+
+        :param directory: where to. :param name: of the file while it has one.
+        """
+        for place, layer in enumerate(self.layers):
+            if isinstance(layer, Opaque):
+                path = os.path.join(directory, name)
+                fd = create_temporary(directory, name)
+                try:
+                    _tool_for(layer.path, layer.format).convert(Node(layer.path, layer.format), path, "raw")
+                    self._below.append(open_source(path))
+                finally:
+                    os.unlink(path)
+                    os.close(fd)
+                raw = Raw(self._below[-1], layer.path)
+                if raw.virtual_size != layer.virtual_size:
+                    raise QcowError("qemu-img wrote {0} bytes, expected {1}".format(raw.virtual_size, layer.virtual_size), layer.path)
+                self.layers[place] = raw
+
+    def extents(self) -> Iterator[Extent]:
+        """What the guest sees, as a stream of extents."""
+        return self.layers[0].bulk_extents() if len(self.layers) == 1 else chain_extents(self.layers)
+
+    def runs(self) -> Iterator[Extent]:
+        """Which guest bytes are held at all; see :meth:`.extent.Layer.runs`."""
+        return self.layers[0].runs() if len(self.layers) == 1 else self.extents()
+
+    def thin_extents(self, unit: int) -> Iterator[Extent]:
+        """What a new overlay over the same base has to hold; see :func:`~.extent.thin_extents`."""
+        return thin_extents(self.layers, unit)
+
+    def plain(self, lost: Optional[LostRanges] = None) -> List[PlainImage]:
+        """The same chain for verification, read by the second path."""
+        return self.plain_below(lost, first=0)
+
+    def plain_below(self, lost: Optional[LostRanges] = None, *, first: int = 1) -> List[PlainImage]:
+        """The chain from place ``first`` on; 1 leaves the image itself out."""
+        images: List[PlainImage] = []
+        for place, layer in enumerate(self.layers[first:], first):
+            given_up = list((lost or {}).get(place, ()))
+            if isinstance(layer, Qcow1):
+                image: PlainImage = PlainQcow1(layer.fd, layer.path, layer.decrypt, lost=given_up)
+                if given_up and place + 1 < len(self.layers):
+                    images.append(PlainLost(image.size, given_up))
+            else:
+                image = open_plain(layer.format, layer.fd, layer.path)
+            images.append(image)
+        return images
+
+
+class Guards:
+    """Keeps writers out of every file of a chain (context manager); as :class:`Guard`, which it is for an image that stands alone."""
+
+    def __init__(self, source: Source) -> None:
+        pairs = [(source.fd, source.path)] + [(fd, member.path) for fd, member in zip(source._below, source.members)]
+        self._guards = [Guard(fd, path) for fd, path in pairs]
+        self._entered: List[Guard] = []
+
+    @property
+    def warnings(self) -> List[str]:
+        """Which kinds of writers cannot be kept out."""
+        found: List[str] = []
+        for guard in self._guards:
+            found.extend(warning for warning in guard.warnings if warning not in found)
+        return found
+
+    def __enter__(self) -> "Guards":
+        """:raises ImageInUse: a writer is there already."""
+        try:
+            for guard in self._guards:
+                guard.__enter__()
+                self._entered.append(guard)
+        except BaseException:
+            self.release()
+            raise
+        return self
+
+    def __exit__(self, *dummy: Any) -> None:
+        self.release()
+
+    def check(self) -> None:
+        """See :meth:`Guard.check`."""
+        for guard in self._entered:
+            guard.check()
+
+    def release(self) -> None:
+        """End all guards."""
+        while self._entered:
+            self._entered.pop().release()
+
+
+def _collector(damage: Optional[Dict[int, List[Damage]]], place: int) -> Optional[OnDamage]:
+    return None if damage is None else damage.setdefault(place, []).append
+
+
+def _tool_for(path: bytes, driver: str) -> QemuImg:
+    tool = QemuImg.find()
+    if tool is None or driver not in tool.formats:
+        raise ToolMissing(
+            "the base is a {0} image, which only qemu-img reads, and this host has none that does".format(driver),
+            path,
+            hint="Nothing was changed. Install qemu-img, or convert {0} to qcow2 first.".format(show(os.path.basename(path))),
+        )
+    return tool
+
+
+def open_plain(format_name: str, fd: int, path: bytes) -> PlainImage:
+    """One file read by the second path; ``format_name`` is qcow, qcow2 or raw."""
+    readers = {"qcow": PlainQcow1, "qcow2": PlainQcow2, "raw": PlainRaw}
+    return readers[format_name](fd, path)
+
+
+def open_layer(format_name: str, fd: int, path: bytes) -> Layer:
+    """One file as a layer of extents; ``format_name`` is qcow, qcow2 or raw."""
+    layers = {"qcow": Qcow1, "qcow2": Qcow2, "raw": Raw}
+    return layers[format_name](fd, path)
+
+
+MAX_RANGES = 100
+"""Damaged ranges named one by one in a message or result; the rest is counted."""
+
+Losses = Dict[int, List[Damage]]
+"""What salvage gives up, by place in the chain."""
+
+
+def require_sound(source: Source, level: str, known: Set[Key], *, salvage: bool) -> Losses:
+    """Open the layers of a chain, and make sure that nothing in their tables contradicts their files.
+
+    What is suspect but no error goes into ``source.doubts``.
+
+    :param level: of the structure check.
+    :param known: files found sound before, which are not looked at again.
+    :param salvage: go on past damage.
+    :return: with ``salvage`` what is given up; else nothing.
+    :raises DamagedImage: naming every damaged range (up to ``MAX_RANGES``) of the first damaged file.
+    """
+    found: Losses = {}
+    source.open_layers(found)
+    for place, layer in enumerate(source.layers):
+        key = source.members[place - 1].key if place else source.identity[:2]
+        if key in known and not salvage:
+            continue
+        if isinstance(layer, Qcow1) and not salvage:
+            report = check(layer.fd, layer.path, level)
+            _require_verdict(report, layer.path)
+            source.doubts.extend(_in_words(finding) for finding in report.findings if finding.severity == WARNING)
+            continue
+        for extent in layer.extents():
+            if salvage and extent.kind == COMPRESSED:
+                layer.inflate(extent)
+    return {place: _merged(damage) for place, damage in found.items() if damage}
+
+
+def _merged(found: List[Damage]) -> List[Damage]:
+    """Each damaged range once, neighbours of the same kind as one."""
+    merged: List[Damage] = []
+    for damage in sorted(set(found)):
+        last = merged[-1] if merged else None
+        if last is not None and damage.start <= last.start + last.length and damage.kind == last.kind and damage.what == last.what:
+            merged[-1] = last._replace(length=max(last.length, damage.start + damage.length - last.start))
+        else:
+            merged.append(damage)
+    return merged
+
+
+def _require_verdict(report: Report, path: bytes) -> None:
+    """Refuse an image in whose structure the check found errors, naming them (up to ``MAX_RANGES``)."""
+    if report.verdict != DAMAGED:
+        return
+    errors = [finding for finding in report.findings if finding.severity == ERROR]
+    total = sum(report.found[kind]["ranges"] for kind in {finding.kind for finding in errors})
+    listed = errors[:MAX_RANGES]
+    raise DamagedImage(
+        "damaged in {0} place{1}: {2}{3}".format(
+            total,
+            "" if total == 1 else "s",
+            "; ".join(_in_words(finding) for finding in listed),
+            "; and {0} more".format(total - len(listed)) if total > len(listed) else "",
+        ),
+        path,
+        hint="The image was not changed. Restore it from a backup, or say salvage to keep what can be read.",
+        ranges=[{"start": f.start, "length": f.length, "offset": f.offset, "what": f.text} for f in listed],
+    )
+
+
+def _in_words(finding: Finding) -> str:
+    place = "" if finding.offset is None else " (file offset {0})".format(finding.offset)
+    if finding.start is None:
+        return finding.text + place
+    return "guest bytes {0}..{1}: {2}{3}".format(finding.start, finding.start + finding.length - 1, finding.text, place)
+
+
+def ranges_of(lost: Losses) -> Dict[int, List[Tuple[int, int]]]:
+    """What was given up as the second reading path takes it."""
+    return {place: [(damage.start, damage.length) for damage in found] for place, found in lost.items()}
+
+
+def listed(lost: Losses, paths: Sequence[bytes]) -> List[Dict[str, Any]]:
+    """What salvage gives up, as results, reports and records list it: every range, with the file it is missing from.
+
+    :param paths: the files of the chain, the image itself first.
+    """
+    return [
+        {"path": show(paths[place]), "start": d.start, "length": d.length, "offset": d.offset, "what": d.what}
+        for place, found in sorted(lost.items())
+        for d in found
+    ]

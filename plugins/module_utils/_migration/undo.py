@@ -1,0 +1,194 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What comes after migrations, for many records in one call: rolling back, and deleting the originals."""
+
+import os
+import time
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+from .._errors import QcowError, StateError
+from .._host.signals import Interrupted, Interruptible
+from .._libvirt.api import DEFAULT_URI
+from .._paths import decode_exact, show
+from . import cleanup, keepers, rollback, running_domains
+from .preflight import reason_of
+from .record import FAILED, Exclusive, Record, Records
+from .recover import explain, recover
+from .references import GOING_BACK
+from .rollback import Newcomers
+
+_ROLES = ("src", "dest", "retired", "retire_to")
+
+
+def select(
+    records: Records, paths: Sequence[bytes] = (), identifiers: Sequence[str] = (), *, missing_ok: bool = False
+) -> Tuple[List[Record], List[StateError]]:
+    """The records of what ``paths`` (images, results, retired originals, or directories above them) and ``identifiers`` name.
+
+    :return: the records, newest first, without those of migrations that failed; and an error for each identifier that is none, and for each
+        path that names neither a record nor a directory (it was mistyped, or the records are elsewhere) unless ``missing_ok``.
+    """
+    everything = list(records.all())
+    known = {record.id for record in everything}
+    unknown = [
+        StateError("there is no record {0}".format(name), records.directory, reason="missing", hint="Nothing was changed for it.")
+        for name in identifiers
+        if name not in known
+    ]
+    wanted = [os.path.abspath(path) for path in paths]
+    nowhere = (
+        []
+        if missing_ok
+        else [path for path in wanted if not os.path.isdir(path) and not any(_below(record, [path]) for record in everything)]
+    )
+    unknown += [
+        StateError(
+            "no record names it" if os.path.lexists(path) else "there is no such file or directory, and no record names it",
+            path,
+            reason="missing",
+            hint="Nothing was changed for it. The records are those in {0}; several paths are given as a list.".format(
+                show(records.directory)
+            ),
+        )
+        for path in nowhere
+    ]
+    chosen = [record for record in everything if record.id in identifiers or (record.state != FAILED and _below(record, wanted))]
+    return list(reversed(chosen)), unknown
+
+
+def _below(record: Record, wanted: Iterable[bytes]) -> bool:
+    names = [name for name in (record.file(role) for role in _ROLES) if name is not None]
+    return any(name == path or name.startswith(path.rstrip(b"/") + b"/") for path in wanted for name in names)
+
+
+class Choice(NamedTuple):
+    """Which records, and how the run goes. ``wait`` is in seconds."""
+
+    state_dir: bytes
+    paths: Tuple[bytes, ...] = ()
+    records: Tuple[str, ...] = ()
+    wait: float = 0
+    check_mode: bool = False
+    missing_ok: bool = False  # paths that name neither a record nor a directory are no errors
+    domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that a rollback concerns
+    libvirt_uri: str = DEFAULT_URI
+
+
+def answer_of(images: List[Dict[str, Any]], recovered: List[Dict[str, Any]], **more: Any) -> Tuple[Dict[str, Any], str]:
+    """The result of a module, and why it has failed; empty where it has not."""
+    changed = bool(recovered) or any(image["changed"] for image in images)
+    answer = dict(changed=changed, images=images, recovered=recovered, **more)
+    return answer, "; ".join(image["msg"] for image in images if image["failed"])
+
+
+Deal = Callable[[Record], Dict[str, Any]]
+"""Deals with one record; returns what its result says beyond the record itself. Raises QcowError and OSError."""
+
+
+def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
+    """Roll back what was chosen, newest first; one result for each record.
+
+    What is refused or fails has ``failed: true`` and does not stop the others.
+
+    :param discard_changes: whether guests may lose what they have written since the migration.
+    :param recovered: see :func:`.batch.run`.
+    :raises StateError: where another run is at work on this host, or the state directory cannot be used.
+    :raises QcowError: with reason ``interrupted``.
+    """
+
+    def deal(record: Record) -> Dict[str, Any]:
+        reversal = rollback.plan_rollback(record, discard_changes=discard_changes, keep=record.path_of("src") in below_kept)
+        if reversal.action == rollback.ROLL_BACK:
+            adopted = record.facts.get("adopted")  # a result that was there before stays, whatever rests on it
+            if not adopted:
+                newcomers.require_none(record)
+            if reversal.kept is not None:
+                below_kept.update(decode_exact(entry["path"], entry.get("path_base64")) for entry in record.facts.get("chain") or ())
+            if choice.check_mode:
+                GOING_BACK.add(record.id)
+            else:
+                rollback.roll_back(reversal)
+            if not adopted:
+                newcomers.leaves(record)  # only now: had it failed, the result would still rest on its base
+        kept = record.file("rolled_back_to") or reversal.kept
+        return {
+            "action": reversal.action,
+            "reasons": reversal.reasons,
+            "changed": reversal.action == rollback.ROLL_BACK,
+            "discarded": reversal.changed,
+            "kept": None if kept is None else show(kept),
+        }
+
+    newcomers = Newcomers()
+    below_kept: Set[bytes] = set()
+    GOING_BACK.clear()
+    return _run(choice, deal, {"discarded": False, "kept": None}, recovered)
+
+
+def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
+    """Delete the retired originals among what was chosen (everything, where nothing was named) that have been retired for ``min_age`` seconds.
+
+    Results, parameters and errors as for :func:`roll_back_all`.
+    """
+    now = time.time()
+
+    def deal(record: Record) -> Dict[str, Any]:
+        removal = cleanup.plan_cleanup(record, min_age=min_age, now=now)
+        if removal.action == cleanup.DELETE and not choice.check_mode:
+            cleanup.clean(removal)
+        return dict(cleanup.describe(removal), action=removal.action, reasons=removal.reasons, changed=removal.action == cleanup.DELETE)
+
+    if not choice.paths and not choice.records:
+        choice = choice._replace(paths=(b"/",))
+    return _run(choice, deal, cleanup.describe(None), recovered)
+
+
+def _run(choice: Choice, deal: Deal, missing: Dict[str, Any], recovered: Optional[List[Dict[str, Any]]]) -> List[Dict[str, Any]]:
+    recovered = [] if recovered is None else recovered
+    records = Records(choice.state_dir)
+    results: List[Dict[str, Any]] = []
+    keepers.install(choice.domains, choice.libvirt_uri, undoing=True)
+    if choice.check_mode:
+        recovered.extend(dict(explain(record), failed=False) for record in records.unfinished())
+        _deal_with(choice, records, deal, missing, results)
+        return results
+    if next(records.all(), None) is None and not choice.records:
+        _deal_with(choice, records, deal, missing, results)  # nothing was ever migrated here: leave no lock behind
+        return results
+    try:
+        with Interruptible(), Exclusive(choice.state_dir, choice.wait):
+            recovered.extend(running_domains.recover(choice.state_dir, choice.libvirt_uri))
+            recovered.extend(recover(records))
+            recovered.extend(running_domains.restart(choice.state_dir, choice.libvirt_uri))
+            _deal_with(choice, records, deal, missing, results)
+    except Interrupted as error:
+        raise QcowError(str(error), reason="interrupted", hint="Run again to go on; it finishes what was begun.", images=results) from error
+    return results
+
+
+def _deal_with(choice: Choice, records: Records, deal: Deal, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
+    chosen, unknown = select(records, choice.paths, choice.records, missing_ok=choice.missing_ok)
+    for error in unknown:
+        nothing = dict.fromkeys(("record", "src", "src_base64", "dest", "dest_base64", "retired", "state", "time"))
+        results.append(
+            dict(nothing, action="refuse", reasons=[str(error)], changed=False, failed=True, reason=error.reason, msg=str(error), **missing)
+        )
+    for record in chosen:
+        results.append(_result_of(record, deal, missing))
+
+
+def _result_of(record: Record, deal: Deal, missing: Dict[str, Any]) -> Dict[str, Any]:
+    before = explain(record)
+    answer = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "time")}
+    try:
+        answer.update(deal(record), failed=False, reason=None)
+        answer["msg"] = "; ".join(answer["reasons"])
+    except QcowError as error:
+        answer.update(missing, action="refuse", reasons=[str(error)], changed=False, failed=True, reason=error.reason, msg=str(error))
+    except OSError as error:
+        message = "{0}: {1}".format(before["src"], error.strerror or error)
+        answer.update(missing, action="refuse", reasons=[message], changed=False, failed=True, reason=reason_of(error), msg=message)
+    answer["state"] = record.state
+    return answer
