@@ -5,14 +5,17 @@
 """Options of modules as values of our own. What cannot be meant is refused before anything else happens, and the message names the option."""
 
 import os
+import re
 from typing import Any, Mapping, Optional, Tuple
-
-from ansible.module_utils.common.text.formatters import human_to_bytes
 
 from ._errors import QcowError
 from ._paths import show, to_path
 
 Params = Mapping[str, Any]
+
+
+_UNITS = " KMGTP"
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]?)(?:i?b)?\s*$", re.IGNORECASE)
 
 
 class OptionError(QcowError):
@@ -66,10 +69,10 @@ def bytes_of(params: Params, name: str, least: int = 1) -> Optional[int]:
     """
     if params[name] is None:
         return None
-    try:
-        value = human_to_bytes(params[name])
-    except ValueError as error:
-        raise OptionError("{0}: {1}".format(name, error)) from error
+    found = _SIZE.match(params[name])
+    if found is None:
+        raise OptionError("{0}: {1} is no size. Give bytes, or a number with K, M, G, T or P (64K, 1.5G)".format(name, params[name]))
+    value = int(float(found.group(1)) * (1 << 10 * _UNITS.index(found.group(2).upper() or " ")))
     if value < least:
         raise OptionError("{0}: {1} is less than {2} bytes, the least that can be meant".format(name, params[name], least))
     return value

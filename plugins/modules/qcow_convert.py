@@ -498,11 +498,12 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
-from ..module_utils._migration.batch import Settings, run, summary
+from ..module_utils._migration.batch import Settings, run
 from ..module_utils._migration.guests import Policy
 from ..module_utils._migration.record import Records
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.request import Request
+from ..module_utils._migration.results import summary
 from ..module_utils._migration.search import Candidates, Search, candidates, message_of
 from ..module_utils._options import OptionError, absolute, bytes_of, cluster_size_of, path_of, paths_of, require_at_least, reserve_of
 from ..module_utils._paths import decode_exact, encode_exact, show, to_path

@@ -80,6 +80,10 @@ options:
     description: Whether to refresh the active storage pools that hold O(src) or O(dest). Inactive pools are left alone.
     type: bool
     default: true
+  lock_timeout:
+    description: How many seconds to wait for another run on the same host to end.
+    type: int
+    default: 0
   uri:
     description: Where libvirt is.
     type: str
@@ -175,6 +179,11 @@ record:
   description: The name of the conversion's record on the host.
   returned: when a domain was moved live
   type: str
+recovered:
+  description: What was done about domains and records that an interrupted run has left; in check mode what would be.
+  returned: always
+  type: list
+  elements: dict
 reason:
   description: Why the module failed, as a word for programs.
   returned: failure
@@ -187,6 +196,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.domain_move import Job, run
+from ..module_utils._migration.recover import warnings_of
 from ..module_utils._options import absolute, bytes_of, require_at_least
 
 
@@ -202,14 +212,16 @@ def main() -> None:
             "restart": {"type": "bool", "default": True},
             "bandwidth": {"type": "str"},
             "refresh_pools": {"type": "bool", "default": True},
+            "lock_timeout": {"type": "int", "default": 0},
             "uri": {"type": "str", "default": "qemu:///system"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
     )
     params = module.params
+    recovered = []  # type: List[Dict[str, Any]]
     try:
-        require_at_least(params, shutdown_timeout=0)
+        require_at_least(params, shutdown_timeout=0, lock_timeout=0)
         job = Job(
             src=absolute(params["src"], "src"),
             dest=absolute(params["dest"], "dest"),
@@ -219,16 +231,25 @@ def main() -> None:
             domains=params["domains"],
             running=params["running"],
             shutdown_timeout=params["shutdown_timeout"],
+            wait=params["lock_timeout"],
             restart=params["restart"],
             bandwidth=bytes_of(params, "bandwidth"),
             refresh_pools=params["refresh_pools"],
         )
-        done = run(job, check_mode=module.check_mode)
+        done = run(job, check_mode=module.check_mode, recovered=recovered)
     except QcowError as error:
-        module.fail_json(**error.result())
+        module.fail_json(recovered=recovered, **error.result())
+    for problem in warnings_of(recovered):
+        module.warn(problem)
     for warning in done.warnings:
         module.warn(warning)
-    result = {"changed": done.changed, "domains": done.domains, "pools": done.pools, "diff": done.diffs}  # type: Dict[str, Any]
+    result = {
+        "changed": done.changed or bool(recovered),
+        "domains": done.domains,
+        "pools": done.pools,
+        "recovered": recovered,
+        "diff": done.diffs,
+    }  # type: Dict[str, Any]
     if done.converted is not None:
         result.update(fingerprint=done.converted.fingerprint, record=done.converted.record)
     module.exit_json(**result)

@@ -88,6 +88,7 @@ def digest(path):
 def migrate(folder):
     """Everything that is done to images, on a few of them."""
     from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, info, undo
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
     from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 
     state = os.path.join(folder, b"state")
@@ -97,7 +98,7 @@ def migrate(folder):
         disks[path] = make(path, 8 << 20, 200, seed)
     before = {path: digest(path) for path in disks}
 
-    images, counts = info.look(info.Question(paths=(folder,), check="content", fingerprint=True))
+    images, counts, _errors = info.look(info.Question(paths=(folder,), check="content", fingerprint=True), Records(state))
     assert counts["candidates"] == len(disks), counts
     assert [image["check"]["verdict"] for image in images] == ["sound"] * len(disks), images
 
@@ -113,7 +114,7 @@ def migrate(folder):
     results = batch.run(requests, settings)
     assert all(result["verified"] and result["changed"] for result in results), results
     assert [result["fingerprint"] for result in results] == [image["fingerprint"] for image in images]
-    after, _counts = info.look(info.Question(paths=tuple(path + b"2" for path in sorted(disks)), fingerprint=True))
+    after, _counts, _errors = info.look(info.Question(paths=tuple(path + b"2" for path in sorted(disks)), fingerprint=True), Records(state))
     assert [image["fingerprint"] for image in after] == [image["fingerprint"] for image in images], after
 
     undone = undo.roll_back_all(undo.Choice(state_dir=state, paths=(one,)), discard_changes=False)

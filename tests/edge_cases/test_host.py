@@ -13,7 +13,6 @@ from typing import Iterator, Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import execute
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, BuiltImage, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
@@ -43,7 +42,7 @@ def test_47_image_that_changes_meanwhile_is_refused(workbench, monkeypatch: pyte
         meddlers.append(meddler)
 
     meddlers: list[subprocess.Popen] = []
-    monkeypatch.setattr(execute._Tampering, "between", staticmethod(meddle))
+    engine.after_the_copy(monkeypatch, meddle)
     with pytest.raises(engine.Refused) as refusal:
         workbench.convert(path)
     for meddler in meddlers:
@@ -171,7 +170,7 @@ def test_54_altered_result_is_not_published(workbench, monkeypatch: pytest.Monke
             target.seek(content.index(b"7 7 7 7"))
             target.write(b"8")
 
-    monkeypatch.setattr(execute._Tampering, "between", staticmethod(meddle))
+    engine.after_the_copy(monkeypatch, meddle)
     workbench.is_refused(workbench.image(sample()), "verification-failed")
 
 

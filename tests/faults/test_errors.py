@@ -20,6 +20,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan impor
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.planner import make_plan
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import DENSE, FAILING, Point, Scene, Server, points
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
@@ -142,7 +143,7 @@ def test_disk_fills_up_during_the_copy(tmp_path: Any, tell: Callable[..., None],
             filler = full_disk(point, room)
             before = used(point)
             with pytest.raises((QcowError, OSError)) as caught:
-                execute(plan, records)
+                execute(plan, Session(request.state_dir))
             code = getattr(caught.value, "reason", None) or batch.reason_of(caught.value)
             assert code == "no-space", caught.value
             scene.assert_as_before()

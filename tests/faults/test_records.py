@@ -15,6 +15,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration import bat
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, named
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
 from ansible_collections.vmimage.qcow.tests.support.faults import CHANGING, Point, Scene, Server, points
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
@@ -73,7 +74,7 @@ def test_unreadable_record_is_reported_not_removed(records: Records) -> None:
     broken = os.path.join(records.directory, b"20200101T000000.000000Z-ffffffff.jsonl")
     with open(broken, "wb") as stream:
         stream.write(b"\xff\x00garbage")
-    answers = recover(records)
+    answers = recover(Session(records.state_dir))
     assert [answer["failed"] for answer in answers] == [True]
     assert "cannot be read" in answers[0]["msg"]
     assert os.path.exists(broken)

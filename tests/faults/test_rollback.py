@@ -13,6 +13,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.references import References
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, build
@@ -231,19 +232,17 @@ def test_refusals(tmp_path: Any) -> None:
     assert scene.listing() == ["disk.qcow2"]
 
 
-def test_facts_nobody_can_undo(tmp_path: Any) -> None:
+def test_facts_nobody_can_undo(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that says domains were re-pointed is not half undone by a host that cannot point them back."""
-    from ansible_collections.vmimage.qcow.plugins.module_utils._migration import references
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration import session
 
     scene = Scene(str(tmp_path))
     migrate(scene)
     record = next(Records(os.fsencode(scene.state)).all())
     record.note("done", domains=[{"name": "web01"}])
-    kept, references.KEEPERS[:] = list(references.KEEPERS), []
-    try:
+    with monkeypatch.context() as nobody:
+        nobody.setattr(session, "References", lambda *_updaters: References())
         assert roll_back(scene)[0]["reason"] == "state"
-    finally:
-        references.KEEPERS[:] = kept
     scene.assert_migrated()
 
 

@@ -13,9 +13,10 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, roll_back_all
+from ansible_collections.vmimage.qcow.tests.support.engine import after_the_copy
 from ansible_collections.vmimage.qcow.tests.support.faults import DENSE, Scene
 from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool
 
@@ -177,7 +178,7 @@ def test_change_that_leaves_no_open_file_is_noticed(tmp_path: Any, monkeypatch: 
                 stream.seek(-4096, os.SEEK_END)
                 stream.write(b"written meanwhile")
 
-        monkeypatch.setattr(execute._Tampering, "between", write)
+        after_the_copy(monkeypatch, write)
         result = run(scene, verify=attempt % 2 == 0)
         assert result["failed"] and result["reason"] in ("changed", "verification-failed", "in-use"), result
         assert scene.listing() == ["disk.qcow"]

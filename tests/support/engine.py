@@ -6,9 +6,12 @@
 import functools
 import os
 import tempfile
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Callable, Mapping, Optional, Union
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, info
+import pytest
+
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute, info
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 
 Path = Union[str, bytes, os.PathLike]
@@ -35,7 +38,7 @@ def _state_directory(_process: int) -> tempfile.TemporaryDirectory:
 
 def inspect(path: Path, **question: Any) -> dict[str, Any]:
     """What ``qcow_info`` says about one file; ``question``: other fields of the engine's question."""
-    images, _summary = info.look(info.Question(paths=(os.fsencode(path),), in_use=False, **question))
+    images = info.look(info.Question(paths=(os.fsencode(path),), in_use=False, **question), Records(b"/nonexistent")).images
     return images[0]
 
 
@@ -62,3 +65,15 @@ def convert(
     if result["failed"]:
         raise Refused(result)
     return result
+
+
+def after_the_copy(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[bytes], None]) -> None:
+    """Have ``meddle`` called with the temporary result's path between copy and verification."""
+    original = execute.write
+
+    def write(plan: Any, source: Any, fd: int, temporary: bytes, progress: Any) -> Any:
+        written = original(plan, source, fd, temporary, progress)
+        meddle(temporary)
+        return written
+
+    monkeypatch.setattr(execute, "write", write)

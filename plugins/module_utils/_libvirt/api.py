@@ -131,6 +131,21 @@ def definition(connection: Connection, handle: Any) -> str:
         return handle.XMLDesc(library.VIR_DOMAIN_XML_INACTIVE | library.VIR_DOMAIN_XML_SECURE)
 
 
+def find_definition(connection: Connection, uuid: str) -> Optional[Tuple[str, bool]]:
+    """The definition of a domain and whether it runs; ``None`` where there is no such domain any more.
+
+    :raises ToolFailed: libvirt fails.
+    """
+    with reported(connection, "Domain {0} cannot be looked up".format(uuid)):
+        try:
+            handle = connection.handle.lookupByUUIDString(uuid)
+        except connection.library.libvirtError as error:
+            if error.get_error_code() == connection.library.VIR_ERR_NO_DOMAIN:
+                return None
+            raise
+        return definition(connection, handle), bool(handle.isActive())
+
+
 def state_name(connection: Connection, handle: Any) -> str:
     """The state as ``virsh`` calls it."""
     library = connection.library

@@ -113,8 +113,8 @@ class Overlay(NamedTuple):
     overlay: bytes
 
 
-class Frozen(NamedTuple):
-    """A running domain on overlays. ``before``: its exact definition before, with its passwords; ``None`` where it has none."""
+class Snapshot(NamedTuple):
+    """A running domain on the overlays of an external snapshot. ``before``: its exact definition before, with its passwords; ``None`` where it has none."""
 
     domain: str
     uuid: str
@@ -166,7 +166,7 @@ def _live(connection: api.Connection, handle: Any) -> str:
         return handle.XMLDesc()
 
 
-def freeze(connection: api.Connection, uuid: str, overlays: Dict[str, bytes]) -> Frozen:
+def take_snapshot(connection: api.Connection, uuid: str, overlays: Dict[str, bytes]) -> Snapshot:
     """Put the disks on new overlays, all at one instant: from then on nobody writes to the images below.
 
     ``overlays``: target to the name of its overlay, which must not exist; it grows by what the guest writes.
@@ -203,12 +203,12 @@ def freeze(connection: api.Connection, uuid: str, overlays: Dict[str, bytes]) ->
     )
     with api.reported(connection, "Domain {0} cannot be put on an overlay".format(name), hint="It runs on as before."):
         handle.snapshotCreateXML("<domainsnapshot><disks>{0}</disks></domainsnapshot>".format("".join(pieces)), flags)
-    return Frozen(name, uuid, tuple(Overlay(target, images[target], overlays[target]) for target in sorted(overlays)), before)
+    return Snapshot(name, uuid, tuple(Overlay(target, images[target], overlays[target]) for target in sorted(overlays)), before)
 
 
-def switch(
+def pivot(
     connection: api.Connection,
-    frozen: Frozen,
+    snapshot: Snapshot,
     moved: Dict[str, bytes],
     *,
     bandwidth: Optional[int] = None,
@@ -220,55 +220,57 @@ def switch(
     ``bandwidth`` in bytes per second; ``progress`` is called with bytes done and to do; ``timeout`` in seconds for one disk. The
     definition is not dealt with here. The overlays are deleted once nothing uses them.
 
-    :raises ToolFailed: a copy failed or took too long. Disks that have not pivoted are on their overlays still: thaw, or switch again.
+    :raises ToolFailed: a copy failed or took too long. Disks that have not pivoted are on their overlays still: commit back, or pivot again.
     """
     library = connection.library
-    handle = api.domain(connection, frozen.uuid)
+    handle = api.domain(connection, snapshot.uuid)
     flags = library.VIR_DOMAIN_BLOCK_COPY_SHALLOW | library.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | library.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
     parameters = {library.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: int(bandwidth)} if bandwidth else {}
-    for target, _image, overlay in frozen.overlays:
+    for target, _image, overlay in snapshot.overlays:
         if _image_of(connection, handle, target) != overlay:
             continue  # pivoted by an earlier attempt
         destination = "<disk type='file'><driver type='qcow2'/><source file={0}/></disk>".format(
             xml_edit.quote(api.describe(moved[target]))
         )
         with api.reported(
-            connection, "{0} of domain {1} cannot be copied".format(target, frozen.domain), hint="It runs on, on its overlay."
+            connection, "{0} of domain {1} cannot be copied".format(target, snapshot.domain), hint="It runs on, on its overlay."
         ):
             handle.blockCopy(target, destination, parameters, flags)
         _finish(connection, handle, target, progress, timeout)
         os.unlink(overlay)
 
 
-def thaw(connection: api.Connection, frozen: Frozen, *, progress: Optional[Progress] = None, timeout: Optional[float] = None) -> None:
-    """Undo :func:`freeze`: commit what the guest wrote to the images below and pivot back; the definition is as it was before.
+def commit_back(
+    connection: api.Connection, snapshot: Snapshot, *, progress: Optional[Progress] = None, timeout: Optional[float] = None
+) -> None:
+    """Undo :func:`take_snapshot`: commit what the guest wrote to the images below and pivot back; the definition is as it was before.
 
     :raises ToolFailed: libvirt fails; the disks concerned stay on their overlays, which hold what the guest wrote.
     """
     library = connection.library
-    handle = api.domain(connection, frozen.uuid)
+    handle = api.domain(connection, snapshot.uuid)
     flags = library.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | library.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
-    for target, _image, overlay in frozen.overlays:
+    for target, _image, overlay in snapshot.overlays:
         if _image_of(connection, handle, target) != overlay:
             continue
         if handle.blockJobInfo(target):
-            with api.reported(connection, "The block job on {0} of domain {1} cannot be ended".format(target, frozen.domain)):
+            with api.reported(connection, "The block job on {0} of domain {1} cannot be ended".format(target, snapshot.domain)):
                 handle.blockJobAbort(target)
         with api.reported(
-            connection, "{0} of domain {1} cannot be committed".format(target, frozen.domain), hint="It runs on, on its overlay."
+            connection, "{0} of domain {1} cannot be committed".format(target, snapshot.domain), hint="It runs on, on its overlay."
         ):
             handle.blockCommit(target, None, None, 0, flags)
         _finish(connection, handle, target, progress, timeout)
         os.unlink(overlay)
 
 
-def on_overlay(connection: api.Connection, frozen: Frozen) -> bool:
+def on_overlay(connection: api.Connection, snapshot: Snapshot) -> bool:
     """Is any of the disks on its overlay still?
 
     :raises ToolFailed: libvirt does not say.
     """
-    handle = api.domain(connection, frozen.uuid)
-    return any(_image_of(connection, handle, layer.target) == layer.overlay for layer in frozen.overlays)
+    handle = api.domain(connection, snapshot.uuid)
+    return any(_image_of(connection, handle, layer.target) == layer.overlay for layer in snapshot.overlays)
 
 
 def _image_of(connection: api.Connection, handle: Any, target: str) -> Optional[bytes]:
@@ -326,33 +328,14 @@ def _ready(xml: str, target: str) -> Optional[bool]:
     return None
 
 
-def definition_after(frozen: Frozen, now: str) -> str:
+def definition_after(snapshot: Snapshot, now: str) -> str:
     """What the definition has become by the block jobs, without the end-of-chain mark that libvirt leaves and that was not there before."""
     ended = set()
-    for element in xml_edit.parse(frozen.before or now).walk():
+    for element in xml_edit.parse(snapshot.before or now).walk():
         named = element.child("target")
         if element.name == "disk" and named is not None and element.child("backingStore") is not None:
             ended.add(named.attributes.get("dev"))
-    for layer in frozen.overlays:
+    for layer in snapshot.overlays:
         if layer.target not in ended:
             now = domain_xml.without_chain_end(now, layer.target)
     return now
-
-
-def frozen_domains(connection: api.Connection, overlay_name: Callable[[bytes], bool]) -> List[Tuple[str, str, str, bytes]]:
-    """Domains left on an overlay by a run that died: ``(domain, uuid, target, overlay)`` of disks whose image ``overlay_name`` recognises.
-
-    :raises ToolFailed: libvirt fails.
-    """
-    found = []
-    with api.reported(connection, "The domains cannot be listed"):
-        handles = connection.handle.listAllDomains()
-    for handle in handles:
-        flags = 0 if handle.isActive() else connection.library.VIR_DOMAIN_XML_INACTIVE
-        with api.reported(connection, "The state of {0} cannot be read".format(handle.name())):
-            xml = handle.XMLDesc(flags)
-        for disk in domain_xml.read_disks(xml):
-            path = to_path(disk.layers[0].path or "")
-            if overlay_name(path):
-                found.append((handle.name(), handle.UUIDString(), disk.target, path))
-    return found

@@ -9,21 +9,22 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 from .._errors import NoSpace, QcowError
-from .._host.signals import Interrupted, Interruptible
+from .._host.signals import Interrupted
 from .._host.workers import Ended, run_forked
 from .._image.check import CONTENT, STRUCTURE
-from .._libvirt.api import DEFAULT_URI
-from .._paths import encode_exact, show
-from . import guests, keepers, running_domains
+from .._libvirt import api
+from .._paths import show
+from . import guests, running_domains
 from .chains import plan_chains, refuse_together
-from .domain_references import Domains
-from .execute import Outcome, execute, execute_family
+from .domain_references import FOLLOW
+from .execute import Outcome, execute, execute_chain
 from .plan import CONVERT, NOOP, REFUSE, RETIRE, Plan
 from .preflight import DEFER, Reserve, Window, defer_beyond, deferred, preflight, reason_of, unit_of
-from .progress import Board
-from .record import Exclusive, Records, make_directory, named
-from .recover import explain, recover
-from .request import Request
+from .record import make_directory
+from .recover import explain_all, recover_all
+from .request import READ, Request
+from .results import ended_as, failed, planned
+from .session import Session
 
 
 class Settings(NamedTuple):
@@ -42,12 +43,24 @@ class Settings(NamedTuple):
     max_bytes: Optional[int] = None  # copy no more guest bytes than this
     fail_on_in_use: bool = True  # an image that is in use has failed; otherwise it is left to another run
     watched_as: Optional[str] = None  # the token of who reads how far it has come
-    domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that use the images
-    libvirt_uri: str = DEFAULT_URI
+    domains: str = FOLLOW  # what becomes of the libvirt domains that use the images
+    libvirt_uri: str = api.DEFAULT_URI
     raw_allowed: bool = False  # images that a domain declares raw may be QCOW v1 images all the same
     reference_dirs: Tuple[bytes, ...] = ()  # text files that name an image keep it from losing its name
     references: str = "refuse"  # or report
     running: guests.Policy = guests.Policy()  # what may be done to running domains
+
+    def session(self, passes: int) -> Session:
+        """A session for the run; ``passes`` is how often the bytes of each image are gone through."""
+        return Session(
+            self.state_dir,
+            wait=self.wait,
+            domains=self.domains,
+            libvirt_uri=self.libvirt_uri,
+            raw_allowed=self.raw_allowed,
+            watched_as=self.watched_as,
+            passes=passes,
+        )
 
 
 Requests = Union[List[Request], Callable[[], List[Request]]]
@@ -67,56 +80,31 @@ def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[st
     """
     wanted = _asked(requests)
     recovered = [] if recovered is None else recovered
-    keeper = keepers.install(settings.domains, settings.libvirt_uri, raw_allowed=settings.raw_allowed)
+    session = settings.session(passes=2 if any(request.verify for request in wanted) else 1)
+    batch = _Batch(session, settings)
     if settings.check_mode:
-        recovered.extend(running_domains.explain(settings.state_dir))
-        recovered.extend(dict(explain(record), failed=False) for record in Records(settings.state_dir).unfinished())
-        plans = _plan_all(wanted, settings, [], keeper)
-        return _tolerated(plans, [_planned(plan) for plan in plans], settings)
-    if not wanted and not _anything_left(settings.state_dir):
+        recovered.extend(explain_all(session))
+        plans = batch.plan(wanted, [])
+        return _tolerated(plans, [planned(plan) for plan in plans], settings)
+    if not wanted and not session.anything_left:
         return []
-    results: Dict[int, Dict[str, Any]] = {}
-    window = Window(settings.max_minutes)
-    board = Board(settings.state_dir, settings.watched_as, passes=2 if any(request.verify for request in wanted) else 1)
     try:
-        board.stage("waiting")
-        with Interruptible(), Exclusive(settings.state_dir, settings.wait):
-            board.sweep()
-            board.stage("recovering")
-            recovered.extend(running_domains.recover(settings.state_dir, settings.libvirt_uri))
-            recovered.extend(recover(Records(settings.state_dir)))
-            recovered.extend(running_domains.restart(settings.state_dir, settings.libvirt_uri))
+        with session:
+            session.progress.stage("recovering")
+            recovered.extend(recover_all(session))
             if recovered and callable(requests):
                 wanted = _asked(requests)
-            board.stage("planning", images=len(wanted))
-            plans = _plan_all(wanted, settings, recovered, keeper)
-            work = [(number, plan) for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)]
-            for number, plan in enumerate(plans):
-                if plan.action in (NOOP, REFUSE, DEFER):
-                    results[number] = _planned(plan)
-            _make_destinations([plan for _number, plan in work if plan.action == CONVERT])
-            board.begin([(plan.request.src, plan.guest_bytes) for _number, plan in work])
-            for number, result in _work(work, settings, window, board, keeper):
-                results[number] = result
-                board.ended(plans[number].guest_bytes, failed=result["failed"])
-            board.stage("ending")
-            _refresh_pools(keeper, plans, results)
+            session.progress.stage("planning", images=len(wanted))
+            plans = batch.plan(wanted, recovered)
+            batch.execute(plans)
     except Interrupted as error:
         raise QcowError(
             "{0}; what was under way was undone".format(error),
             reason="interrupted",
-            hint="{0} of {1} images had been dealt with. Run again to go on.".format(len(results), len(wanted)),
-            images=[results[number] for number in sorted(results)],
+            hint="{0} of {1} images had been dealt with. Run again to go on.".format(len(batch.results), len(wanted)),
+            images=[batch.results[number] for number in sorted(batch.results)],
         ) from error
-    finally:
-        board.close()
-    return _tolerated(plans, [results[number] for number in range(len(plans))], settings)
-
-
-def _anything_left(state_dir: bytes) -> bool:
-    """Whether an interrupted run has left something to look after."""
-    records = Records(state_dir)
-    return bool(records.unfinished() or records.unreadable() or running_domains.explain(state_dir))
+    return _tolerated(plans, [batch.results[number] for number in range(len(plans))], settings)
 
 
 def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Settings) -> List[Dict[str, Any]]:
@@ -148,28 +136,6 @@ def _absolute(request: Request) -> Request:
     )
 
 
-def _plan_all(requests: List[Request], settings: Settings, recovered: List[Dict[str, Any]], keeper: Domains) -> List[Plan]:
-    requests = guests.prepared(requests, keeper, settings.running)
-    level = CONTENT if settings.check_mode else STRUCTURE
-    plans = guests.judge(plan_chains(requests, Records(settings.state_dir), level), keeper, settings.running)
-    plans = guests.refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
-    stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
-    for number, plan in enumerate(plans):
-        message = stuck.get(show(plan.request.src))
-        if message is not None:
-            plans[number] = plan._replace(action=REFUSE, code="unfinished", reasons=["an interrupted run cannot be finished: " + message])
-    plans = defer_beyond(refuse_together(plans), settings.max_bytes)
-    try:
-        return refuse_together(preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
-    except NoSpace as error:
-        refused = [
-            plan._replace(action=REFUSE, code=error.reason, reasons=[str(error)]) if plan.action in (CONVERT, RETIRE) else plan
-            for plan in plans
-        ]
-        error.details["images"] = [_planned(plan) for plan in refused]
-        raise
-
-
 def _make_destinations(plans: List[Plan]) -> None:
     """The directories for results. Others may pass through them but not list them: results have the rights of their originals."""
     for directory in sorted({plan.request.dest_dir for plan in plans if plan.request.dest_dir is not None}):
@@ -184,185 +150,174 @@ def _make_destinations(plans: List[Plan]) -> None:
             ) from error
 
 
-def _refresh_pools(keeper: Domains, plans: List[Plan], results: Dict[int, Dict[str, Any]]) -> None:
-    """Once for all images: a refresh reads every volume of a pool."""
-    moved = [number for number, result in results.items() if result["changed"]]
-    if not moved:
-        return
-    try:
-        pools = keeper.refresh_pools([path for number in moved for path in (plans[number].request.src, plans[number].dest)])
-        problems = [
-            "pool {0} was not refreshed: {1}".format(pool.name, pool.reason) for pool in pools if pool.reason not in (None, "inactive")
-        ]
-    except QcowError as error:
-        problems = [str(error)]
-    results[moved[0]]["warnings"].extend(problems)
+class _Batch:
+    """Plans images together and carries the plans out."""
 
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session = session
+        self._settings = settings
+        self._window = Window(settings.max_minutes)
+        self.results: Dict[int, Dict[str, Any]] = {}
+        """By the place of the request; what is there already when a run is interrupted has been done."""
 
-def _work(
-    work: List[Tuple[int, Plan]], settings: Settings, window: Window, board: Board, keeper: Domains
-) -> Iterator[Tuple[int, Dict[str, Any]]]:
-    units: Dict[Tuple[str, int], List[Tuple[int, Plan]]] = {}
-    for number, plan in work:
-        # A family is one worker's: its images are converted on top of one another.
-        units.setdefault(unit_of(number, plan), []).append((number, plan))
-    jobs = guests.together(list(units.values()), keeper)
-    begun = set()
+    def plan(self, requests: List[Request], recovered: List[Dict[str, Any]]) -> List[Plan]:
+        """One plan for each request; nothing is changed.
 
-    def deal(plans: List[Plan]) -> List[Dict[str, Any]]:
-        return _visit(plans, settings, board, keeper) if any(plan.request.held for plan in plans) else _execute(plans, board)
+        :param recovered: what was looked after; an image whose interrupted run cannot be finished is refused.
+        :raises NoSpace: everything together does not fit. Its details' ``images`` hold the refused results.
+        """
+        session, settings = self._session, self._settings
+        requests = guests.prepared(requests, session.domains, settings.running)
+        level = CONTENT if settings.check_mode else STRUCTURE
+        plans = guests.judge(plan_chains(requests, session.records, level), session.domains, settings.running)
+        plans = guests.refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
+        stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
+        for number, plan in enumerate(plans):
+            message = stuck.get(show(plan.request.src))
+            if message is not None:
+                plans[number] = plan._replace(
+                    action=REFUSE, code="unfinished", reasons=["an interrupted run cannot be finished: " + message]
+                )
+        plans = defer_beyond(refuse_together(plans), settings.max_bytes)
+        try:
+            return refuse_together(preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
+        except NoSpace as error:
+            error.details["images"] = [
+                planned(plan._replace(action=REFUSE, code=error.reason, reasons=[str(error)]) if plan.action in (CONVERT, RETIRE) else plan)
+                for plan in plans
+            ]
+            raise
 
-    for index, ended in _jobs_done(jobs, settings.workers, window, deal):
-        begun.add(index)
-        for place, (number, plan) in enumerate(jobs[index]):
-            if ended.died is None:
-                yield number, ended.result[place]
-            else:  # the next run cleans up after it
-                message = "{0}: the process that converted it {1}".format(show(plan.request.src), ended.died)
-                yield number, _failed(plan, "worker", message, {})
-    for index, job in enumerate(jobs):
-        for number, plan in job if index not in begun else ():
-            yield number, _planned(deferred(plan, "{0:g} minutes".format(settings.max_minutes or 0)))
+    def execute(self, plans: List[Plan]) -> None:
+        """Carry them out; :attr:`results` then has one entry for each."""
+        progress = self._session.progress
+        work = [(number, plan) for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)]
+        for number, plan in enumerate(plans):
+            if plan.action in (NOOP, REFUSE, DEFER):
+                self.results[number] = planned(plan)
+        _make_destinations([plan for _number, plan in work if plan.action == CONVERT])
+        progress.begin([(plan.request.src, plan.guest_bytes) for _number, plan in work])
+        for number, result in self._work(work):
+            self.results[number] = result
+            progress.ended(plans[number].guest_bytes, failed=result["failed"])
+        progress.stage("ending")
+        self._refresh_pools(plans)
 
-
-def _jobs_done(
-    jobs: List[List[Tuple[int, Plan]]], workers: int, window: Window, deal: Callable[[List[Plan]], List[Dict[str, Any]]]
-) -> Iterator[Tuple[int, Ended]]:
-    tasks = [[plan for _number, plan in job] for job in jobs]
-    if workers > 1 and len(jobs) > 1:
-        # Processes, not threads: tables are walked in Python.
-        yield from run_forked(deal, tasks, workers, window.is_open)
-        return
-    for index, plans in enumerate(tasks):
-        if not window.is_open():
+    def _refresh_pools(self, plans: List[Plan]) -> None:
+        """Once for all images: a refresh reads every volume of a pool."""
+        moved = [number for number, result in self.results.items() if result["changed"]]
+        if not moved:
             return
-        yield index, Ended(deal(plans), None)
+        try:
+            pools = self._session.domains.refresh_pools(
+                [path for number in moved for path in (plans[number].request.src, plans[number].dest)]
+            )
+            problems = [
+                "pool {0} was not refreshed: {1}".format(pool.name, pool.reason) for pool in pools if pool.reason not in (None, "inactive")
+            ]
+        except QcowError as error:
+            problems = [str(error)]
+        self.results[moved[0]]["warnings"].extend(problems)
 
+    def _work(self, work: List[Tuple[int, Plan]]) -> Iterator[Tuple[int, Dict[str, Any]]]:
+        units: Dict[Tuple[str, int], List[Tuple[int, Plan]]] = {}
+        for number, plan in work:
+            # A chain is one worker's: its images are converted on top of one another.
+            units.setdefault(unit_of(number, plan), []).append((number, plan))
+        jobs = guests.together(list(units.values()), self._session.domains)
+        begun = set()
+        for index, ended in self._jobs_done(jobs):
+            begun.add(index)
+            for place, (number, plan) in enumerate(jobs[index]):
+                if ended.died is None:
+                    yield number, ended.result[place]
+                else:  # the next run cleans up after it
+                    message = "{0}: the process that converted it {1}".format(show(plan.request.src), ended.died)
+                    yield number, failed(plan, "worker", message, {})
+        for index, job in enumerate(jobs):
+            for number, plan in job if index not in begun else ():
+                yield number, planned(deferred(plan, "{0:g} minutes".format(self._settings.max_minutes or 0)))
 
-def _visit(plans: List[Plan], settings: Settings, board: Board, keeper: Domains) -> List[Dict[str, Any]]:
-    """The results of images whose domains run. They are planned anew when nobody writes them any more."""
+    def _jobs_done(self, jobs: List[List[Tuple[int, Plan]]]) -> Iterator[Tuple[int, Ended]]:
+        tasks = [[plan for _number, plan in job] for job in jobs]
+        if self._settings.workers > 1 and len(jobs) > 1:
+            # Processes, not threads: tables are walked in Python.
+            yield from run_forked(self._job, tasks, self._settings.workers, self._window.is_open)
+            return
+        for index, plans in enumerate(tasks):
+            if not self._window.is_open():
+                return
+            yield index, Ended(self._job(plans), None)
 
-    def carry_out(requests: List[Request]) -> List[Dict[str, Any]]:
-        anew = plan_chains(requests, Records(settings.state_dir))
-        if not any(request.held for request in requests):
-            anew = guests.judge(anew, keeper, settings.running)
+    def _job(self, plans: List[Plan]) -> List[Dict[str, Any]]:
+        """The results of images that are carried out together."""
+        if not any(plan.request.domain_access for plan in plans):
+            return self._carry_out(plans)
+        try:
+            return self._beside_running_domains(plans)
+        except (QcowError, OSError) as error:
+            return [ended_as(plan, error, 0.0) for plan in plans]
+
+    def _beside_running_domains(self, plans: List[Plan]) -> List[Dict[str, Any]]:
+        """The results of images whose domains run.
+
+        :raises QcowError: nothing was migrated, and the domains run as before (the hint says which do not).
+        """
+        session, policy = self._session, self._settings.running
+        session.domains.forget()
+        running: Dict[str, str] = {}
+        for plan in plans:
+            running.update(session.domains.running(plan.request.src))
+        connection = api.connect(session.domains.uri, readonly=False)
+        try:
+            if policy.running == guests.SHUTDOWN:
+                paths = [plan.request.src for plan in plans]
+                with running_domains.ShutDown(session, connection, running, policy.shutdown_timeout, paths) as held:
+                    results = self._planned_anew(plans, "")
+                    session.domains.forget()
+                    running_domains.start_or_roll_back(held, session, results)
+                return results
+            disks = [running_domains.Disk(plan.request, plan.dest) for plan in plans]
+            with running_domains.OnSnapshot(session, connection, running, disks) as taken:
+                results = self._planned_anew(plans, READ)
+                for problem in taken.release():
+                    results[0].update(failed=True, msg="{0} {1}".format(results[0]["msg"], problem))
+            return results
+        finally:
+            session.domains.forget()
+            api.close(connection)
+
+    def _planned_anew(self, plans: List[Plan], access: str) -> List[Dict[str, Any]]:
+        """The results of images that nobody writes any more: they are planned anew, as they are now.
+
+        :param access: what running domains still do with them, see :attr:`.Request.domain_access`.
+        """
+        session = self._session
+        anew = plan_chains([plan.request._replace(domain_access=access) for plan in plans], session.records)
+        if not access:
+            anew = guests.judge(anew, session.domains, self._settings.running)
         results: Dict[int, Dict[str, Any]] = {}
         units: Dict[Tuple[str, int], List[int]] = {}
         for number, plan in enumerate(refuse_together(anew)):
             if plan.action in (CONVERT, RETIRE):
                 units.setdefault(unit_of(number, plan), []).append(number)
             else:
-                results[number] = _planned(plan)
+                results[number] = planned(plan)
         for numbers in units.values():
-            results.update(zip(numbers, _execute([anew[number] for number in numbers], board)))
-        return [results[number] for number in range(len(requests))]
+            results.update(zip(numbers, self._carry_out([anew[number] for number in numbers])))
+        return [results[number] for number in range(len(plans))]
 
-    try:
-        return running_domains.visit(plans, keeper, settings.running, settings.state_dir, carry_out)
-    except (QcowError, OSError) as error:
-        return [_ended(plan, error, 0.0) for plan in plans]
-
-
-def _execute(plans: List[Plan], board: Board) -> List[Dict[str, Any]]:
-    """The results of an image that stands alone, or of a whole family."""
-    started = time.monotonic()
-    ended: List[Union[Outcome, Exception]] = []
-    meter = board.meter([(plan.request.src, plan.guest_bytes) for plan in plans])
-    try:
-        records = Records(plans[0].request.state_dir)
-        if len(plans) == 1:
-            ended = [execute(plans[0], records, meter)]
-        else:
-            ended = execute_family(plans, records, meter)
-    except Exception as error:  # a bug of ours must not keep the other images from being converted
-        ended = [error] * len(plans)
-    meter.close()
-    return [_ended(plan, outcome, time.monotonic() - started) for plan, outcome in zip(plans, ended)]
-
-
-def _ended(plan: Plan, outcome: Union[Outcome, Exception], seconds: float) -> Dict[str, Any]:
-    if isinstance(outcome, QcowError):
-        return _failed(plan, outcome.reason, str(outcome), outcome.details)
-    if isinstance(outcome, OSError):
-        return _failed(plan, reason_of(outcome), "{0}: {1}".format(show(plan.request.src), outcome.strerror or outcome), {})
-    if isinstance(outcome, Exception):
-        return _failed(plan, "error", "{0}: {1!r}".format(show(plan.request.src), outcome), {})
-    return _done(plan, outcome, seconds)
-
-
-def _base(plan: Plan) -> Dict[str, Any]:
-    """The keys every result has."""
-    return {
-        "src": show(plan.request.src),
-        "src_base64": encode_exact(plan.request.src),
-        "dest": show(plan.dest),
-        "dest_base64": encode_exact(plan.dest),
-        "action": plan.action,
-        "reasons": plan.reasons,
-        "changed": False,
-        "failed": False,
-        "engine": None,
-        "verified": None,
-        "fingerprint": None,
-        "retired": None if plan.retired is None else show(plan.retired),
-        "record": None,
-        "source": None if plan.identity is None else {key: getattr(plan.identity, key) for key in ("size", "mtime_ns", "ino")},
-        "copy_bytes": plan.guest_bytes,
-        "before": plan.before,
-        "after": {},
-        "warnings": [],
-        "chain": [dict(named(member.path), format=member.format) for member in plan.below],
-        "backing": None if plan.backing is None else dict(named(plan.backing.name), format=plan.backing.format),
-        "repointed": [show(item.path) for item in plan.dependants],
-        "lost": plan.lost_ranges,
-        "seconds": 0.0,
-        "reason": None,
-        "msg": "; ".join(plan.reasons),
-        "details": {},
-    }
-
-
-def _planned(plan: Plan) -> Dict[str, Any]:
-    result = _base(plan)
-    if plan.action == REFUSE:
-        return dict(result, failed=True, reason=plan.code, details=plan.details)
-    if plan.action == CONVERT:
-        after = {"path": show(plan.dest), "format": plan.request.format, "virtual_size": plan.virtual_size, "file_size": plan.need}
-        return dict(result, changed=True, engine=plan.engine, after=after)
-    if plan.action == DEFER:
-        return dict(result, reason=plan.code)
-    return dict(result, changed=plan.action == RETIRE)
-
-
-def _failed(plan: Plan, reason: str, message: str, details: Dict[str, Any]) -> Dict[str, Any]:
-    return dict(_base(plan), failed=True, reason=reason, msg=message, details=details)
-
-
-def _done(plan: Plan, outcome: Outcome, seconds: float) -> Dict[str, Any]:
-    return dict(
-        _base(plan),
-        changed=outcome.changed,
-        engine=outcome.engine,
-        verified=outcome.verified,
-        fingerprint=outcome.fingerprint,
-        record=outcome.record,
-        after=outcome.after,
-        warnings=outcome.warnings,
-        seconds=round(seconds, 3),
-        copy_seconds=round(outcome.copy_seconds, 3),
-        verify_seconds=round(outcome.verify_seconds, 3),
-    )
-
-
-def summary(results: List[Dict[str, Any]]) -> Dict[str, int]:
-    """How a batch ended: numbers of images, and bytes on their filesystems before and after of those that were converted."""
-    converted = [result for result in results if result["changed"] and result["action"] == CONVERT and not result["failed"]]
-    return {
-        "images": len(results),
-        "changed": sum(result["changed"] for result in results),
-        "unchanged": sum(not result["changed"] and not result["failed"] and result["action"] != DEFER for result in results),
-        "failed": sum(result["failed"] for result in results),
-        "deferred": sum(result["action"] == DEFER for result in results),
-        "bytes_before": sum(result["before"].get("allocated_size", 0) for result in converted),
-        "bytes_after": sum(result["after"].get("allocated_size", 0) for result in converted),
-    }
+    def _carry_out(self, plans: List[Plan]) -> List[Dict[str, Any]]:
+        """The results of an image that stands alone, or of a whole chain."""
+        started = time.monotonic()
+        ended: List[Union[Outcome, Exception]] = []
+        meter = self._session.progress.meter([(plan.request.src, plan.guest_bytes) for plan in plans])
+        try:
+            if len(plans) == 1:
+                ended = [execute(plans[0], self._session, meter)]
+            else:
+                ended = execute_chain(plans, self._session, meter)
+        except Exception as error:  # a bug of ours must not keep the other images from being converted
+            ended = [error] * len(plans)
+        meter.close()
+        return [ended_as(plan, outcome, time.monotonic() - started) for plan, outcome in zip(plans, ended)]

@@ -18,12 +18,12 @@ from .._host.files import publish_new, remove_durably, replace_keeping, retire
 from .._host.in_use import WRITER, find_users
 from .._paths import show
 from . import record as states
-from . import references
 from .record import Record, named, now
+from .references import References
 from .request import HELPERS, temporary_beside, temporary_name
 
 
-def finish(record: Record, source_fd: int, guard: Any, *, hold: bool = False) -> None:
+def finish(record: Record, references: References, source_fd: int, guard: Any, *, hold: bool = False) -> None:
     """Publish, re-point, retire, done: whatever of that is left.
 
     :param record: in the state ``verified`` or later.
@@ -40,7 +40,7 @@ def finish(record: Record, source_fd: int, guard: Any, *, hold: bool = False) ->
             references.repoint(record)
             record.note(states.REPOINTED)
         if record.state == states.REPOINTED and record.file("retire_to") is not None:
-            _retire(record, source_fd, guard)
+            _retire(record, references, source_fd, guard)
         record.note(states.DONE)
     except QcowError as error:
         if record.state != states.FAILED:
@@ -92,7 +92,7 @@ def temporary_path(record: Record) -> bytes:
     return record.file("temporary") or os.path.join(os.path.dirname(record.path_of("dest")) or b".", temporary_name(record.id))
 
 
-def withdraw(record: Record, reason: str) -> None:
+def withdraw(record: Record, references: References, reason: str) -> None:
     """Take back a result that has its name while the original still has its own: the references first, then the name.
 
     Only for a result that is still what was published. One that was there before the migration stays.
@@ -123,7 +123,7 @@ def _publish(record: Record, source_fd: int, guard: Any) -> None:
     inode = record.facts["result"]["ino"]
     try:
         guard.check()
-        if aside is not None and not published(record) and not record.facts.get("held"):
+        if aside is not None and not published(record) and not record.facts.get("domain_access"):
             require_unused(record, source_fd)
         if in_place(record) and aside is not None:
             replace_keeping(temporary, dest, aside, inode=inode)
@@ -141,29 +141,29 @@ def _publish(record: Record, source_fd: int, guard: Any) -> None:
     record.note(states.PUBLISHED, temporary=None)
 
 
-def _retire(record: Record, source_fd: int, guard: Any) -> None:
+def _retire(record: Record, references: References, source_fd: int, guard: Any) -> None:
     src, aside = record.path_of("src"), record.path_of("retire_to")
     inode = record.facts["src"]["ino"]
     if not in_place(record):
         if inode_at(src) == inode:
-            _last_look(record, source_fd, guard)
+            _last_look(record, references, source_fd, guard)
         retire(src, aside, inode=inode)
     try:
         guard.check()
     except (ImageInUse, ImageChanged) as error:
-        _give_back(record, error)
+        _give_back(record, references, error)
         raise
     record.note(states.RETIRED, retired=record.facts["retire_to"], retired_time=now())
 
 
-def _last_look(record: Record, source_fd: int, guard: Any) -> None:
+def _last_look(record: Record, references: References, source_fd: int, guard: Any) -> None:
     """Before the original loses its name. A writer makes the original the truth again, and the result out of date."""
     try:
         guard.check()
         require_unused(record, source_fd)
     except (ImageInUse, ImageChanged) as error:
         if written(error) and result_unchanged(record):
-            withdraw(record, str(error))
+            withdraw(record, references, str(error))
             error.hint = "The result was taken back. Stop what writes the original and run again."
         raise
 
@@ -180,7 +180,7 @@ def result_unchanged(record: Record) -> bool:
     return (status.st_ino, status.st_size, status.st_mtime_ns) == (was["ino"], was["size"], was["mtime_ns"])
 
 
-def _give_back(record: Record, error: QcowError) -> None:
+def _give_back(record: Record, references: References, error: QcowError) -> None:
     """A writer slipped in between the last look and the rename: the original gets its name back before anything else happens."""
     src, aside, dest = record.path_of("src"), record.path_of("retire_to"), record.path_of("dest")
     inode = record.facts["src"]["ino"]

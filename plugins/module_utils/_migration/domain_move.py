@@ -12,18 +12,21 @@ import os
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from .._errors import ImageChanged, ImageInUse, QcowError, TargetExists, ToolMissing, UnsafeImage
-from .._host.files import remove_durably
+from .._errors import ImageChanged, ImageInUse, QcowError, TargetExists, ToolFailed, ToolMissing, UnsafeImage
+from .._host.signals import Interrupted
 from .._image.detect import HEAD, UNKNOWN, identify, is_qcow1
 from .._libvirt import api, control, redefine
 from .._libvirt.inventory import DomainUse, Survey, survey
 from .._paths import show
-from .domain_references import active, declared_raw, overlay_path
+from .domain_references import active, declared_raw
 from .execute import Outcome, execute
 from .plan import CONVERT
 from .planner import make_plan
-from .record import Exclusive, Records, make_directory
-from .request import Request
+from .record import make_directory
+from .recover import explain_all, recover_all
+from .request import READ, Request
+from .running_domains import Disk, OnSnapshot, Redefinition, ShutDown, say_what_is_left
+from .session import Session
 
 REFUSE = "refuse"
 SHUTDOWN = "shutdown"
@@ -41,6 +44,7 @@ class Job(NamedTuple):
     domains: Optional[List[str]] = None
     running: str = REFUSE
     shutdown_timeout: float = 120
+    wait: float = 0  # for another run on this host
     restart: bool = True
     bandwidth: Optional[int] = None
     refresh_pools: bool = True
@@ -57,11 +61,31 @@ class Result(NamedTuple):
     warnings: List[str] = []
 
 
-def run(job: Job, *, check_mode: bool) -> Result:
+def run(job: Job, *, check_mode: bool, recovered: Optional[List[Dict[str, Any]]] = None) -> Result:
     """Move them; in check mode, say what would be moved.
 
+    :param recovered: gets an entry for everything that an interrupted run has left and that was looked after, see :func:`.recover.recover`.
     :raises QcowError: after which every domain is as it was, and running if it ran.
     """
+    recovered = [] if recovered is None else recovered
+    session = Session(job.state_dir, wait=job.wait, libvirt_uri=job.uri, raw_allowed=True)
+    if check_mode:
+        recovered.extend(explain_all(session))
+    if check_mode or not session.anything_left:
+        result = _move(job, session, check_mode=True)
+        if check_mode or not result.changed:
+            return result
+    try:
+        with session:
+            recovered.extend(recover_all(session))
+            return _move(job, session, check_mode=False)
+    except Interrupted as error:
+        raise QcowError(
+            "{0}; every domain is as it was before".format(error), reason="interrupted", hint="Run again to move them."
+        ) from error
+
+
+def _move(job: Job, session: Session, *, check_mode: bool) -> Result:
     answer = survey(job.uri)
     uses = _uses(answer, job)
     if not answer.complete and uses:
@@ -70,14 +94,13 @@ def run(job: Job, *, check_mode: bool) -> Result:
         return Result(False, [], warnings=[] if answer.complete else [answer.reason or ""])
     connection = api.connect(job.uri, readonly=False)
     try:
-        move = redefine.Move(job.src, job.dest, job.format)
-        planned = redefine.plan(connection, answer, [move], job.domains)
+        planned = redefine.plan(connection, answer, [redefine.Move(job.src, job.dest, job.format)], job.domains)
         if not any(item.changed for item in planned):
             return Result(False, [_described(item, job) for item in planned])
         _require_movable(connection, answer, uses, job)
         if check_mode:
             return Result(True, [_described(item, job) for item in planned], diffs=[item.diff() for item in planned if item.changed])
-        return _Moving(connection, answer, job, planned, uses).run()
+        return _Moving(session, connection, answer, job, planned, uses).run()
     finally:
         api.close(connection)
 
@@ -177,49 +200,36 @@ def _described(item: redefine.Repoint, job: Job) -> Dict[str, Any]:
 
 
 class _Moving:
-    """One run of a job, and the way back out of its middle."""
+    """One run of a job."""
 
     def __init__(
-        self, connection: api.Connection, answer: Survey, job: Job, planned: List[redefine.Repoint], uses: List[DomainUse]
+        self, session: Session, connection: api.Connection, answer: Survey, job: Job, planned: List[redefine.Repoint], uses: List[DomainUse]
     ) -> None:
-        self._connection = connection
-        self._job = job
+        self._session, self._connection, self._job = session, connection, job
         self._planned = [item for item in planned if item.changed]
-        self._running = active(answer, uses)
+        self._running = {uuid: answer.domains[uuid].name for uuid in active(answer, uses)}
         self._domains = {item.uuid: _described(item, job) for item in planned}
-        self._stopped = []  # type: List[str]
-        self._defined = []  # type: List[redefine.Repoint]
-        self._frozen = None  # type: Optional[control.Frozen]
-        self._converted = None  # type: Optional[Outcome]
+        self._pools: List[Dict[str, Any]] = []
         self._identifier = "{0}-{1}".format(time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), os.urandom(3).hex())
 
     def run(self) -> Result:
-        job, connection = self._job, self._connection
+        """Move them.
+
+        :raises QcowError: see :func:`run`.
+        """
         for item in self._planned:
             self._domains[item.uuid]["saved"] = show(self._save(item))
-        pools = []
+        converted = None
         try:
-            if job.running == LIVE and self._running:
-                self._move_live(self._running[0])
+            if self._job.running == LIVE and self._running:
+                converted = self._live()
             else:
-                for uuid in self._running:
-                    if control.shutdown(connection, uuid, job.shutdown_timeout):
-                        self._stopped.append(uuid)
-                _require_result(job)
-            if job.refresh_pools:
-                pools = [dict(pool._asdict(), path=show(pool.path)) for pool in api.refresh_pools(connection, [job.src, job.dest])]
-            for item in self._planned:
-                if self._frozen is not None and item.uuid == self._frozen.uuid:
-                    continue
-                redefine.apply(connection, item)
-                self._defined.append(item)
-            if job.restart:
-                for uuid in self._stopped:
-                    self._domains[uuid]["started"] = control.start(connection, uuid)
-        except BaseException as error:
-            self._back(error)
+                self._shut_down()
+        except QcowError as error:
+            if not error.details.get("left"):
+                error.hint = " ".join(filter(None, [error.hint, "Every domain is as it was before."]))
             raise
-        return Result(True, list(self._domains.values()), pools, [item.diff() for item in self._planned], self._converted)
+        return Result(True, list(self._domains.values()), self._pools, [item.diff() for item in self._planned], converted)
 
     def _save(self, item: redefine.Repoint) -> bytes:
         """The exact old definition, passwords and all, for the day when nothing else helps: readable by root only, on this host only."""
@@ -238,55 +248,48 @@ class _Moving:
             ) from error
         return path
 
-    def _move_live(self, uuid: str) -> None:
-        job, connection = self._job, self._connection
-        (planned,) = [item for item in self._planned if item.uuid == uuid]
-        records = Records(job.state_dir)
-        with Exclusive(job.state_dir):
-            overlays = {target: overlay_path(job.src, "{0}-{1}".format(self._identifier, target)) for target in planned.targets}
-            self._frozen = control.freeze(connection, uuid, overlays)
-            plan = make_plan(Request(src=job.src, dest=job.dest, format=job.format, timestamps=False, state_dir=job.state_dir), records)
+    def _live(self) -> Outcome:
+        """Convert the image while its domain writes to an overlay; that, and every other definition, follows the result."""
+        job, session = self._job, self._session
+        request = Request(
+            src=job.src,
+            dest=job.dest,
+            format=job.format,
+            timestamps=False,
+            bandwidth=job.bandwidth,
+            state_dir=job.state_dir,
+            domain_access=READ,
+        )
+        session.domains.restrict(item.uuid for item in self._planned)
+        with OnSnapshot(session, self._connection, self._running, [Disk(request, job.dest)]):
+            plan = make_plan(request, session.records)
             if plan.action != CONVERT:
                 raise QcowError("It cannot be converted: {0}".format(" ".join(plan.reasons)), reason=plan.code or "error")
-            self._converted = execute(plan, records)
-            control.switch(connection, self._frozen, dict.fromkeys(planned.targets, job.dest), bandwidth=job.bandwidth)
-            now = api.definition(connection, api.domain(connection, uuid))
-            redefine.agree(connection, planned, control.definition_after(self._frozen, now))
+            outcome = execute(plan, session)
+        self._refresh_pools()
+        return outcome
 
-    def _back(self, error: BaseException) -> None:
-        """Every definition as it was, and what ran runs again. What cannot be undone is said in the error's hint."""
-        left = []  # type: List[str]
-        for item in reversed(self._defined):
-            self._attempt(left, "the definition of {0} could not be restored".format(item.domain), lambda item=item: self._restore(item))
-        if self._frozen is not None:
-            frozen = self._frozen
-            self._attempt(left, "domain {0} is still on its overlay".format(frozen.domain), lambda: self._thaw(frozen))
-        for uuid in self._stopped:
-            self._attempt(
-                left, "domain {0} could not be started again".format(self._domains[uuid]["name"]), lambda uuid=uuid: self._start(uuid)
-            )
-        if isinstance(error, QcowError):
-            state = "Every domain is as it was before." if not left else "Not undone: {0}.".format("; ".join(left))
-            error.hint = "{0} {1}".format(error.hint, state) if error.hint else state
+    def _shut_down(self) -> None:
+        """Change the definitions while their domains are off."""
+        job, session = self._job, self._session
+        with ShutDown(session, self._connection, self._running, job.shutdown_timeout, [job.src]) as held:
+            _require_result(job)
+            self._refresh_pools()
+            change = Redefinition(session, self._connection, self._planned, job.src, job.dest)
+            change.apply()
+            if not job.restart:
+                held.leave_off()
+                return
+            started = list(held.stopped)
+            problems = held.release()
+            if problems:
+                failure = ToolFailed(" ".join(problems), reason="start-failed")
+                say_what_is_left(failure, held.stop_again() + change.restore())
+                raise failure
+            for uuid in started:
+                self._domains[uuid]["started"] = True
 
-    @staticmethod
-    def _attempt(left: List[str], what: str, action: Any) -> None:
-        try:
-            action()
-        except QcowError as error:
-            left.append("{0} ({1})".format(what, error))
-
-    def _restore(self, item: redefine.Repoint) -> None:
-        redefine.restore(self._connection, item.before)
-
-    def _start(self, uuid: str) -> None:
-        control.start(self._connection, uuid)
-
-    def _thaw(self, frozen: control.Frozen) -> None:
-        if not control.on_overlay(self._connection, frozen):
-            return  # it has pivoted: the result holds what the guest wrote since
-        control.thaw(self._connection, frozen)
-        if frozen.before is not None:
-            redefine.restore(self._connection, frozen.before, running=True)
-        if self._converted is not None:
-            remove_durably(self._job.dest)
+    def _refresh_pools(self) -> None:
+        if self._job.refresh_pools:
+            found = api.refresh_pools(self._connection, [self._job.src, self._job.dest])
+            self._pools = [dict(pool._asdict(), path=show(pool.path)) for pool in found]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt's domains as keepers of references: who uses an image, what stands in the way, and following the result and back.
+"""libvirt's domains: who uses an image, what stands in the way, and following it to its result and back.
 
 A record holds the disks that were changed, not whole definitions: no password of a graphics console gets into
 it, and a rollback keeps what somebody changed elsewhere in the definition meanwhile.
@@ -12,29 +12,76 @@ import fcntl
 import os
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import AbstractSet, Any, Dict, FrozenSet, Iterable, Iterator, List, Optional, Tuple
 
 from .._errors import ImageInUse, ToolMissing
-from .._libvirt import api, domain_xml, redefine
+from .._host.files import open_source
+from .._host.in_use import find_users
+from .._libvirt import api, control, domain_xml, redefine
 from .._libvirt.inventory import DomainUse, Survey, domains_of, survey
 from .._paths import encode_exact, show
 from .record import Record
-from .references import Keeper
+from .references import Updater
+from .request import Request
 
+FOLLOW = "follow"
+REFUSE = "refuse"
+IGNORE = "ignore"
+
+_CLOSING_SECONDS = 30.0
+_LOOK_SECONDS = 0.1
 # Asking libvirt about all domains again for each of thousands of images would cost more than the images. Whether a domain runs is
 # asked anew whenever its definition is about to change.
 _FRESH_SECONDS = 10.0
 
 
-class Domains(Keeper):
-    """Points the definitions of libvirt domains. A host without libvirt has none, and nothing is done."""
+class PendingPivot:
+    """One disk of a running domain that writes to a snapshot's overlay: it pivots to the result when that is there."""
+
+    def __init__(self, connection: api.Connection, snapshot: control.Snapshot, planned: redefine.Repoint, request: Request) -> None:
+        self.planned = planned
+        self.src = request.src
+        self.done = False
+        self.snapshot = snapshot._replace(overlays=tuple(item for item in snapshot.overlays if item.target in planned.targets))
+        self._connection, self._bandwidth = connection, request.bandwidth
+
+    def pivot(self, dest: bytes) -> None:
+        """Bring the result up to date, pivot to it, and make the definition say so.
+
+        :raises QcowError: the domain runs on, on its overlay or on the result.
+        """
+        moved = {layer.target: dest for layer in self.snapshot.overlays}
+        control.pivot(self._connection, self.snapshot, moved, bandwidth=self._bandwidth)
+        self.done = True
+        now = api.definition(self._connection, api.domain(self._connection, self.snapshot.uuid))
+        redefine.agree(self._connection, self.planned, control.definition_after(self.snapshot, now))
+        _wait_until_closed(self.src)
+
+
+def _wait_until_closed(path: bytes) -> None:
+    """QEMU closes the old image a moment after the pivot has been reported. Who has it open for longer will be named by whoever needs it free."""
+    fd = open_source(path)
+    try:
+        end = time.monotonic() + _CLOSING_SECONDS
+        while find_users(fd) and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        os.close(fd)
+
+
+class Domains(Updater):
+    """Points the definitions of libvirt domains. A host without libvirt has none, and nothing is done.
+
+    :param raw_allowed: a v1 image may be followed as an image although a domain declares it raw.
+    """
 
     fact = "domains"
 
     def __init__(self, uri: str = api.DEFAULT_URI, *, raw_allowed: bool = False) -> None:
         self.uri = uri
+        self.pending: List[PendingPivot] = []
         self._raw_allowed = raw_allowed
-        self.live: List[Any] = []  # running domains that wait for results, see .visits.Moving
+        self._only: Optional[FrozenSet[str]] = None
         self._survey = None  # type: Optional[Survey]
         self._asked = 0.0
 
@@ -44,6 +91,10 @@ class Domains(Keeper):
             self._survey = survey(self.uri)
             self._asked = time.monotonic()
         return self._survey
+
+    def restrict(self, uuids: Iterable[str]) -> None:
+        """Change no other domains than these from here on."""
+        self._only = frozenset(uuids)
 
     def forget(self) -> None:
         """Ask again: domains have been stopped, started or moved."""
@@ -91,16 +142,16 @@ class Domains(Keeper):
             api.close(connection)
 
     def repoint(self, record: Record) -> None:
-        """See :class:`Keeper`.
+        """See :class:`Updater`.
 
         :raises ImageInUse: a domain runs, or cannot follow for another reason.
         :raises ToolMissing: a domain uses the image, and libvirt cannot be asked to change it.
         """
         src, dest = record.path_of("src"), record.path_of("dest")
-        for moving in self.live:
-            if moving.src == src:
-                self._remember(record, [moving.planned])
-                moving.switch(dest)
+        for pending in self.pending:
+            if pending.src == src:
+                self._remember(record, [pending.planned])
+                pending.pivot(dest)
                 self.forget()
         answer = self.survey()
         uses = answer.users_of(src) + answer.users_of(dest)
@@ -110,7 +161,7 @@ class Domains(Keeper):
             )
         if answer.source != "libvirt" or not uses:
             return
-        against = redefine.obstacles(answer, answer.users_of(src))
+        against = redefine.obstacles(answer, [use for use in answer.users_of(src) if self._only is None or use.uuid in self._only])
         if against:
             raise ImageInUse(" ".join(against), src, reason="domain")
         with _one_at_a_time(record):
@@ -122,7 +173,7 @@ class Domains(Keeper):
         try:
             flattened = bool(record.facts.get("chain")) and not record.facts.get("backing")
             move = redefine.Move(src, dest, record.facts["format"], flattened)
-            planned = [item for item in redefine.plan(connection, answer, [move]) if item.changed]
+            planned = [item for item in redefine.plan(connection, answer, [move], self._only) if item.changed]
             if planned:
                 self._remember(record, planned)
             for item in planned:
@@ -147,7 +198,7 @@ class Domains(Keeper):
         record.note(record.state, **{self.fact: [known[uuid] for uuid in sorted(known)]})
 
     def restore(self, record: Record) -> None:
-        """See :class:`Keeper`. A domain that was undefined since has nothing to be pointed back.
+        """See :class:`Updater`. A domain that was undefined since has nothing to be pointed back.
 
         :raises ImageInUse: a domain runs.
         :raises ToolMissing: libvirt cannot be asked.
@@ -155,26 +206,16 @@ class Domains(Keeper):
         connection = api.connect(self.uri, readonly=False)
         try:
             for entry in record.facts[self.fact]:
-                wanted = self._wanted(connection, entry)
-                if wanted is not None:
-                    redefine.restore(connection, wanted)
+                known = api.find_definition(connection, entry["uuid"])
+                if known is not None:
+                    redefine.restore(connection, _back(known[0], entry))
             if any(change["volume"] for entry in record.facts[self.fact] for change in entry["back"]):
                 api.refresh_pools(connection, [record.path_of("src"), record.path_of("dest")])
         finally:
             api.close(connection)
 
-    def _wanted(self, connection: api.Connection, entry: Dict[str, Any]) -> Optional[str]:
-        """What the definition of now is to become; ``None`` where the domain is gone."""
-        try:
-            handle = connection.handle.lookupByUUIDString(entry["uuid"])
-        except connection.library.libvirtError as error:
-            if error.get_error_code() == connection.library.VIR_ERR_NO_DOMAIN:
-                return None
-            raise
-        return _back(api.definition(connection, handle), entry)
-
-    def obstacles(self, record: Record) -> List[str]:
-        """See :class:`Keeper`."""
+    def obstacles(self, record: Record, going_back: AbstractSet[str] = frozenset()) -> List[str]:
+        """See :class:`Updater`."""
         answer = self.survey()
         if answer.source != "libvirt":
             return [answer.reason or "libvirt is not on this host any more"]
@@ -187,6 +228,37 @@ class Domains(Keeper):
                 found.append("domain {0} has a saved memory state that continues on the migrated image".format(known.name))
         uses = answer.users_of(record.path_of("dest"))
         return found + redefine.obstacles(answer, [use for use in uses if use.where.startswith(("snapshot:", "checkpoint:"))])
+
+
+class RefusingDomains(Domains):
+    """An image that a domain uses is not migrated, and a migration that domains have followed is not undone."""
+
+    def against(self, src: bytes) -> List[str]:
+        """See :meth:`Domains.against`."""
+        return ["It is used by domain {0} ({1}).".format(use.domain, use.target) for use in self.survey().users_of(src)]
+
+    def obstacles(self, record: Record, going_back: AbstractSet[str] = frozenset()) -> List[str]:
+        """See :class:`Updater`."""
+        return ["domain {0} was pointed to the result".format(entry["domain"]) for entry in record.facts.get(self.fact) or []]
+
+
+class IgnoredDomains(Domains):
+    """Leaves domains to the operator. What an earlier run has begun to re-point is taken back all the same when its result is."""
+
+    def survey(self) -> Survey:
+        """See :meth:`Domains.survey`."""
+        return Survey("none", complete=True)
+
+
+class LostDomains(IgnoredDomains):
+    """For rollbacks on hosts whose libvirt is gone: definitions stay as they are."""
+
+    def restore(self, record: Record) -> None:
+        """See :class:`Updater`."""
+
+    def obstacles(self, record: Record, going_back: AbstractSet[str] = frozenset()) -> List[str]:
+        """See :class:`Updater`."""
+        return []
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from .plan import CONVERT, RETIRE, Plan
 from .progress import Pace
 from .record import Record, Records, named
 from .request import temporary_beside
+from .session import Session
 from .source import Guards, Source, open_plain, ranges_of
 
 OnProgress = Callable[[bytes, str, int], None]
@@ -46,13 +47,7 @@ class Outcome(NamedTuple):
     verify_seconds: float = 0.0
 
 
-class _Tampering:
-    """Where a test alters the result between copy and verification, to show that verification bites."""
-
-    between = None  # type: Optional[Callable[[bytes], None]]
-
-
-def execute(plan: Plan, records: Records, progress: Optional[OnProgress] = None) -> Outcome:
+def execute(plan: Plan, session: Session, progress: Optional[OnProgress] = None) -> Outcome:
     """Carry out a plan that is not a refusal.
 
     :raises QcowError: after which the source and the old state are as they were, and nothing unfinished is left.
@@ -60,7 +55,7 @@ def execute(plan: Plan, records: Records, progress: Optional[OnProgress] = None)
     """
     if plan.action not in (CONVERT, RETIRE):
         return Outcome(False, plan.dest)
-    with Migration(plan, records, progress) as migration:
+    with Migration(plan, session, progress) as migration:
         migration.publish()
         return migration.complete()
 
@@ -72,9 +67,10 @@ class Migration:
     images of the same chain can be converted on top of the result.
     """
 
-    def __init__(self, plan: Plan, records: Records, progress: Optional[OnProgress] = None) -> None:
+    def __init__(self, plan: Plan, session: Session, progress: Optional[OnProgress] = None) -> None:
         self.plan = plan
-        self._records = records
+        self._records = session.records
+        self._references = session.references
         self._progress = progress
         self._stack = ExitStack()
         self._outcome = Outcome(True, plan.dest)
@@ -109,7 +105,7 @@ class Migration:
                 self._outcome = _fill_device(plan, self.source, self.guard, record, self._progress)
             elif record.state == states.PLANNED:
                 self._outcome = _produce(plan, self.source, self.guard, record, self._progress)
-            finish(record, self.source.fd, self.guard, hold=True)
+            finish(record, self._references, self.source.fd, self.guard, hold=True)
         except BaseException as error:
             self._undo(error)
             raise
@@ -124,7 +120,7 @@ class Migration:
         if self.record is None:
             raise StateError("nothing has been published", self.plan.request.src)
         try:
-            finish(self.record, self.source.fd, self.guard)
+            finish(self.record, self._references, self.source.fd, self.guard)
         except BaseException as error:
             self._undo(error)
             raise
@@ -136,7 +132,7 @@ class Migration:
         """Take a published result back, because what rests on it could not be converted. One that has replaced its original stays."""
         record = self.record
         if record is not None and record.state == states.PUBLISHED and not self.plan.in_place and not record.facts.get("adopted"):
-            withdraw(record, reason)
+            withdraw(record, self._references, reason)
 
     def _unfinished(self) -> Optional[Record]:
         if self.plan.unfinished is None:
@@ -149,7 +145,7 @@ class Migration:
             _give_up(record, error)
 
 
-def execute_family(plans: List[Plan], records: Records, progress: Optional[OnProgress] = None) -> List[Union[Outcome, Exception]]:
+def execute_chain(plans: List[Plan], session: Session, progress: Optional[OnProgress] = None) -> List[Union[Outcome, Exception]]:
     """Carry out the plans of images that hang together, bases first: all results are in place before any original loses its name.
 
     :param plans: none of them a refusal; in any order.
@@ -161,7 +157,7 @@ def execute_family(plans: List[Plan], records: Records, progress: Optional[OnPro
     with ExitStack() as stack:
         for position, number in enumerate(order):
             try:
-                migration = stack.enter_context(Migration(_where_originals_are(plans[number], plans), records, progress))
+                migration = stack.enter_context(Migration(_where_originals_are(plans[number], plans), session, progress))
                 migration.publish()
                 started.append((number, migration))
             except (QcowError, OSError) as error:
@@ -178,9 +174,9 @@ def execute_family(plans: List[Plan], records: Records, progress: Optional[OnPro
     return results
 
 
-def _where_originals_are(plan: Plan, family: List[Plan]) -> Plan:
+def _where_originals_are(plan: Plan, group: List[Plan]) -> Plan:
     """The plan, its backing files by the names they have after bases were replaced under their own names."""
-    moved = {other.request.src: other.retired for other in family if other.in_place and other.action == CONVERT}
+    moved = {other.request.src: other.retired for other in group if other.in_place and other.action == CONVERT}
     below = tuple(member._replace(real=moved[member.real] or member.real) if member.real in moved else member for member in plan.below)
     return plan._replace(below=below)
 
@@ -216,8 +212,8 @@ def _begin(plan: Plan, source: Source, records: Records) -> Record:
         facts[overlay_headers.WANTED] = overlay_headers.as_facts(list(plan.dependants))
     if plan.needed_by:
         facts[overlay_headers.NEEDED_BY] = [named(path) for path in plan.needed_by]
-    if plan.request.held:
-        facts["held"] = plan.request.held  # a running domain reads the original until it has followed to the result
+    if plan.request.domain_access:
+        facts["domain_access"] = plan.request.domain_access  # a running domain reads the original until it has followed to the result
     return records.begin(
         named(source.path, **source.identity._asdict()),
         named(plan.dest),
@@ -299,8 +295,6 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
         started = time.monotonic()
         written = write(plan, source, fd, temporary, _stage(progress, plan, "copy", guard))
         copied = time.monotonic()
-        if _Tampering.between is not None:
-            _Tampering.between(temporary)
         proof = None
         if plan.request.verify:
             proof = _prove(plan, source, fd, temporary, written, _stage(progress, plan, "verify", guard))

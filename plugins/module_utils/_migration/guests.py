@@ -33,12 +33,12 @@ def prepared(requests: List[Request], keeper: Domains, policy: Policy) -> List[R
     if not requests:
         return requests
     formats = keeper.declared_formats()
-    held = WRITTEN if policy.running in (SHUTDOWN, LIVE) else ""
+    access = WRITTEN if policy.running in (SHUTDOWN, LIVE) else ""
     return [
         request._replace(
             # Of the image itself its own refusal speaks, which names the domain.
             backing_formats=tuple(item for item in formats if item[0] != request.src) + request.backing_formats,
-            held=held if held and keeper.running(request.src) else "",
+            domain_access=access if access and keeper.running(request.src) else "",
         )
         for request in requests
     ]
@@ -140,7 +140,7 @@ def together(jobs: List[Job], keeper: Domains) -> List[Job]:
     merged: List[Job] = []
     place: Dict[str, Job] = {}
     for job in jobs:
-        names = {uuid for _number, plan in job if plan.request.held for uuid in keeper.running(plan.request.src)}
+        names = {uuid for _number, plan in job if plan.request.domain_access for uuid in keeper.running(plan.request.src)}
         found: List[Job] = []
         for name in sorted(names):
             other = place.get(name)

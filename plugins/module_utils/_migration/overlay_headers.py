@@ -10,7 +10,7 @@ a crash in its middle leaves bytes that the next run completes.
 
 import base64
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Set
+from typing import AbstractSet, Any, Dict, List, NamedTuple, Optional, Set
 
 from .._errors import ImageChanged, ImageInUse, QcowError, StateError
 from .._host.files import open_source
@@ -20,7 +20,7 @@ from .._image.qcow2_header import Backing, backing_of, rebased
 from .._paths import decode_exact, show
 from . import record as states
 from .record import Record, Records, named
-from .references import GOING_BACK, Keeper
+from .references import Updater
 
 WANTED = "dependants"
 """Where a record holds the foreign overlays that its migration is to re-point: ``path``, ``ino``, ``name`` and ``format`` of the new base."""
@@ -83,13 +83,13 @@ def repointed(record: Record) -> Set[bytes]:
     return {decode_exact(entry["path"], entry["path_base64"]) for entry in record.facts.get(DONE) or ()}
 
 
-class OverlayKeeper(Keeper):
-    """Keeps the rule that no base loses its name before its own overlays are migrated, and gets it back only after they have."""
+class NeededBases(Updater):
+    """The rule that no base loses its name before its own overlays are migrated, and gets it back only after they have."""
 
     fact = NEEDED_BY
 
     def repoint(self, record: Record) -> None:
-        """See :meth:`Keeper.repoint`. Changes nothing."""
+        """See :meth:`Updater.repoint`. Changes nothing."""
         for overlay in self._overlays(record):
             if not any(other.state in states.IN_PLACE for other in _records_beside(record).of_source(overlay)):
                 raise StateError(
@@ -97,14 +97,14 @@ class OverlayKeeper(Keeper):
                 )
 
     def restore(self, record: Record) -> None:
-        """See :meth:`Keeper.restore`. There is nothing to do."""
+        """See :meth:`Updater.restore`. There is nothing to do."""
 
-    def obstacles(self, record: Record) -> List[str]:
-        """See :meth:`Keeper.obstacles`."""
+    def obstacles(self, record: Record, going_back: AbstractSet[str] = frozenset()) -> List[str]:
+        """See :meth:`Updater.obstacles`."""
         found = []
         for overlay in self._overlays(record):
             for other in _records_beside(record).of_source(overlay):
-                if other.state in states.IN_PLACE and other.facts.get("backing") and other.id not in GOING_BACK:
+                if other.state in states.IN_PLACE and other.facts.get("backing") and other.id not in going_back:
                     found.append("{0} rests on it (record {1}): roll that back first".format(show(other.path_of("dest")), other.id))
         return found
 
@@ -117,13 +117,13 @@ def _records_beside(record: Record) -> Records:
     return Records(os.path.dirname(os.path.dirname(record.path)))
 
 
-class HeaderKeeper(Keeper):
-    """Keeps the headers of foreign overlays."""
+class OverlayHeaders(Updater):
+    """The headers of foreign overlays."""
 
     fact = DONE
 
     def repoint(self, record: Record) -> None:
-        """See :meth:`Keeper.repoint`."""
+        """See :meth:`Updater.repoint`."""
         done = list(record.facts.get(DONE) or ())
         known = repointed(record)
         for wanted in record.facts.get(WANTED) or ():
@@ -134,15 +134,15 @@ class HeaderKeeper(Keeper):
             _write(next(entry for entry in done if decode_exact(entry["path"], entry["path_base64"]) == path), "after", "before")
 
     def restore(self, record: Record) -> None:
-        """See :meth:`Keeper.restore`."""
+        """See :meth:`Updater.restore`."""
         done = list(record.facts.get(DONE) or ())
         while done:
             _write(done[-1], "before", "after")
             done.pop()
             record.note(record.state, **{DONE: done})
 
-    def obstacles(self, record: Record) -> List[str]:
-        """See :meth:`Keeper.obstacles`."""
+    def obstacles(self, record: Record, going_back: AbstractSet[str] = frozenset()) -> List[str]:
+        """See :meth:`Updater.obstacles`."""
         found = []
         for entry in record.facts.get(DONE) or ():
             path = decode_exact(entry["path"], entry["path_base64"])

@@ -121,7 +121,7 @@ def _unchanged(record: Record, identity: FileIdentity) -> bool:
 
 def _look(request: Request, source: Source, bases: Bases) -> Losses:
     """Whether the images are sound. One that a guest is writing may be caught between a table's entry and its cluster: it gets another look."""
-    looks = _LOOKS if request.held == WRITTEN else 1
+    looks = _LOOKS if request.domain_access == WRITTEN else 1
     while True:
         looks -= 1
         try:
@@ -159,8 +159,8 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     _require_names(request, dest, retired)
     if dest != request.src and os.path.lexists(dest) and not is_device(dest):
         return _adopt(request, dest, source, common)
-    if request.held != WRITTEN:
-        _require_free(source, bases, replaced=retired is not None and request.held != "read")
+    if request.domain_access != WRITTEN:
+        _require_free(source, bases, replaced=retired is not None and request.domain_access != "read")
     engine = choose_engine(request)
     if is_device(dest):
         require_usable(request, dest, rounded(image.virtual_size))

@@ -26,7 +26,7 @@ Image = Tuple[bytes, int]
 """An image's path, and the guest bytes that will be copied of it."""
 
 
-class Board:
+class Progress:
     """The status of one call; writes nothing where nobody has given a token to watch it by.
 
     :param token: letters and digits, chosen by who watches.

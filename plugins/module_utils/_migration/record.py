@@ -185,6 +185,58 @@ class Records:
             raise StateError("the records cannot be listed: {0}".format(error.strerror), self.directory) from error
 
 
+class DomainJournal:
+    """What was done to running domains and is still to be undone: one file for each in the state directory."""
+
+    def __init__(self, state_dir: bytes) -> None:
+        self._directory = os.path.join(state_dir, b"domain-journal")
+
+    def _path(self, key: str) -> bytes:
+        return os.path.join(self._directory, key.encode("ascii") + b".json")
+
+    def note(self, key: str, **facts: Any) -> None:
+        """Write it down, durably, as a whole.
+
+        :param key: of the entry; letters, digits and dashes.
+        :raises StateError: where that cannot be done; the domain must not be touched then.
+        """
+        path = self._path(key)
+        try:
+            make_directory(self._directory)
+            fd = os.open(path + b".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(fd, "w") as file:
+                json.dump(dict(facts, key=key), file)
+                file.flush()
+                os.fsync(fd)
+            os.rename(path + b".new", path)
+            sync_directory(self._directory)
+        except OSError as error:
+            raise StateError("cannot be written: {0}".format(error.strerror), path, hint="No domain was touched for it.") from error
+
+    def clear(self, key: str) -> None:
+        """The domain is as it should be."""
+        try:
+            os.unlink(self._path(key))
+            sync_directory(self._directory)
+        except OSError:
+            pass  # the next run looks at the domain and finds nothing to do
+
+    def entries(self) -> List[Dict[str, Any]]:
+        """What is written down. An entry that was cut short was never acted on."""
+        found = []
+        try:
+            names = sorted(os.listdir(self._directory))
+        except OSError:
+            return []
+        for name in names:
+            try:
+                with open(os.path.join(self._directory, name), encoding="ascii") as file:
+                    found.append(json.load(file))
+            except (OSError, ValueError):
+                continue
+        return [entry for entry in found if isinstance(entry, dict) and "key" in entry]
+
+
 class Exclusive:
     """Keeps two runs on one host from changing things at the same time (context manager).
 

@@ -18,9 +18,12 @@ from .._host.files import remove_durably
 from .._host.in_use import Guard
 from .._paths import encode_exact, show
 from . import record as states
+from . import running_domains
 from .commit import abandon, finish, in_place, inode_at, published, result_unchanged, temporary_path, withdraw, written
-from .record import Record, Records
+from .record import Record
+from .references import References
 from .rollback import resume
+from .session import Session
 from .source import Source
 
 _SAYS = {
@@ -36,11 +39,12 @@ _SAYS = {
 }
 
 
-def recover(records: Records) -> List[Dict[str, Any]]:
-    """Finish or clean up every unfinished record. The caller is the only run on this host (:class:`.record.Exclusive`).
+def recover(session: Session) -> List[Dict[str, Any]]:
+    """Finish or clean up every unfinished record, with the session entered: no other run is at work on this host.
 
     :return: one entry for each record that was looked after, as :func:`explain` gives it, with ``done`` in words and ``failed``.
     """
+    records = session.records
     records.sweep()
     answers = []
     for path in records.unreadable():
@@ -49,7 +53,7 @@ def recover(records: Records) -> List[Dict[str, Any]]:
     for record in records.unfinished():
         answer = explain(record)
         try:
-            answer.update(failed=False, msg=_recover(record))
+            answer.update(failed=False, msg=_recover(record, session.references))
         except QcowError as error:
             # A base waits for its overlays: those are dealt with in this run, and it after them.
             answer.update(failed=error.reason != "needed", msg=str(error))
@@ -58,6 +62,19 @@ def recover(records: Records) -> List[Dict[str, Any]]:
         answer["state"] = record.state
         answers.append(answer)
     return answers
+
+
+def recover_all(session: Session) -> List[Dict[str, Any]]:
+    """Everything that an interrupted run has left: domains on overlays and half-changed definitions first, then records, then domains that are off.
+
+    :return: see :func:`recover`.
+    """
+    return running_domains.recover_definitions(session) + recover(session) + running_domains.restart(session)
+
+
+def explain_all(session: Session) -> List[Dict[str, Any]]:
+    """What :func:`recover_all` would look after; nothing is done."""
+    return running_domains.explain(session) + [dict(explain(record), failed=False) for record in session.records.unfinished()]
 
 
 def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
@@ -84,9 +101,9 @@ def explain(record: Record) -> Dict[str, Any]:
     }
 
 
-def _recover(record: Record) -> str:
+def _recover(record: Record, references: References) -> str:
     if record.state == states.ROLLING_BACK:
-        resume(record)
+        resume(record, references)
         return "finished the rollback"
     if record.state == states.CLEANING:
         return _settle_cleaning(record)
@@ -97,7 +114,7 @@ def _recover(record: Record) -> str:
     if record.state == states.RETIRED:
         record.note(states.DONE)
         return "finished the record"
-    return _complete(record)
+    return _complete(record, references)
 
 
 def _settle_cleaning(record: Record) -> str:
@@ -109,7 +126,7 @@ def _settle_cleaning(record: Record) -> str:
     return "the retired original is deleted"
 
 
-def _complete(record: Record) -> str:
+def _complete(record: Record, references: References) -> str:
     """A record between ``verified`` and ``retired``."""
     name = _original(record)
     result_in_place = published(record)
@@ -125,9 +142,9 @@ def _complete(record: Record) -> str:
         with Source(name) as source:
             _require_unchanged(record, source)
             with Guard(source.fd, name) as guard:
-                finish(record, source.fd, guard)
+                finish(record, references, source.fd, guard)
     except (ImageChanged, ImageInUse) as error:
-        return _turn_back(record, error, result_in_place)
+        return _turn_back(record, references, error, result_in_place)
     return "put the proven result in place" if not result_in_place else "finished the migration"
 
 
@@ -157,7 +174,7 @@ def _require_unchanged(record: Record, source: Source) -> None:
         raise ImageChanged("was written after it had been copied", source.path, hint="Run again to convert it as it is now.")
 
 
-def _turn_back(record: Record, error: QcowError, result_in_place: bool) -> str:
+def _turn_back(record: Record, references: References, error: QcowError, result_in_place: bool) -> str:
     """The original is being used or was written since: it is the truth, unless somebody has begun to use the result."""
     if record.state == states.FAILED:
         raise error
@@ -172,7 +189,7 @@ def _turn_back(record: Record, error: QcowError, result_in_place: bool) -> str:
         )
     if not written(error):
         raise error
-    withdraw(record, str(error))
+    withdraw(record, references, str(error))
     return "took the result back: {0}".format(error)
 
 

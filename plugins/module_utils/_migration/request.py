@@ -53,7 +53,7 @@ class Request(NamedTuple):
     overwrite_device: bool = False  # a block device may hold something that will be lost
     layout: str = "recluster"  # of a qcow2 result: recluster, or keep: clusters stay where they are, only the tables are new
     page_cache: str = "use"  # or spare: leave neither source nor result in it
-    held: str = ""  # by running domains: WRITTEN until room is made for the migration, or only READ by now
+    domain_access: str = ""  # of running domains: WRITTEN until room is made for the migration, or only READ by now
     refused: str = ""  # why a reviewed plan refuses it
     expect: Tuple[Tuple[str, int], ...] = ()  # what a reviewed plan says of the source: size, mtime_ns and ino, those that it names
 

@@ -17,11 +17,11 @@ from .._image.chain import Graph, Node
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
 from . import record as states
-from . import references
 from .chains import survey
 from .commit import in_place, inode_at, temporary_path
 from .overlay_headers import repointed
 from .record import Record, Records, named
+from .references import References
 from .source import Source, open_layer, open_plain
 
 NOOP = "noop"
@@ -42,7 +42,7 @@ class Reversal(NamedTuple):
     result: Optional[FileIdentity] = None  # of the result, None where it is gone
 
 
-def plan_rollback(record: Record, *, discard_changes: bool, keep: bool = False) -> Reversal:
+def plan_rollback(record: Record, references: References, *, discard_changes: bool, keep: bool = False) -> Reversal:
     """Look at a record and at what it speaks of, and decide. Changes nothing.
 
     :param discard_changes: whether the guest may lose what it has written to the result since.
@@ -170,7 +170,7 @@ def _has_snapshots(record: Record, source: Source) -> bool:
     return record.facts["format"] == "qcow2" and os.pread(source.fd, 4, 60) != bytes(4)
 
 
-def roll_back(reversal: Reversal) -> None:
+def roll_back(reversal: Reversal, references: References) -> None:
     """Carry out what was planned.
 
     :raises QcowError: the record then says ``rolling-back``, and the next run goes on from there.
@@ -179,10 +179,10 @@ def roll_back(reversal: Reversal) -> None:
     if reversal.kept is not None:
         facts["rolled_back_to"] = named(reversal.kept)
     reversal.record.note(states.ROLLING_BACK, **facts)
-    resume(reversal.record)
+    resume(reversal.record, references)
 
 
-def resume(record: Record) -> None:
+def resume(record: Record, references: References) -> None:
     """The steps of a rollback; each may be repeated.
 
     :raises QcowError: what stands in the way; nothing is lost.
@@ -239,8 +239,8 @@ def _set_result_aside(record: Record, inode: int) -> None:
         retire(there, kept, inode=inode)
 
 
-class Newcomers:
-    """Looks into each directory once in a run, where overlays are made: beside the results."""
+class NewDependents:
+    """Overlays that somebody has made on results since. Looks into each directory once in a run, where overlays are made: beside the results."""
 
     def __init__(self) -> None:
         self._seen: Dict[bytes, Graph] = {}

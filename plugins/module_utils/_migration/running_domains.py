@@ -2,375 +2,386 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Migrates images whose domains run: these are shut down meanwhile and started again, or write to an overlay and are switched over.
+"""Running domains that are kept off their images: shut down and started again, or on an external snapshot until they pivot to the results.
 
-What was done to a domain is written down before it is done, so that a run which dies leaves no domain behind: the next one starts what was
-shut down, and puts back on its image what was left on an overlay.
+What is done to a domain is in the journal before it is done, so that a run which dies leaves no domain behind: the next one starts what was shut
+down, and puts back on its image what was left on a snapshot's overlay.
 """
 
-import json
 import os
 import time
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
-from .._errors import QcowError, StateError
-from .._host.files import open_source, remove_durably, sync_directory
-from .._host.in_use import find_users
+from .._errors import QcowError
+from .._host.files import remove_durably
 from .._libvirt import api, control, domain_xml, redefine
-from .._paths import decode_exact, encode_exact, show
+from .._paths import decode_exact, show
 from . import record as states
 from .commit import in_place, withdraw
-from .domain_references import Domains, overlay_path
-from .guests import SHUTDOWN, Policy
-from .plan import Plan
-from .record import Record, Records, make_directory
-from .request import READ, Request
+from .domain_references import PendingPivot, overlay_path
+from .record import named
+from .request import Request
 from .rollback import plan_rollback, roll_back
+from .session import Session
 
-_CLOSING_SECONDS = 30.0
-_LOOK_SECONDS = 0.1
+STOPPED = "stopped"
+SNAPSHOT = "snapshot"
+REDEFINED = "redefined"
 
-CarryOut = Callable[[List[Request]], List[Dict[str, Any]]]
-"""Plans the requests anew and carries them out; one result for each."""
+_SAYS = {
+    STOPPED: "domain {0} will be started again",
+    SNAPSHOT: "domain {0} will be put back on its image",
+    REDEFINED: "the definition of domain {0} will be put back",
+}
 
 
-class Journal:
-    """What was done to domains and is still to be undone: one file for each domain in the state directory."""
+def say_what_is_left(error: Any, problems: List[str]) -> None:
+    """Have an error tell what could not be undone after it; its details then have ``left``, a list of sentences."""
+    if problems and isinstance(error, QcowError):
+        error.hint = " ".join(filter(None, [error.hint, *problems]))
+        error.details["left"] = [*error.details.get("left", []), *problems]
 
-    def __init__(self, state_dir: bytes) -> None:
-        self._directory = os.path.join(state_dir, b"held")
 
-    def _path(self, uuid: str) -> bytes:
-        return os.path.join(self._directory, uuid.encode("ascii") + b".json")
+class _Kept:
+    """Domains that are kept off their images (context manager): whatever happens inside, they run again afterwards as they ran before."""
 
-    def note(self, uuid: str, **facts: Any) -> None:
-        """Write it down, durably.
+    def __init__(self, session: Session, connection: api.Connection, paths: Sequence[bytes]) -> None:
+        self._session = session
+        self._connection = connection
+        self._paths = [named(path) for path in paths]
 
-        :raises StateError: where that cannot be done; the domain must not be touched then.
+    def release(self) -> List[str]:
+        """Let the domains run as they should.
+
+        :return: what could not be done, in sentences; the journal has it, and the next run tries again.
         """
-        path = self._path(uuid)
-        try:
-            make_directory(self._directory)
-            fd = os.open(path + b".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(fd, "w") as file:
-                json.dump(dict(facts, uuid=uuid), file)
-                file.flush()
-                os.fsync(fd)
-            os.rename(path + b".new", path)
-            sync_directory(self._directory)
-        except OSError as error:
-            raise StateError("cannot be written: {0}".format(error.strerror), path, hint="No domain was touched for it.") from error
+        raise NotImplementedError
 
-    def clear(self, uuid: str) -> None:
-        """The domain is as it should be."""
-        try:
-            os.unlink(self._path(uuid))
-            sync_directory(self._directory)
-        except OSError:
-            pass  # the next run looks at the domain and finds nothing to do
-
-    def entries(self) -> List[Dict[str, Any]]:
-        """What is written down. An entry that was cut short was never acted on."""
-        found = []
-        try:
-            names = sorted(os.listdir(self._directory))
-        except OSError:
-            return []
-        for name in names:
-            try:
-                with open(os.path.join(self._directory, name), encoding="ascii") as file:
-                    found.append(json.load(file))
-            except (OSError, ValueError):
-                continue
-        return [entry for entry in found if isinstance(entry, dict) and "uuid" in entry]
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        say_what_is_left(error, self.release())
+        self._session.domains.forget()
 
 
-def visit(plans: List[Plan], keeper: Domains, policy: Policy, state_dir: bytes, carry_out: CarryOut) -> List[Dict[str, Any]]:
-    """Carry out plans whose images running domains hold; one result for each.
+class ShutDown(_Kept):
+    """Domains that are shut down, and started again.
 
-    :raises QcowError: nothing was migrated, and the domains run as before (the hint says which do not).
+    :param domains: their names by their UUIDs.
+    :param timeout: seconds that each guest has to shut down.
+    :param paths: of the images this is done for.
     """
-    keeper.forget()
-    domains: Dict[str, str] = {}
-    for plan in plans:
-        domains.update(keeper.running(plan.request.src))
-    requests = [plan.request for plan in plans]
-    connection = api.connect(keeper.uri, readonly=False)
-    try:
-        if policy.running == SHUTDOWN:
-            return _Stopped(connection, keeper, Journal(state_dir), state_dir).run(domains, policy.shutdown_timeout, requests, carry_out)
-        return _Live(connection, keeper, Journal(state_dir), state_dir).run(domains, plans, carry_out)
-    finally:
-        keeper.forget()
-        api.close(connection)
 
+    def __init__(
+        self, session: Session, connection: api.Connection, domains: Dict[str, str], timeout: float, paths: Sequence[bytes]
+    ) -> None:
+        super().__init__(session, connection, paths)
+        self._wanted, self._timeout = domains, timeout
+        self.stopped: Dict[str, str] = {}
 
-class _Stopped:
-    """Domains that are shut down while their images are migrated."""
-
-    def __init__(self, connection: api.Connection, keeper: Domains, journal: Journal, state_dir: bytes) -> None:
-        self._connection, self._keeper, self._journal, self._records = connection, keeper, journal, Records(state_dir)
-        self._stopped: Dict[str, str] = {}
-
-    def run(self, domains: Dict[str, str], timeout: float, requests: List[Request], carry_out: CarryOut) -> List[Dict[str, Any]]:
+    def __enter__(self) -> "ShutDown":
+        """:raises QcowError: a guest does not listen; those that have shut down were started again."""
         try:
-            for uuid, name in domains.items():
-                self._journal.note(uuid, kind="stopped", domain=name, src=[_named(request.src) for request in requests])
-                try:
-                    if control.shutdown(self._connection, uuid, timeout):
-                        self._stopped[uuid] = name
-                    else:
-                        self._journal.clear(uuid)
-                except BaseException:
-                    self._journal.clear(uuid)
-                    raise
-            self._keeper.forget()
-            results = carry_out([request._replace(held="") for request in requests])
+            for uuid, name in self._wanted.items():
+                self._shut_down(uuid, name)
         except BaseException as error:
-            left = self._start_all()
-            if left and isinstance(error, QcowError):
-                error.hint = " ".join(filter(None, [error.hint, *left]))
+            self.__exit__(type(error), error, None)
             raise
-        self._keeper.forget()
-        problems = self._start_all()
-        if problems and any(result["changed"] for result in results):
-            self._undo(results, problems, timeout)
-        elif problems:
-            results[0]["warnings"].extend(problems)
-        return results
+        self._session.domains.forget()
+        return self
 
-    def _start_all(self) -> List[str]:
-        """Start what was shut down; what does not start is said, and stays in the journal."""
+    def _shut_down(self, uuid: str, name: str) -> None:
+        key = _key(STOPPED, uuid)
+        self._session.journal.note(key, kind=STOPPED, uuid=uuid, domain=name, src=self._paths)
+        try:
+            was_running = control.shutdown(self._connection, uuid, self._timeout)
+        except BaseException:
+            self._session.journal.clear(key)
+            raise
+        if was_running:
+            self.stopped[uuid] = name
+        else:
+            self._session.journal.clear(key)
+
+    def stop_again(self) -> List[str]:
+        """Shut down what :meth:`release` has started; what cannot be is said."""
         problems = []
-        for uuid, name in self._stopped.items():
+        for uuid in self._wanted:
             try:
-                control.start(self._connection, uuid)
-                self._journal.clear(uuid)
+                control.shutdown(self._connection, uuid, self._timeout)
             except QcowError as error:
-                problems.append("Domain {0} could not be started again: {1}".format(name, error))
+                problems.append(str(error))
+        self._session.domains.forget()
         return problems
 
-    def _undo(self, results: List[Dict[str, Any]], problems: List[str], timeout: float) -> None:
-        """Files and definitions back together, then start the domains from what they ran on before."""
-        why = " ".join(problems)
-        left: List[str] = []
-        for uuid in self._stopped:
+    def leave_off(self) -> None:
+        """The domains are not to be started again."""
+        for uuid in self.stopped:
+            self._session.journal.clear(_key(STOPPED, uuid))
+        self.stopped = {}
+
+    def release(self) -> List[str]:
+        """See :meth:`_Kept.release`. May be called again for what did not start."""
+        problems = []
+        for uuid, name in list(self.stopped.items()):
             try:
-                control.shutdown(self._connection, uuid, timeout)
+                control.start(self._connection, uuid)
             except QcowError as error:
-                left.append(str(error))
-        self._keeper.forget()
-        changed = [result for result in results if result["changed"] and result["record"] is not None]
-        for result in sorted(changed, key=lambda item: -len(item["chain"])):  # a base goes back after what rests on it
-            try:
-                roll_back(plan_rollback(self._record(result["record"]), discard_changes=True))
-                result.update(changed=False, failed=True, reason="start-failed", retired=None)
-                result["msg"] = "{0}: {1} The migration was rolled back.".format(result["src"], why)
-            except QcowError as error:
-                left.append("{0} could not be rolled back: {1}".format(result["src"], error))
-                result.update(failed=True, reason="start-failed", msg="{0}: {1} {2}".format(result["src"], why, left[-1]))
-        self._keeper.forget()
-        left += self._start_all()
-        results[0]["msg"] += " {0}".format(" ".join(left) if left else "Every domain runs as before.")
-
-    def _record(self, identifier: str) -> Record:
-        return next(record for record in self._records.all() if record.id == identifier)
+                problems.append("Domain {0} could not be started again: {1}".format(name, error))
+                continue
+            self._session.journal.clear(_key(STOPPED, uuid))
+            del self.stopped[uuid]
+        self._session.domains.forget()
+        return problems
 
 
-class Moving:
-    """One disk of a running domain on its way: the keeper switches it over when its result is there."""
+class Disk(NamedTuple):
+    """A disk to move while its domain runs: the request for its image, and where the result will be."""
 
-    def __init__(self, connection: api.Connection, frozen: control.Frozen, planned: redefine.Repoint, request: Request) -> None:
-        self.planned = planned
-        self.src = request.src
-        self.switched = False
-        self._connection, self._bandwidth = connection, request.bandwidth
-        self.frozen = frozen._replace(overlays=tuple(item for item in frozen.overlays if item.target in planned.targets))
-
-    def switch(self, dest: bytes) -> None:
-        """Bring the result up to date, pivot to it, and make the definition say so.
-
-        :raises QcowError: the domain runs on, on its overlay or on the result.
-        """
-        moved = {layer.target: dest for layer in self.frozen.overlays}
-        control.switch(self._connection, self.frozen, moved, bandwidth=self._bandwidth)
-        self.switched = True
-        now = api.definition(self._connection, api.domain(self._connection, self.frozen.uuid))
-        redefine.agree(self._connection, self.planned, control.definition_after(self.frozen, now))
-        _wait_until_closed(self.src)
+    request: Request
+    dest: bytes
 
 
-def _wait_until_closed(path: bytes) -> None:
-    """QEMU closes the old image a moment after the pivot has been reported. Who has it open for longer will be named by whoever needs it free."""
-    fd = open_source(path)
-    try:
-        end = time.monotonic() + _CLOSING_SECONDS
-        while find_users(fd) and time.monotonic() < end:
-            time.sleep(_LOOK_SECONDS)
-    finally:
-        os.close(fd)
+class OnSnapshot(_Kept):
+    """Domains that write to overlays while the images below are converted; each disk pivots when its result is published.
 
+    :param domains: their names by their UUIDs.
+    """
 
-class _Live:
-    """Domains that run on while their images are migrated."""
+    def __init__(self, session: Session, connection: api.Connection, domains: Dict[str, str], disks: List[Disk]) -> None:
+        super().__init__(session, connection, [disk.request.src for disk in disks])
+        self._wanted, self._disks = domains, disks
+        self._taken: List[control.Snapshot] = []
 
-    def __init__(self, connection: api.Connection, keeper: Domains, journal: Journal, state_dir: bytes) -> None:
-        self._connection, self._keeper, self._journal, self._records = connection, keeper, journal, Records(state_dir)
-        self._frozen: List[control.Frozen] = []
-
-    def run(self, domains: Dict[str, str], plans: List[Plan], carry_out: CarryOut) -> List[Dict[str, Any]]:
-        results: List[Dict[str, Any]] = []
+    def __enter__(self) -> "OnSnapshot":
+        """:raises QcowError: a domain cannot be put on an overlay; all of them run as before."""
         try:
-            for uuid, name in domains.items():
-                self._freeze(uuid, name, plans)
-            self._keeper.forget()
-            results = carry_out([plan.request._replace(held=READ) for plan in plans])
-        finally:
-            problems = [problem for frozen in self._frozen for problem in self._let_go(frozen, results)]
-            self._keeper.live = []
-            self._keeper.forget()
-        for problem in problems:
-            results[0].update(failed=True, msg="{0} {1}".format(results[0]["msg"], problem))
-        return results
+            for uuid, name in self._wanted.items():
+                self._take(uuid, name)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        self._session.domains.forget()
+        return self
 
-    def _freeze(self, uuid: str, name: str, plans: List[Plan]) -> None:
-        answer, identifier = self._keeper.survey(), "{0:x}-{1}".format(int(time.time()), os.urandom(3).hex())
-        moves: List[Tuple[Plan, redefine.Repoint]] = []
-        for plan in plans:
-            move = redefine.Move(plan.request.src, plan.dest, plan.request.format)
-            moves += [(plan, planned) for planned in redefine.plan(self._connection, answer, [move], [uuid])]
+    def _take(self, uuid: str, name: str) -> None:
+        domains = self._session.domains
+        answer, identifier = domains.survey(), "{0:x}-{1}".format(int(time.time()), os.urandom(3).hex())
+        moves: List[Tuple[Disk, redefine.Repoint]] = []
+        for disk in self._disks:
+            move = redefine.Move(disk.request.src, disk.dest, disk.request.format)
+            moves += [(disk, planned) for planned in redefine.plan(self._connection, answer, [move], [uuid])]
         overlays = {
-            target: overlay_path(plan.request.src, "{0}-{1}".format(identifier, target))
-            for plan, planned in moves
+            target: overlay_path(disk.request.src, "{0}-{1}".format(identifier, target))
+            for disk, planned in moves
             for target in planned.targets
         }
-        self._journal.note(
-            uuid,
-            kind="frozen",
+        key = _key(SNAPSHOT, uuid)
+        self._session.journal.note(
+            key,
+            kind=SNAPSHOT,
+            uuid=uuid,
             domain=name,
-            overlays=[dict(_named(path), target=target) for target, path in overlays.items()],
+            overlays=[named(path, target=target) for target, path in overlays.items()],
             before=domain_xml.disk_elements(moves[0][1].before, overlays),
-            src=[_named(plan.request.src) for plan, _planned in moves],
+            src=[named(disk.request.src) for disk, _planned in moves],
         )
         try:
-            frozen = control.freeze(self._connection, uuid, overlays)
+            taken = control.take_snapshot(self._connection, uuid, overlays)
         except BaseException:
-            self._journal.clear(uuid)
+            self._session.journal.clear(key)
             raise
-        self._frozen.append(frozen)
-        self._keeper.live += [Moving(self._connection, frozen, planned, plan.request) for plan, planned in moves]
+        self._taken.append(taken)
+        domains.pending += [PendingPivot(self._connection, taken, planned, disk.request) for disk, planned in moves]
 
-    def _let_go(self, frozen: control.Frozen, results: List[Dict[str, Any]]) -> List[str]:
-        """Put every disk that was not switched over back on its image; what cannot be done is said, and left to the next run."""
-        own = [moving for moving in self._keeper.live if moving.frozen.uuid == frozen.uuid]
+    def release(self) -> List[str]:
+        """See :meth:`_Kept.release`. Every disk that has not pivoted is put back on its image."""
+        problems = [problem for taken in self._taken for problem in self._put_back(taken)]
+        self._taken = []
+        self._session.domains.pending = []
+        return problems
+
+    def _put_back(self, taken: control.Snapshot) -> List[str]:
+        own = [pending for pending in self._session.domains.pending if pending.snapshot.uuid == taken.uuid]
         try:
-            if control.on_overlay(self._connection, frozen):
-                control.thaw(self._connection, frozen)
-                if frozen.before is not None:
-                    changes = [change for moving in own if moving.switched for change in moving.planned.changes]
-                    redefine.restore(self._connection, domain_xml.repoint(frozen.before, changes), running=True)
-            self._journal.clear(frozen.uuid)
-            for moving in own:
-                if not moving.switched:
-                    self._take_back(moving.src)
+            if control.on_overlay(self._connection, taken):
+                control.commit_back(self._connection, taken)
+                if taken.before is not None:
+                    changes = [change for pending in own if pending.done for change in pending.planned.changes]
+                    redefine.restore(self._connection, domain_xml.repoint(taken.before, changes), running=True)
+            self._session.journal.clear(_key(SNAPSHOT, taken.uuid))
+            for pending in own:
+                if not pending.done:
+                    self._withdraw(pending.src)
         except QcowError as error:
-            return ["Domain {0} is still on its overlay: {1} The next run tries again.".format(frozen.domain, error)]
+            return ["Domain {0} is still on its overlay: {1} The next run tries again.".format(taken.domain, error)]
         return []
 
-    def _take_back(self, src: bytes) -> None:
-        """A result that was not switched to is out of date: the guest has written to the original again."""
-        for record in self._records.of_source(src):
+    def _withdraw(self, src: bytes) -> None:
+        """A result that was not pivoted to is out of date: the guest has written to the original again."""
+        for record in self._session.records.of_source(src):
             if record.state in (states.PUBLISHED, states.REPOINTED) and not in_place(record):
-                withdraw(record, "the running domain could not be moved to it")
+                withdraw(record, self._session.references, "the running domain could not be moved to it")
 
 
-def recover(state_dir: bytes, uri: str) -> List[Dict[str, Any]]:
-    """Put domains that a run which died has left on an overlay back on their images. To be done before its records are dealt with.
+def start_or_roll_back(held: ShutDown, session: Session, results: List[Dict[str, Any]]) -> None:
+    """Start the domains whose images have been migrated. Where one does not start, files and definitions go back together, and then it starts.
+
+    :param results: of the images; changed where that happens.
+    """
+    problems = held.release()
+    changed = [result for result in results if result["changed"] and result["record"] is not None]
+    if not problems:
+        return
+    if not any(result["changed"] for result in results):
+        results[0]["warnings"].extend(problems)
+        return
+    why = " ".join(problems)
+    left = held.stop_again()
+    by_name = {record.id: record for record in session.records.all()}
+    for result in sorted(changed, key=lambda item: -len(item["chain"])):  # a base goes back after what rests on it
+        try:
+            roll_back(plan_rollback(by_name[result["record"]], session.references, discard_changes=True), session.references)
+            result.update(changed=False, failed=True, reason="start-failed", retired=None)
+            result["msg"] = "{0}: {1} The migration was rolled back.".format(result["src"], why)
+        except QcowError as error:
+            left.append("{0} could not be rolled back: {1}".format(result["src"], error))
+            result.update(failed=True, reason="start-failed", msg="{0}: {1} {2}".format(result["src"], why, left[-1]))
+    session.domains.forget()
+    left += held.release()
+    results[0]["msg"] += " {0}".format(" ".join(left) if left else "Every domain runs as before.")
+
+
+class Redefinition:
+    """Definitions that change together: all of them, or none. The journal says so until all have changed.
+
+    :param planned: the changes.
+    """
+
+    def __init__(self, session: Session, connection: api.Connection, planned: List[redefine.Repoint], src: bytes, dest: bytes) -> None:
+        self._session, self._connection, self._planned = session, connection, planned
+        self._facts = {"src": [named(src)], "dest": named(dest), "domain": ", ".join(item.domain for item in planned)}
+        self._key = _key(REDEFINED, os.urandom(6).hex())
+
+    def apply(self) -> None:
+        """Change all of them.
+
+        :raises QcowError: all of them are as they were (the hint says which are not).
+        """
+        self._note()
+        try:
+            for item in self._planned:
+                redefine.apply(self._connection, item)
+        except BaseException as error:
+            say_what_is_left(error, self.restore())
+            raise
+        self._session.journal.clear(self._key)
+
+    def restore(self) -> List[str]:
+        """Change all of them back; what could not be is said, and the next run tries again."""
+        self._note()
+        left = []
+        for item in reversed(self._planned):
+            try:
+                redefine.restore(self._connection, item.before)
+            except QcowError as error:
+                left.append("The definition of domain {0} could not be put back: {1}".format(item.domain, error))
+        if not left:
+            self._session.journal.clear(self._key)
+        return left
+
+    def _note(self) -> None:
+        definitions = [
+            {
+                "uuid": item.uuid,
+                "domain": item.domain,
+                "before": domain_xml.disk_elements(item.before, item.targets),
+                "after": domain_xml.disk_elements(item.after, item.targets),
+            }
+            for item in self._planned
+        ]
+        self._session.journal.note(self._key, kind=REDEFINED, definitions=definitions, **self._facts)
+
+
+def _key(kind: str, identifier: str) -> str:
+    return "{0}-{1}".format(kind, identifier)
+
+
+def recover_definitions(session: Session) -> List[Dict[str, Any]]:
+    """Put domains that a run which died has left on an overlay back on their images, and definitions that it has changed in part. To be done before
+    its records are dealt with.
 
     :return: entries like those of :func:`.recover.recover`, one for each image.
     """
-    journal = Journal(state_dir)
-    answers: List[Dict[str, Any]] = []
-    for entry in journal.entries():
-        if entry["kind"] == "frozen":
-            answers += _answers(entry, lambda entry=entry: _thaw(journal, entry, uri))  # type: ignore[misc]
-    return answers
+    return _settle(session, {SNAPSHOT: _off_the_snapshot, REDEFINED: _same_for_all})
 
 
-def restart(state_dir: bytes, uri: str) -> List[Dict[str, Any]]:
+def restart(session: Session) -> List[Dict[str, Any]]:
     """Start domains that a run which died had shut down. To be done when the records have been dealt with."""
-    journal = Journal(state_dir)
-    answers: List[Dict[str, Any]] = []
-    for entry in journal.entries():
-        if entry["kind"] == "stopped":
-            answers += _answers(entry, lambda entry=entry: _start(journal, entry, uri))  # type: ignore[misc]
-    return answers
+    return _settle(session, {STOPPED: _start})
 
 
-def explain(state_dir: bytes) -> List[Dict[str, Any]]:
+def explain(session: Session) -> List[Dict[str, Any]]:
     """What the next run will do about domains, for check mode."""
-    says = {"frozen": "will be put back on its image", "stopped": "will be started again"}
-    answers: List[Dict[str, Any]] = []
-    for entry in Journal(state_dir).entries():
-        answers += _answers(entry, lambda entry=entry: "domain {0} {1}".format(entry["domain"], says[entry["kind"]]))  # type: ignore[misc]
-    return answers
-
-
-def _answers(entry: Dict[str, Any], action: Callable[[], str]) -> List[Dict[str, Any]]:
-    try:
-        told = {"failed": False, "msg": action()}
-    except QcowError as error:
-        told = {"failed": True, "msg": "Domain {0} was left by an interrupted run. {1}".format(entry["domain"], error)}
     return [
-        dict(
-            {"record": None, "dest": None, "dest_base64": None, "state": entry["kind"]},
-            src=item["path"],
-            src_base64=item["path_base64"],
-            **told,
-        )
-        for item in entry["src"]
+        answer for entry in session.journal.entries() for answer in _answers(entry, _SAYS[entry["kind"]].format(entry["domain"]), False)
     ]
 
 
-def _named(path: bytes) -> Dict[str, Any]:
-    return {"path": show(path), "path_base64": encode_exact(path)}
+Settle = Callable[[api.Connection, Dict[str, Any]], str]
+"""Does what an entry of the journal asks for; returns in words what was done. May be done again."""
 
 
-def _thaw(journal: Journal, entry: Dict[str, Any], uri: str) -> str:
+def _settle(session: Session, how: Dict[str, Settle]) -> List[Dict[str, Any]]:
+    answers: List[Dict[str, Any]] = []
+    for entry in session.journal.entries():
+        if entry["kind"] not in how:
+            continue
+        try:
+            connection = api.connect(session.domains.uri, readonly=False)
+            try:
+                words = how[entry["kind"]](connection, entry)
+            finally:
+                api.close(connection)
+            session.journal.clear(entry["key"])
+            answers += _answers(entry, words, False)
+        except QcowError as error:
+            answers += _answers(entry, "Domain {0} was left by an interrupted run. {1}".format(entry["domain"], error), True)
+    return answers
+
+
+def _answers(entry: Dict[str, Any], words: str, failed: bool) -> List[Dict[str, Any]]:
+    common = {"record": None, "dest": None, "dest_base64": None, "state": entry["kind"], "failed": failed, "msg": words}
+    return [dict(common, src=item["path"], src_base64=item["path_base64"]) for item in entry["src"]]
+
+
+def _off_the_snapshot(connection: api.Connection, entry: Dict[str, Any]) -> str:
     overlays = {item["target"]: decode_exact(item["path"], item["path_base64"]) for item in entry["overlays"]}
-    connection = api.connect(uri, readonly=False)
-    try:
-        frozen = control.Frozen(
-            entry["domain"], entry["uuid"], tuple(control.Overlay(target, b"", path) for target, path in sorted(overlays.items())), None
+    taken = control.Snapshot(
+        entry["domain"], entry["uuid"], tuple(control.Overlay(target, b"", path) for target, path in sorted(overlays.items())), None
+    )
+    if not control.on_overlay(connection, taken):
+        _remove_chain_end(connection, entry)
+        for path in overlays.values():
+            if os.path.lexists(path):
+                remove_durably(path)
+        return "domain {0} is on no overlay any more".format(entry["domain"])
+    if not api.domain(connection, entry["uuid"]).isActive():
+        raise QcowError(
+            "It is off now, and what it wrote lately is in {0}, on top of its image.".format(
+                ", ".join(show(path) for path in overlays.values())
+            ),
+            reason="snapshot",
+            hint="Do not remove that file. Start the domain (virsh start {0}) and run again: it is then put back on its image.".format(
+                entry["domain"]
+            ),
         )
-        if not control.on_overlay(connection, frozen):
-            _tidy(connection, entry)
-            for path in overlays.values():
-                if os.path.lexists(path):
-                    remove_durably(path)
-            journal.clear(entry["uuid"])
-            return "domain {0} is on no overlay any more".format(entry["domain"])
-        if not api.domain(connection, entry["uuid"]).isActive():
-            raise QcowError(
-                "It is off now, and what it wrote lately is in {0}, on top of its image.".format(
-                    ", ".join(show(path) for path in overlays.values())
-                ),
-                reason="frozen",
-                hint="Do not remove that file. Start the domain (virsh start {0}) and run again: it is then put back on its image.".format(
-                    entry["domain"]
-                ),
-            )
-        control.thaw(connection, frozen)
-        now = api.definition(connection, api.domain(connection, entry["uuid"]))
-        redefine.restore(connection, domain_xml.put_back(now, entry["before"]), running=True)
-        journal.clear(entry["uuid"])
-        return "domain {0} had been left on an overlay; it was put back on its image".format(entry["domain"])
-    finally:
-        api.close(connection)
+    control.commit_back(connection, taken)
+    now = api.definition(connection, api.domain(connection, entry["uuid"]))
+    redefine.restore(connection, domain_xml.put_back(now, entry["before"]), running=True)
+    return "domain {0} had been left on an overlay; it was put back on its image".format(entry["domain"])
 
 
-def _tidy(connection: api.Connection, entry: Dict[str, Any]) -> None:
-    """It was switched over before the run died: libvirt's end-of-chain mark goes from its definition where there was none before."""
+def _remove_chain_end(connection: api.Connection, entry: Dict[str, Any]) -> None:
+    """It pivoted before the run died: libvirt's end-of-chain mark goes from its definition where there was none before."""
     handle = api.domain(connection, entry["uuid"])
     if handle.isPersistent():
         now = api.definition(connection, handle)
@@ -380,11 +391,22 @@ def _tidy(connection: api.Connection, entry: Dict[str, Any]) -> None:
         redefine.restore(connection, now, running=True)
 
 
-def _start(journal: Journal, entry: Dict[str, Any], uri: str) -> str:
-    connection = api.connect(uri, readonly=False)
-    try:
-        control.start(connection, entry["uuid"])
-        journal.clear(entry["uuid"])
-        return "domain {0} had been shut down for the migration; it runs again".format(entry["domain"])
-    finally:
-        api.close(connection)
+def _same_for_all(connection: api.Connection, entry: Dict[str, Any]) -> str:
+    """All definitions as they were; or, where a domain has been started meanwhile on what it was changed to, all of them changed."""
+    found = [(facts, api.find_definition(connection, facts["uuid"])) for facts in entry["definitions"]]
+    there = [(facts, *known) for facts, known in found if known is not None]  # one that was undefined since has nothing to be put back
+    forward = any(active and _disks(text, facts) == facts["after"] for facts, text, active in there)
+    wanted = "after" if forward else "before"
+    for facts, text, active in there:
+        if _disks(text, facts) != facts[wanted]:
+            redefine.restore(connection, domain_xml.put_back(text, facts[wanted]), running=active)
+    return "the definition of domain {0} was {1}".format(entry["domain"], "changed to the end" if forward else "put back")
+
+
+def _disks(text: str, facts: Dict[str, Any]) -> Dict[str, str]:
+    return domain_xml.disk_elements(text, facts["before"])
+
+
+def _start(connection: api.Connection, entry: Dict[str, Any]) -> str:
+    control.start(connection, entry["uuid"])
+    return "domain {0} had been shut down for the migration; it runs again".format(entry["domain"])

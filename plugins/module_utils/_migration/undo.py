@@ -9,15 +9,16 @@ import time
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .._errors import QcowError, StateError
-from .._host.signals import Interrupted, Interruptible
+from .._host.signals import Interrupted
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, show
-from . import cleanup, keepers, rollback, running_domains
+from . import cleanup, rollback
+from .domain_references import FOLLOW
 from .preflight import reason_of
-from .record import FAILED, Exclusive, Record, Records
-from .recover import explain, recover
-from .references import GOING_BACK
-from .rollback import Newcomers
+from .record import FAILED, Record, Records
+from .recover import explain, explain_all, recover_all
+from .rollback import NewDependents
+from .session import Session
 
 _ROLES = ("src", "dest", "retired", "retire_to")
 
@@ -72,8 +73,12 @@ class Choice(NamedTuple):
     wait: float = 0
     check_mode: bool = False
     missing_ok: bool = False  # paths that name neither a record nor a directory are no errors
-    domains: str = keepers.FOLLOW  # what becomes of the libvirt domains that a rollback concerns
+    domains: str = FOLLOW  # what becomes of the libvirt domains that a rollback concerns
     libvirt_uri: str = DEFAULT_URI
+
+    def session(self) -> Session:
+        """A session for the run."""
+        return Session(self.state_dir, wait=self.wait, domains=self.domains, libvirt_uri=self.libvirt_uri, undoing=True)
 
 
 def answer_of(images: List[Dict[str, Any]], recovered: List[Dict[str, Any]], **more: Any) -> Tuple[Dict[str, Any], str]:
@@ -83,8 +88,8 @@ def answer_of(images: List[Dict[str, Any]], recovered: List[Dict[str, Any]], **m
     return answer, "; ".join(image["msg"] for image in images if image["failed"])
 
 
-Deal = Callable[[Record], Dict[str, Any]]
-"""Deals with one record; returns what its result says beyond the record itself. Raises QcowError and OSError."""
+Handle = Callable[[Record], Dict[str, Any]]
+"""Handles one record; returns what its result says beyond the record itself. Raises QcowError and OSError."""
 
 
 def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
@@ -98,20 +103,22 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
     :raises QcowError: with reason ``interrupted``.
     """
 
-    def deal(record: Record) -> Dict[str, Any]:
-        reversal = rollback.plan_rollback(record, discard_changes=discard_changes, keep=record.path_of("src") in below_kept)
+    def handle(record: Record) -> Dict[str, Any]:
+        reversal = rollback.plan_rollback(
+            record, session.references, discard_changes=discard_changes, keep=record.path_of("src") in below_kept
+        )
         if reversal.action == rollback.ROLL_BACK:
             adopted = record.facts.get("adopted")  # a result that was there before stays, whatever rests on it
             if not adopted:
-                newcomers.require_none(record)
+                dependents.require_none(record)
             if reversal.kept is not None:
                 below_kept.update(decode_exact(entry["path"], entry.get("path_base64")) for entry in record.facts.get("chain") or ())
             if choice.check_mode:
-                GOING_BACK.add(record.id)
+                session.references.going_back.add(record.id)
             else:
-                rollback.roll_back(reversal)
+                rollback.roll_back(reversal, session.references)
             if not adopted:
-                newcomers.leaves(record)  # only now: had it failed, the result would still rest on its base
+                dependents.leaves(record)  # only now: had it failed, the result would still rest on its base
         kept = record.file("rolled_back_to") or reversal.kept
         return {
             "action": reversal.action,
@@ -121,10 +128,10 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             "kept": None if kept is None else show(kept),
         }
 
-    newcomers = Newcomers()
+    dependents = NewDependents()
     below_kept: Set[bytes] = set()
-    GOING_BACK.clear()
-    return _run(choice, deal, {"discarded": False, "kept": None}, recovered)
+    session = choice.session()
+    return _run(choice, session, handle, {"discarded": False, "kept": None}, recovered)
 
 
 def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
@@ -134,7 +141,7 @@ def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[s
     """
     now = time.time()
 
-    def deal(record: Record) -> Dict[str, Any]:
+    def handle(record: Record) -> Dict[str, Any]:
         removal = cleanup.plan_cleanup(record, min_age=min_age, now=now)
         if removal.action == cleanup.DELETE and not choice.check_mode:
             cleanup.clean(removal)
@@ -142,33 +149,29 @@ def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[s
 
     if not choice.paths and not choice.records:
         choice = choice._replace(paths=(b"/",))
-    return _run(choice, deal, cleanup.describe(None), recovered)
+    return _run(choice, choice.session(), handle, cleanup.describe(None), recovered)
 
 
-def _run(choice: Choice, deal: Deal, missing: Dict[str, Any], recovered: Optional[List[Dict[str, Any]]]) -> List[Dict[str, Any]]:
+def _run(
+    choice: Choice, session: Session, handle: Handle, missing: Dict[str, Any], recovered: Optional[List[Dict[str, Any]]]
+) -> List[Dict[str, Any]]:
     recovered = [] if recovered is None else recovered
-    records = Records(choice.state_dir)
     results: List[Dict[str, Any]] = []
-    keepers.install(choice.domains, choice.libvirt_uri, undoing=True)
-    if choice.check_mode:
-        recovered.extend(dict(explain(record), failed=False) for record in records.unfinished())
-        _deal_with(choice, records, deal, missing, results)
-        return results
-    if next(records.all(), None) is None and not choice.records:
-        _deal_with(choice, records, deal, missing, results)  # nothing was ever migrated here: leave no lock behind
+    nothing_migrated = next(session.records.all(), None) is None and not session.anything_left
+    if choice.check_mode or (nothing_migrated and not choice.records):  # where nothing was ever migrated no lock is left behind either
+        recovered.extend(explain_all(session))
+        _handle_all(choice, session.records, handle, missing, results)
         return results
     try:
-        with Interruptible(), Exclusive(choice.state_dir, choice.wait):
-            recovered.extend(running_domains.recover(choice.state_dir, choice.libvirt_uri))
-            recovered.extend(recover(records))
-            recovered.extend(running_domains.restart(choice.state_dir, choice.libvirt_uri))
-            _deal_with(choice, records, deal, missing, results)
+        with session:
+            recovered.extend(recover_all(session))
+            _handle_all(choice, session.records, handle, missing, results)
     except Interrupted as error:
         raise QcowError(str(error), reason="interrupted", hint="Run again to go on; it finishes what was begun.", images=results) from error
     return results
 
 
-def _deal_with(choice: Choice, records: Records, deal: Deal, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
+def _handle_all(choice: Choice, records: Records, handle: Handle, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
     chosen, unknown = select(records, choice.paths, choice.records, missing_ok=choice.missing_ok)
     for error in unknown:
         nothing = dict.fromkeys(("record", "src", "src_base64", "dest", "dest_base64", "retired", "state", "time"))
@@ -176,14 +179,14 @@ def _deal_with(choice: Choice, records: Records, deal: Deal, missing: Dict[str, 
             dict(nothing, action="refuse", reasons=[str(error)], changed=False, failed=True, reason=error.reason, msg=str(error), **missing)
         )
     for record in chosen:
-        results.append(_result_of(record, deal, missing))
+        results.append(_result_of(record, handle, missing))
 
 
-def _result_of(record: Record, deal: Deal, missing: Dict[str, Any]) -> Dict[str, Any]:
+def _result_of(record: Record, handle: Handle, missing: Dict[str, Any]) -> Dict[str, Any]:
     before = explain(record)
     answer = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "time")}
     try:
-        answer.update(deal(record), failed=False, reason=None)
+        answer.update(handle(record), failed=False, reason=None)
         answer["msg"] = "; ".join(answer["reasons"])
     except QcowError as error:
         answer.update(missing, action="refuse", reasons=[str(error)], changed=False, failed=True, reason=error.reason, msg=str(error))

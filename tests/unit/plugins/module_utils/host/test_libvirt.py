@@ -248,14 +248,13 @@ def test_a_writing_guest_is_moved_live(daemon: Libvirtd, connection: api.Connect
     with pytest.raises(UnsupportedImage, match="qcow2 only"):
         control.capable(connection, uuid, ["vda"], "raw")
 
-    frozen = control.freeze(connection, uuid, {"vda": name_of(overlay)})
+    frozen = control.take_snapshot(connection, uuid, {"vda": name_of(overlay)})
     frozen_bytes = image.read_bytes()
     guest.wait("GUEST-WROTE", len(guest.lines("GUEST-WROTE")) + 20)
     assert image.read_bytes() == frozen_bytes
-    assert control.frozen_domains(connection, lambda path: path.endswith(b".overlay")) == [("writer", uuid, "vda", name_of(overlay))]
     convert(image, "qcow", new, "qcow2")
     seen = []
-    control.switch(connection, frozen, {"vda": name_of(new)}, bandwidth=64 << 20, progress=lambda done, end: seen.append((done, end)))
+    control.pivot(connection, frozen, {"vda": name_of(new)}, bandwidth=64 << 20, progress=lambda done, end: seen.append((done, end)))
     now = api.definition(connection, guest.domain)
     redefine.agree(connection, planned, control.definition_after(frozen, now))
     assert guest.xml() == planned.after == before.replace("type='qcow'", "type='qcow2'").replace("a.qcow'", "a.qcow2'")
@@ -287,7 +286,7 @@ def test_a_live_move_can_be_called_off(daemon: Libvirtd, connection: api.Connect
     before, uuid = guest.xml(), guest.domain.UUIDString()
     control.start(connection, uuid)
     guest.wait("GUEST-WROTE", 5)
-    frozen = control.freeze(connection, uuid, {"vda": name_of(tmp_path / ".overlay")})
+    frozen = control.take_snapshot(connection, uuid, {"vda": name_of(tmp_path / ".overlay")})
     guest.wait("GUEST-WROTE", len(guest.lines("GUEST-WROTE")) + 10)
     new = convert(image, "qcow", tmp_path / "a.qcow2", "qcow2")
 
@@ -295,9 +294,9 @@ def test_a_live_move_can_be_called_off(daemon: Libvirtd, connection: api.Connect
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        control.switch(connection, frozen, {"vda": name_of(new)}, progress=interrupted)
+        control.pivot(connection, frozen, {"vda": name_of(new)}, progress=interrupted)
     assert not guest.domain.blockJobInfo("vda")
-    control.thaw(connection, frozen)
+    control.commit_back(connection, frozen)
     assert not (tmp_path / ".overlay").exists()
     redefine.restore(connection, before, running=True)
     assert guest.xml() == before

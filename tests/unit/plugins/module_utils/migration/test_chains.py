@@ -16,10 +16,11 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute, references, undo
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute, undo
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain
@@ -301,6 +302,7 @@ def test_header_is_pointed_and_pointed_back(host: Host, compat: str, cluster_siz
     assert host.guest("three.qcow2", "qcow2", "qcow2") == before
     oracle.assert_clean(path)
     (record,) = Records(host.state).all()
+    references = Session(host.state).references
     assert not references.obstacles(record)
     references.restore(record)
     assert path.read_bytes() == content

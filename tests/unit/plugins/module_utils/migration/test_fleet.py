@@ -8,9 +8,10 @@ import json
 import os
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import identity
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run, summary
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Board, started
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress, started
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.results import summary
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
 
@@ -77,7 +78,7 @@ def test_an_image_changed_since_the_plan_is_refused_and_the_others_are_done(tmp_
 
 def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
     seen = []
-    write = Board._write
+    write = Progress._write
 
     def spy(self, suffix, facts):
         write(self, suffix, facts)
@@ -85,7 +86,7 @@ def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
             folder = tmp_path / "state" / "progress"
             seen.extend(json.loads(path.read_text()) for path in folder.glob("*.json"))
 
-    monkeypatch.setattr(Board, "_write", spy)
+    monkeypatch.setattr(Progress, "_write", spy)
     run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, watched_as="abc"))
     assert os.listdir(tmp_path / "state" / "progress") == []
     calls = [facts for facts in seen if "path" not in facts]

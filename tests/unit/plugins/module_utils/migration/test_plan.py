@@ -54,6 +54,6 @@ def test_a_guest_caught_in_the_middle_of_a_write_is_looked_at_again(tmp_path: pa
     path.write_bytes(whole[:-4096])
     writing = threading.Timer(0.5, path.write_bytes, [whole])
     writing.start()
-    plan = make_plan(Request(src=os.fsencode(path), held=held), Records(os.fsencode(tmp_path / "state")))
+    plan = make_plan(Request(src=os.fsencode(path), domain_access=held), Records(os.fsencode(tmp_path / "state")))
     writing.join()
     assert plan.action == (CONVERT if held else REFUSE), plan.reasons

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, keepers
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import IGNORE
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
@@ -34,7 +35,7 @@ def v1(directory: pathlib.Path) -> pathlib.Path:
 def migrated(image: pathlib.Path, uri: str = "", **how: Any) -> pathlib.Path:
     """The same image after its migration, with its domains."""
     state = os.fsencode(image.parent / "state")
-    where = {"libvirt_uri": uri} if uri else {"domains": keepers.IGNORE}
+    where = {"libvirt_uri": uri} if uri else {"domains": IGNORE}
     (result,) = batch.run([Request(os.fsencode(image), retire=True, state_dir=state, **how)], batch.Settings(state, reserve=0, **where))
     assert not result["failed"], result["msg"]
     return pathlib.Path(result["dest"])

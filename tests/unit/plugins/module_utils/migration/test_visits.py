@@ -14,7 +14,8 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ToolFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import api, control
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, guests, keepers, running_domains, undo
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, guests, running_domains, undo
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import IGNORE, Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.info import Question, add_domains, add_references, look
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
@@ -35,7 +36,7 @@ class Host:
         self.directory = directory / "images"
         self.directory.mkdir()
         self.state = directory / "state"
-        self.journal = self.state / "held"
+        self.journal = self.state / "domain-journal"
 
     def image(self, name: str, *arguments: str) -> pathlib.Path:
         """A v1 image of 32 MiB with some data."""
@@ -123,7 +124,7 @@ def test_ignored_domains_are_not_asked_for(host: Host) -> None:
     image = host.image("one.qcow")
     guest = Guest(host.daemon, "shop", [disk(image, "qcow")])
     before = guest.xml()
-    (result,) = host.run(image, domains=keepers.IGNORE)
+    (result,) = host.run(image, domains=IGNORE)
     assert not result["failed"] and guest.xml() == before
 
 
@@ -195,7 +196,7 @@ def test_a_switch_that_fails_takes_the_result_back(host: Host, monkeypatch: pyte
     def failing(*_arguments: Any, **_more: Any) -> None:
         raise ToolFailed("The block job failed: it is a test.")
 
-    monkeypatch.setattr(control, "switch", failing)
+    monkeypatch.setattr(control, "pivot", failing)
     (result,) = host.run(image, running="live")
     assert result["failed"] and "it is a test" in result["msg"]
     assert guest.xml() == before and host.names() == ["one.qcow"]
@@ -215,7 +216,7 @@ def test_a_run_that_dies_leaves_no_domain_behind(host: Host, place: str) -> None
             if place == "convert":
                 batch.execute = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
             elif place == "switch":
-                control.switch = lambda *_arguments, **_more: os._exit(7)  # type: ignore[assignment]
+                control.pivot = lambda *_arguments, **_more: os._exit(7)  # type: ignore[assignment]
             else:
                 running_domains.redefine.agree = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
             host.run(image, running="live")
@@ -255,7 +256,7 @@ def test_images_that_text_files_name_keep_their_names(host: Host) -> None:
     etc = host.directory.parent / "etc"
     etc.mkdir()
     (etc / "guest.cfg").write_text("memory = 512\ndisk = ['tap:qcow:%s,xvda,w']\n" % one)
-    more = {"reference_dirs": (os.fsencode(etc),), "domains": keepers.IGNORE}
+    more = {"reference_dirs": (os.fsencode(etc),), "domains": IGNORE}
     refused, done = host.run(one, two, **more)
     assert refused["reason"] == "referenced" and "guest.cfg line 2" in refused["msg"] and "keep_name=true" in refused["msg"]
     assert not done["failed"] and host.names() == ["one.qcow", "two.qcow.qcow1.orig", "two.qcow2"]
@@ -271,7 +272,7 @@ def test_each_image_is_told_with_its_users(host: Host) -> None:
     Guest(host.daemon, "trap", [disk(trap, "raw", "vdc")])
     up(host, "run", disk(run, "qcow"))
     images, summary, _errors = look(Question((os.fsencode(host.directory),)), Records(os.fsencode(host.directory / "state")))
-    assert add_domains(images, summary, keepers.Domains(host.daemon.uri)) == []
+    assert add_domains(images, summary, Domains(host.daemon.uri)) == []
     found = {os.path.basename(image["path"]): image for image in images}
     (user,) = found["shop.qcow"]["users"]
     assert (user["domain"], user["device"], user["target"], user["state"], user["snapshots"]) == ("shop", "disk", "vda", "shut off", [])
