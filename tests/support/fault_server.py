@@ -21,9 +21,11 @@ import traceback
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_move
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import recover_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, clean_all, roll_back_all
 
 ANSWER_SIZE = 1 << 20
@@ -59,11 +61,24 @@ def clean(state, min_age=0, qemu_img=False):
     return {"results": clean_all(Choice(os.fsencode(state)), min_age=min_age, recovered=recovered), "recovered": recovered}
 
 
+def move(state, uri, src, dest, **options):
+    recovered = []
+    job = domain_move.Job(os.fsencode(src), os.fsencode(dest), "qcow2", os.fsencode(state), uri, refresh_pools=False, **options)
+    done = domain_move.run(job, check_mode=False, recovered=recovered)
+    return {"changed": done.changed, "recovered": recovered}
+
+
+def recover(state, uri):
+    session = Session(os.fsencode(state), libvirt_uri=uri)
+    with session:
+        return {"recovered": recover_all(session)}
+
+
 def states(state):
     return [record.state for record in Records(os.fsencode(state)).all()]
 
 
-JOBS = {function.__name__: function for function in (migrate, roll_back, clean, states)}
+JOBS = {function.__name__: function for function in (migrate, roll_back, clean, move, recover, states)}
 
 
 def perform(question):

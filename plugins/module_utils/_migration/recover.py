@@ -17,8 +17,8 @@ from .._errors import ImageChanged, ImageInUse, QcowError, StateError
 from .._host.files import remove_durably
 from .._host.in_use import Guard
 from .._paths import encode_exact, show
+from . import domain_recovery
 from . import record as states
-from . import running_domains
 from .commit import abandon, finish, in_place, inode_at, published, result_unchanged, temporary_path, withdraw, written
 from .record import Record
 from .references import References
@@ -69,12 +69,12 @@ def recover_all(session: Session) -> List[Dict[str, Any]]:
 
     :return: see :func:`recover`.
     """
-    return running_domains.recover_definitions(session) + recover(session) + running_domains.restart(session)
+    return domain_recovery.recover_definitions(session) + recover(session) + domain_recovery.restart(session)
 
 
 def explain_all(session: Session) -> List[Dict[str, Any]]:
     """What :func:`recover_all` would look after; nothing is done."""
-    return running_domains.explain(session) + [dict(explain(record), failed=False) for record in session.records.unfinished()]
+    return domain_recovery.explain(session) + [dict(explain(record), failed=False) for record in session.records.unfinished()]
 
 
 def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
