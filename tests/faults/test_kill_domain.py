@@ -35,7 +35,7 @@ class Scene:
         self.journal = scratch / "state" / "domain-journal"
         self.images, self.state = scratch / "images", str(scratch / "state")
         self.src, self.dest = self.images / "disk.qcow", self.images / "disk.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow", str(self.src), "8M"], check=True)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow", str(self.src), "64M"], check=True)
         subprocess.run(["qemu-io", "-f", "qcow", "-c", "write -q -P 7 1M 64k", str(self.src)], check=True, stdout=subprocess.DEVNULL)
         self.running = running
         self.guests = [
