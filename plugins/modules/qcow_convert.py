@@ -499,6 +499,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
 from ..module_utils._migration.batch import Settings, run
+from ..module_utils._migration.chains import Surroundings
 from ..module_utils._migration.guests import Policy
 from ..module_utils._migration.record import Records
 from ..module_utils._migration.recover import warnings_of
@@ -614,8 +615,8 @@ class Found:
         self._common = common
         self.last = Candidates([], [], 0, 0)
 
-    def __call__(self) -> List[Request]:
-        self.last = candidates(self._search, Records(self._common.state_dir))
+    def __call__(self, around: Surroundings) -> List[Request]:
+        self.last = candidates(self._search, Records(self._common.state_dir), around)
         images = [{"src": show(path), "src_base64": encode_exact(path)} for path in self.last.paths]
         return [
             self._common._replace(src=path, passphrase_files=passphrase_files_of(self._params, image))

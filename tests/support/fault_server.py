@@ -21,7 +21,7 @@ import traceback
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_move
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_move, info, search
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import recover_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
@@ -78,7 +78,23 @@ def states(state):
     return [record.state for record in Records(os.fsencode(state)).all()]
 
 
-JOBS = {function.__name__: function for function in (migrate, roll_back, clean, move, recover, states)}
+def look(paths, state):
+    answer = info.look(info.Question(tuple(os.fsencode(path) for path in paths)), Records(os.fsencode(state)))
+    return {"images": len(answer.images)}
+
+
+def migrate_below(paths, state):
+    def found(around):
+        where = search.Search(tuple(os.fsencode(path) for path in paths))
+        seen = search.candidates(where, Records(os.fsencode(state)), around)
+        return [Request(src=path, state_dir=os.fsencode(state), retire=True, backing_dirs=where.paths) for path in seen.paths]
+
+    results = batch.run(found, batch.Settings(os.fsencode(state)))
+    assert results and not any(result["failed"] for result in results), results
+    return {"images": len(results)}
+
+
+JOBS = {function.__name__: function for function in (look, migrate, migrate_below, roll_back, clean, move, recover, states)}
 
 
 def perform(question):

@@ -39,6 +39,26 @@ class Found(NamedTuple):
     head: bytes
     error: Optional[str]
 
+    @property
+    def key(self) -> Optional[Tuple[int, int]]:
+        """``(st_dev, st_ino)``; ``None`` where it could not be looked at."""
+        return None if self.stat is None else (self.stat.st_dev, self.stat.st_ino)
+
+    def read_at(self, length: int, offset: int) -> bytes:
+        """Up to ``length`` bytes at byte ``offset``; the file is opened again only for what ``head`` does not hold. Empty where that fails."""
+        if self.stat is None or offset + length <= len(self.head) or len(self.head) >= self.stat.st_size:
+            return self.head[offset : offset + length]
+        try:
+            fd = open_source(self.path)
+        except QcowError:
+            return b""
+        try:
+            return os.pread(fd, length, offset)
+        except OSError:
+            return b""
+        finally:
+            os.close(fd)
+
 
 class Counts:
     """What a walk has passed so far; may be read while it runs."""

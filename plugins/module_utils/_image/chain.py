@@ -15,7 +15,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
 from .._paths import show
 from . import qcow1, qcow2
-from .detect import HEAD, UNKNOWN, identify
+from .detect import HEAD, UNKNOWN, ReadAt, identify, reader_at
 
 MAX_DEPTH = 256
 """Files in a chain; QEMU itself follows until it runs out of descriptors."""
@@ -65,32 +65,33 @@ class Rules(NamedTuple):
     depth: int = MAX_DEPTH
 
 
-def reference_of(fd: int, format_name: str, path: bytes) -> Optional[Reference]:
+def reference_of(read_at: ReadAt, format_name: str, path: bytes) -> Optional[Reference]:
     """What the header of an image says about its backing file; ``None`` where it has none.
 
-    :param format_name: what the file is by content.
+    :param read_at: reads the image. :param format_name: what the file is by content.
     :raises DamagedImage: where the header cannot be true.
     :raises UnsupportedImage: where the image depends on files in a way that cannot be followed.
     """
     if format_name == "qcow":
-        name = qcow1.read_backing_name(fd, qcow1.parse_header(os.pread(fd, qcow1.HEADER_SIZE, 0), path), path)
+        name = qcow1.read_backing_name(read_at, qcow1.parse_header(read_at(qcow1.HEADER_SIZE, 0), path), path)
         return None if name is None else Reference(name, None)
     if format_name == "qcow2":
-        header = qcow2.parse_header(os.pread(fd, 1 << 16, 0), path)
+        header = qcow2.parse_header(read_at(HEAD, 0), path)
         if not header.backing_offset or not header.backing_length:
             return None
-        name = os.pread(fd, header.backing_length, header.backing_offset)
+        header = qcow2.parse_header(read_at(1 << 16, 0), path)  # its extensions may be that long
+        name = read_at(header.backing_length, header.backing_offset)
         if len(name) < header.backing_length:
             raise DamagedImage("the backing file name lies outside the file", path)
         return Reference(name, header.backing_format) if name else None
     if format_name in FOREIGN:
-        _require_alone(fd, format_name, path)
+        _require_alone(read_at, format_name, path)
     return None
 
 
-def _require_alone(fd: int, format_name: str, path: bytes) -> None:
+def _require_alone(read_at: ReadAt, format_name: str, path: bytes) -> None:
     """Refuse images of other formats that need further files: qemu-img would open those by itself."""
-    head = os.pread(fd, 1 << 17, 0)
+    head = read_at(1 << 17, 0)
     problem = None
     if format_name == "vmdk":
         # Only a sparse extent with its descriptor inside stands alone; capacity 0 means "see the descriptor" (QEMU: block/vmdk.c).
@@ -140,32 +141,39 @@ def allowed(path: bytes, directories: Tuple[bytes, ...]) -> bool:
     return False
 
 
-def follow(path: bytes, open_file: Opener, rules: Rules) -> Iterator[Member]:
+def follow(path: bytes, fd: int, open_file: Opener, rules: Rules) -> Iterator[Tuple[Member, int]]:
     """The files of an image's chain, the image itself first, each only after it was found to be safe to look at.
 
+    :param fd: the image, open for reading.
+    :return: each file with its descriptor: what was examined is what is read. All but the first are the caller's to close.
     :raises UnsafeImage: protocols, devices, files outside the allowed directories, loops, content that contradicts a declared ``raw``.
     :raises DamagedImage: a header that cannot be true. :raises UnsupportedImage: a format that cannot be read.
     :raises QcowError: reason ``missing-base`` or what ``open_file`` raises.
     """
     directories = (os.path.dirname(path) or b".",) + tuple(rules.directories)
-    member = _examine(path, None, None, open_file, rules)
+    member = _examine(path, path, fd, None, rules, is_base=False)
     seen = {member.key: member.path}
-    yield member
+    yield member, fd
     while member.reference is not None:
         below = locate(member.path, member.reference.name)
         _require_safe(below, member, directories)
-        nearest = member
-        member = _examine(below, nearest, nearest.reference.format if nearest.reference else None, open_file, rules)
-        if member.key in seen:
-            raise UnsafeImage(
-                "the backing chain is a loop: {0} leads back to {1}".format(show(nearest.path), show(seen[member.key])),
-                path,
-                hint="Nothing was changed. No program can read this image; restore it from a backup.",
-            )
-        seen[member.key] = member.path
-        if len(seen) > rules.depth:
-            raise UnsafeImage("the backing chain is more than {0} files deep".format(rules.depth), path, hint="Nothing was changed.")
-        yield member
+        nearest, real = member, os.path.realpath(below)
+        fd = _open_base(real, nearest, open_file)
+        try:
+            member = _examine(below, real, fd, member.reference.format, rules, is_base=True)
+            if member.key in seen:
+                raise UnsafeImage(
+                    "the backing chain is a loop: {0} leads back to {1}".format(show(nearest.path), show(seen[member.key])),
+                    path,
+                    hint="Nothing was changed. No program can read this image; restore it from a backup.",
+                )
+            seen[member.key] = member.path
+            if len(seen) > rules.depth:
+                raise UnsafeImage("the backing chain is more than {0} files deep".format(rules.depth), path, hint="Nothing was changed.")
+        except BaseException:
+            os.close(fd)
+            raise
+        yield member, fd
 
 
 def _require_safe(below: bytes, above: Member, directories: Tuple[bytes, ...]) -> None:
@@ -205,23 +213,20 @@ def _hint_for_missing(path: bytes) -> str:
     return "Nothing was changed. Restore the base under that name (a link will do) and run again."
 
 
-def _examine(path: bytes, above: Optional[Member], recorded: Optional[str], open_file: Opener, rules: Rules) -> Member:
-    real = os.path.realpath(path) if above is not None else path
+def _open_base(real: bytes, above: Member, open_file: Opener) -> int:
     try:
-        fd = open_file(real)
+        return open_file(real)
     except QcowError as error:
-        if above is None:
-            raise
         raise type(error)("its backing file: {0}".format(error), above.path, reason=error.reason, hint="Nothing was changed.") from error
-    try:
-        status = os.fstat(fd)
-        kind = identify(os.pread(fd, HEAD, 0), status.st_size, lambda length, offset: os.pread(fd, length, offset))
-        declared = rules.formats.get(os.path.realpath(path))
-        format_name = _decide(path, kind.format, kind.version, recorded, declared, rules, is_base=above is not None)
-        reference = reference_of(fd, format_name, path)
-        return Member(path, real, (status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns, format_name, reference)
-    finally:
-        os.close(fd)
+
+
+def _examine(path: bytes, real: bytes, fd: int, recorded: Optional[str], rules: Rules, *, is_base: bool) -> Member:
+    status, read_at = os.fstat(fd), reader_at(fd)
+    kind = identify(read_at(HEAD, 0), status.st_size, read_at)
+    declared = rules.formats.get(os.path.realpath(path))
+    format_name = _decide(path, kind.format, kind.version, recorded, declared, rules, is_base=is_base)
+    reference = reference_of(read_at, format_name, path)
+    return Member(path, real, (status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns, format_name, reference)
 
 
 def _decide(
@@ -277,26 +282,17 @@ class Graph:
         self.nodes: Dict[Key, Node] = {}
         self._over: Dict[Key, List[Key]] = {}
 
-    def add(self, path: bytes, open_file: Opener) -> Optional[Node]:
+    def add(self, path: bytes, key: Key, read_at: ReadAt) -> Optional[Node]:
         """Take an image in, as far as its header can be read; ``None`` for what is no image of ours. Never raises for what it finds."""
-        try:
-            fd = open_file(path)
-        except QcowError:
+        if key in self.nodes:
+            return self.nodes[key]
+        kind = identify(read_at(HEAD, 0), 0)
+        if kind.format not in ("qcow", "qcow2"):
             return None
         try:
-            status = os.fstat(fd)
-            key = (status.st_dev, status.st_ino)
-            if key in self.nodes:
-                return self.nodes[key]
-            kind = identify(os.pread(fd, HEAD, 0), status.st_size)
-            if kind.format not in ("qcow", "qcow2"):
-                return None
-            try:
-                reference = reference_of(fd, kind.format, path)
-            except QcowError:
-                reference = None
-        finally:
-            os.close(fd)
+            reference = reference_of(read_at, kind.format, path)
+        except QcowError:
+            reference = None
         node = Node(key, path, kind.format, _key_of_base(path, reference), reference)
         self.nodes[key] = node
         if node.base is not None:

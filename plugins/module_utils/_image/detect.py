@@ -4,6 +4,7 @@
 
 """What a file, or the disk in it, is by its content: magics of image formats, and marks of partition tables, filesystems and other containers."""
 
+import os
 from typing import Callable, List, NamedTuple, Optional
 
 HEAD = 4096
@@ -26,6 +27,12 @@ class Identity(NamedTuple):
 
 ReadAt = Callable[[int, int], bytes]
 """Reads up to ``length`` bytes at byte ``offset`` of the file: ``(length, offset) -> bytes``."""
+
+
+def reader_at(fd: int) -> ReadAt:
+    """Reads of an open file."""
+    return lambda length, offset: os.pread(fd, length, offset)
+
 
 # (format, offset in the first 4096 bytes, magic). QEMU's probes, libmagic and the formats' own specifications.
 _MAGICS = (

@@ -18,6 +18,7 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from .._errors import DamagedImage, PassphraseError
 from . import qcow1_header, qcow1_tables
+from .detect import reader_at
 from .extent import COMPRESSED, DATA, ENCRYPTED, SCATTERED, SECTOR, STRETCH, ZERO, Extent, Layer, Scattered
 from .qcow1_header import CRYPT_AES, HEADER_SIZE, parse_header, read_backing_name
 from .raw import next_data
@@ -104,7 +105,7 @@ class Qcow1(Layer):
 
         :raises DamagedImage: where the name lies outside the file.
         """
-        return read_backing_name(self.fd, self.header, self.path)
+        return read_backing_name(reader_at(self.fd), self.header, self.path)
 
     def l1_chunks(self) -> Iterator[Tuple[int, array]]:
         """The L1 table in pieces: ``(index of the first entry, entries)``, without the pieces that are holes or all zero.

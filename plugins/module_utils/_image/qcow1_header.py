@@ -13,7 +13,7 @@ from array import array
 from typing import List, NamedTuple, Optional, Sequence
 
 from .._errors import DamagedImage, UnsupportedImage
-from .detect import QCOW_MAGIC
+from .detect import QCOW_MAGIC, ReadAt
 from .raw import data_ranges
 
 HEADER_SIZE = 48
@@ -106,14 +106,14 @@ def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
     return header
 
 
-def read_backing_name(fd: int, header: Header, path: Optional[bytes] = None) -> Optional[bytes]:
+def read_backing_name(read_at: ReadAt, header: Header, path: Optional[bytes] = None) -> Optional[bytes]:
     """The name of the backing file as stored, cut at the first NUL as QEMU does; ``None`` where there is none.
 
     :raises DamagedImage: where the name lies outside the file.
     """
     if not header.has_backing:
         return None
-    name = os.pread(fd, header.backing_length, header.backing_offset) if header.backing_offset < 1 << 63 else b""
+    name = read_at(header.backing_length, header.backing_offset) if header.backing_offset < 1 << 63 else b""
     if len(name) < header.backing_length:
         raise DamagedImage(
             "the backing file name ({0} bytes at {1}) lies outside the file".format(header.backing_length, header.backing_offset),

@@ -5,13 +5,12 @@
 """Overlays that stay thin: what they will rest on, under which name, and with which clusters."""
 
 import os
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 from .._copy.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, require_possible
 from .._copy.transcode import why_not
 from .._errors import UnsupportedImage
-from .._host.files import open_source
-from .._image.chain import Member, Rules, follow, reference_of
+from .._image.chain import Member, Rules
 from .._image.measure import Need, measure
 from .._image.qcow1 import Qcow1
 from .._image.raw import RawWriter
@@ -43,32 +42,22 @@ class Became(NamedTuple):
     exists: bool
 
 
-def rest_on(request: Request, dest: bytes, below: Sequence[Member], became: Optional[Became]) -> Backing:
+def rest_on(request: Request, dest: bytes, image: Member, base: Member, became: Optional[Became]) -> Backing:
     """What a new overlay will rest on.
 
-    :param below: the old overlay's chain. :param became: what its base is replaced by; ``None``: it stays.
+    :param image: the old overlay. :param base: what it rests on. :param became: what that is replaced by; ``None``: it stays.
     """
-    base = below[0]
-    old_name = stored_name(request.src)
+    old_name = b"" if image.reference is None else image.reference.name
     if became is None:
         return Backing(new_name(request.src, dest, old_name, base.path, base.path), base.format, (), 1)
     name = new_name(request.src, dest, old_name, base.path, became.dest)
     if became.exists:
-        chain = follow(became.dest, open_source, rules_of(request))
-        return Backing(name, became.format, tuple((member.real, member.format) for member in chain), None)
-    files = ((became.dest, became.format),) + (became.backing.files if became.backing is not None else ())
+        with Source(became.dest) as there:
+            files = there.follow(rules_of(request))
+        return Backing(name, became.format, tuple((member.real, member.format) for member in files), None)
+    results = ((became.dest, became.format),) + (became.backing.files if became.backing is not None else ())
     rest = None if became.backing is None or became.backing.rest is None else became.backing.rest + 1
-    return Backing(name, became.format, files, rest)
-
-
-def stored_name(path: bytes) -> bytes:
-    """The backing name in the header of a QCOW v1 overlay."""
-    fd = open_source(path)
-    try:
-        reference = reference_of(fd, "qcow", path)
-    finally:
-        os.close(fd)
-    return b"" if reference is None else reference.name
+    return Backing(name, became.format, results, rest)
 
 
 def new_name(src: bytes, dest: bytes, old_name: bytes, old_base: bytes, new_base: bytes) -> bytes:

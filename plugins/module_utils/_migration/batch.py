@@ -15,7 +15,7 @@ from .._image.check import CONTENT, STRUCTURE
 from .._libvirt import api
 from .._paths import show
 from . import guests, running_domains
-from .chains import plan_chains, refuse_together
+from .chains import Surroundings, plan_chains, refuse_together
 from .domain_references import FOLLOW
 from .execute import Outcome, execute, execute_chain
 from .plan import CONVERT, NOOP, REFUSE, RETIRE, Plan
@@ -63,8 +63,8 @@ class Settings(NamedTuple):
         )
 
 
-Requests = Union[List[Request], Callable[[], List[Request]]]
-"""What to migrate; a callable finds it, and is asked again after an interrupted run has been looked after."""
+Requests = Union[List[Request], Callable[[Surroundings], List[Request]]]
+"""What to migrate; a callable finds it, tells what else it has seen, and is asked again after an interrupted run has been looked after."""
 
 
 def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
@@ -78,13 +78,13 @@ def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[st
     :raises StateError: where another run is at work on this host, or the state directory cannot be used.
     :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far.
     """
-    wanted = _asked(requests)
+    wanted, around = _asked(requests)
     recovered = [] if recovered is None else recovered
     session = settings.session(passes=2 if any(request.verify for request in wanted) else 1)
     batch = _Batch(session, settings)
     if settings.check_mode:
         recovered.extend(explain_all(session))
-        plans = batch.plan(wanted, [])
+        plans = batch.plan(wanted, [], around)
         return _tolerated(plans, [planned(plan) for plan in plans], settings)
     if not wanted and not session.anything_left:
         return []
@@ -93,9 +93,9 @@ def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[st
             session.progress.stage("recovering")
             recovered.extend(recover_all(session))
             if recovered and callable(requests):
-                wanted = _asked(requests)
+                wanted, around = _asked(requests)
             session.progress.stage("planning", images=len(wanted))
-            plans = batch.plan(wanted, recovered)
+            plans = batch.plan(wanted, recovered, around)
             batch.execute(plans)
     except Interrupted as error:
         raise QcowError(
@@ -122,8 +122,9 @@ def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Setti
     ]
 
 
-def _asked(requests: Requests) -> List[Request]:
-    return [_absolute(request) for request in (requests() if callable(requests) else requests)]
+def _asked(requests: Requests) -> Tuple[List[Request], Surroundings]:
+    around = Surroundings()
+    return [_absolute(request) for request in (requests(around) if callable(requests) else requests)], around
 
 
 def _absolute(request: Request) -> Request:
@@ -160,16 +161,17 @@ class _Batch:
         self.results: Dict[int, Dict[str, Any]] = {}
         """By the place of the request; what is there already when a run is interrupted has been done."""
 
-    def plan(self, requests: List[Request], recovered: List[Dict[str, Any]]) -> List[Plan]:
+    def plan(self, requests: List[Request], recovered: List[Dict[str, Any]], around: Surroundings) -> List[Plan]:
         """One plan for each request; nothing is changed.
 
         :param recovered: what was looked after; an image whose interrupted run cannot be finished is refused.
+        :param around: what has been seen of other images already.
         :raises NoSpace: everything together does not fit. Its details' ``images`` hold the refused results.
         """
         session, settings = self._session, self._settings
         requests = guests.prepared(requests, session.domains, settings.running)
         level = CONTENT if settings.check_mode else STRUCTURE
-        plans = guests.judge(plan_chains(requests, session.records, level), session.domains, settings.running)
+        plans = guests.judge(plan_chains(requests, session.records, level, around), session.domains, settings.running)
         plans = guests.refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
         stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
         for number, plan in enumerate(plans):

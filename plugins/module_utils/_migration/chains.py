@@ -5,13 +5,13 @@
 """Images that hang together: planned base first, refused together, and no base retired that somebody still needs."""
 
 import os
-from typing import Dict, Iterable, List, Optional, Set
+import stat
+from typing import Dict, List, Optional, Set, Tuple
 
 from .._errors import QcowError
 from .._host import tree
-from .._host.files import open_source
 from .._host.in_use import find_users_many
-from .._image.chain import Graph, Key, Node
+from .._image.chain import Graph, Key, Node, allowed
 from .._image.check import STRUCTURE
 from .._image.detect import QCOW_MAGIC
 from .._image.qcow2_header import Backing
@@ -24,18 +24,65 @@ from .record import Records
 from .request import Request, is_overlay, is_retired
 
 
-def plan_chains(requests: List[Request], records: Records, level: str = STRUCTURE) -> List[Plan]:
+class Surroundings:
+    """The images of our formats that have been seen so far, and the trees that were walked whole for it."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self.walked: Tuple[bytes, ...] = ()
+
+    def add(self, found: tree.Found) -> None:
+        """Take in what a walk has found, from the bytes that it has read already; not retired originals, nor what a running domain writes."""
+        if found.key is not None and not is_retired(found.path) and not is_overlay(found.path):
+            self.graph.add(found.path, found.key, found.read_at)
+
+    def look_around(self, requests: List[Request]) -> None:
+        """See everything that could rest on an image that would be retired: what lies beside it, and all below the backing directories."""
+        trees: Dict[bytes, None] = {}
+        directories: Dict[bytes, None] = {}
+        for request in requests:
+            if request.retire:
+                trees.update(dict.fromkeys(request.backing_dirs))
+                directories[os.path.dirname(request.src)] = None
+        self.walk([path for path in trees if not self._has_walked(path)], recurse=True)
+        self.walk([path for path in directories if not self._has_walked(path)], recurse=False)
+
+    def _has_walked(self, directory: bytes) -> bool:
+        return allowed(os.path.join(directory, b"x"), self.walked)
+
+    def walk(self, paths: List[bytes], *, recurse: bool) -> None:
+        """See the images in directories, or in whole trees."""
+        for found in tree.walk(paths, prefix=QCOW_MAGIC, recurse=recurse):
+            self.add(found)
+
+    def node(self, path: bytes) -> Optional[Node]:
+        """The image of that name, ``None`` where there is none. It is opened only where it has not been seen."""
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return None
+        known = self.graph.nodes.get((status.st_dev, status.st_ino))
+        if known is not None or not stat.S_ISREG(status.st_mode):
+            return known
+        found = next(tree.walk([path]))
+        return None if found.key is None else self.graph.add(path, found.key, found.read_at)
+
+
+def plan_chains(requests: List[Request], records: Records, level: str = STRUCTURE, around: Optional[Surroundings] = None) -> List[Plan]:
     """One plan for each request, in their order; bases are planned before what rests on them.
 
     :param level: of the check of each image.
+    :param around: what has been seen of other images already.
 
     A base that would be retired gets the foreign overlays that have to follow it; it is refused where something rests on it that can neither
     follow nor is migrated in the same batch.
     """
-    graph = _around(requests)
+    around = around or Surroundings()
+    around.look_around(requests)
+    graph = around.graph
     own: Dict[Key, int] = {}
     for number, request in enumerate(requests):
-        node = graph.add(request.src, open_source)
+        node = around.node(request.src)
         if node is not None:
             own.setdefault(node.key, number)
     bases = Bases(level)
@@ -67,31 +114,6 @@ def refuse_together(plans: List[Plan]) -> List[Plan]:
 
 def _refused(plan: Plan, code: str, why: str) -> Plan:
     return plan._replace(action=REFUSE, code=code, reasons=["{0}: {1}".format(show(plan.request.src), why)])
-
-
-def _around(requests: List[Request]) -> Graph:
-    """Everything that could rest on an image that would be retired: what lies beside it, and all below the backing directories."""
-    trees: Dict[bytes, None] = {}
-    directories: Dict[bytes, None] = {}
-    for request in requests:
-        if request.retire:
-            trees.update(dict.fromkeys(request.backing_dirs))
-            directories[os.path.dirname(request.src)] = None
-    return survey(list(trees), list(directories))
-
-
-def survey(trees: List[bytes], directories: List[bytes]) -> Graph:
-    """Every image of our formats below ``trees`` and directly in ``directories``, and what it rests on by name."""
-    graph = Graph()
-    for found in list(_qcow_files(trees, recurse=True)) + list(_qcow_files(directories, recurse=False)):
-        graph.add(found, open_source)
-    return graph
-
-
-def _qcow_files(paths: List[bytes], *, recurse: bool) -> Iterable[bytes]:
-    for found in tree.walk(paths, prefix=QCOW_MAGIC, recurse=recurse, head_size=8):
-        if found.error is None and not is_retired(found.path) and not is_overlay(found.path):
-            yield found.path
 
 
 def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> List[int]:

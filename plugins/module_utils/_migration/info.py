@@ -4,16 +4,14 @@
 
 """Looks at images and trees and tells what is there. Changes nothing and stops at nothing."""
 
-import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from .._errors import QcowError
 from .._host import in_use, text_references, tree
-from .._host.files import open_source
 from .._image import safety
-from .._image.chain import NATIVE, Graph, Rules, follow
+from .._image.chain import NATIVE, Graph, Rules
 from .._image.check import check
-from .._image.detect import HEAD, QCOW1_MAGIC, QCOW_MAGIC, UNKNOWN, Identity, identify, is_qcow1
+from .._image.detect import HEAD, QCOW1_MAGIC, QCOW_MAGIC, UNKNOWN, Identity, identify, is_qcow1, reader_at
 from .._image.extent import SECTOR
 from .._image.findings import DAMAGED, SOUND
 from .._image.producer import likely_writer
@@ -21,6 +19,7 @@ from .._image.qcow1 import Qcow1
 from .._image.qcow2 import Qcow2
 from .._paths import decode_exact, encode_exact, show
 from .._verify.compare import fingerprint
+from .chains import Surroundings
 from .domain_references import Domains
 from .record import Records
 from .request import is_retired
@@ -63,7 +62,7 @@ def look(question: Question, records: Records) -> Answer:
     errors: List[Dict[str, Any]] = []
     gone = absent(question.paths, records, missing_ok=question.missing_ok)
     named = set(question.paths)
-    graph = Graph()
+    around = Surroundings()
     prefix = b"" if question.report != "v1" else QCOW_MAGIC if question.chains else QCOW1_MAGIC
     images = []
     for found in tree.walk(
@@ -75,8 +74,8 @@ def look(question: Question, records: Records) -> Answer:
         recurse=question.recurse,
         counts=counts,
     ):
-        if question.chains and found.error is None and found.head.startswith(QCOW_MAGIC) and not is_retired(found.path):
-            graph.add(found.path, open_source)
+        if question.chains:
+            around.add(found)
         if question.report == "v1" and found.error is None and not is_qcow1(found.head) and found.path not in named:
             continue
         image = _describe(found, question, errors)
@@ -85,7 +84,7 @@ def look(question: Question, records: Records) -> Answer:
     if question.in_use:
         _add_users(images)
     if question.chains:
-        _add_dependants(images, graph)
+        _add_dependants(images, around.graph)
     for image in images:
         del image["_key"]
     return Answer(images, _summary(images, counts), errors)
@@ -125,7 +124,7 @@ def _describe(found: tree.Found, question: Question, errors: List[Dict[str, Any]
         "_key": None if status is None else (status.st_dev, status.st_ino),
     }  # type: Dict[str, Any]
     if found.error is None and status is not None:
-        kind = identify(found.head, status.st_size, _Elsewhere(found.path))
+        kind = identify(found.head, status.st_size, found.read_at)
         image.update(format=kind.format, version=kind.version)
         try:
             _describe_content(image, kind, found.path, question)
@@ -138,29 +137,14 @@ def _describe(found: tree.Found, question: Question, errors: List[Dict[str, Any]
     return image
 
 
-class _Elsewhere:
-    """Reads a file that has no descriptor any more; only asked for the few files whose length allows a mark elsewhere."""
-
-    def __init__(self, path: bytes) -> None:
-        self._path = path
-
-    def __call__(self, length: int, offset: int) -> bytes:
-        try:
-            with Source(self._path) as source:
-                return os.pread(source.fd, length, offset)
-        except (QcowError, OSError):
-            return b""
-
-
 def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, question: Question) -> None:
     if kind.format == "qcow2":
         with Source(path) as source:
             reader = Qcow2(source.fd, path)
             image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
             image["backing"] = _backing(reader.backing_name, reader.header.backing_format)
-            whole = image["backing"] is None or (question.chains and _describe_chain(image, path, question))
+            whole = image["backing"] is None or (question.chains and _describe_chain(image, source, question))
             if question.fingerprint and whole and all(member["format"] in NATIVE for member in image["chain"]):
-                _attach_chain(source, question)
                 below = [open_plain(member.format, fd, member.path) for member, fd in source.pairs()]
                 image["fingerprint"] = fingerprint([open_plain(kind.format, source.fd, path)] + below)
     elif kind.format == "qcow":
@@ -172,18 +156,19 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
         image["error"] = "{0}: the magic says QCOW, but there is no version {1}".format(show(path), kind.version)
 
 
-def _describe_chain(image: Dict[str, Any], path: bytes, question: Question) -> bool:
+def _describe_chain(image: Dict[str, Any], source: Source, question: Question) -> bool:
     """The backing files as far as they may be followed; whether that is all the way."""
-    rules = Rules(question.paths + question.backing_dirs)
     try:
-        for depth, member in enumerate(follow(path, open_source, rules)):
-            if depth:
-                image["chain"].append({"path": show(member.path), "path_base64": encode_exact(member.path), "format": member.format})
+        source.follow(Rules(question.paths + question.backing_dirs))
+        whole = True
     except QcowError as error:
         image["error"] = str(error)
         image["reasons"].append(error.reason)
-        return False
-    return True
+        whole = False
+    image["chain"] = [
+        {"path": show(member.path), "path_base64": encode_exact(member.path), "format": member.format} for member in source.members
+    ]
+    return whole
 
 
 def _add_dependants(images: Iterable[Dict[str, Any]], graph: Graph) -> None:
@@ -197,9 +182,7 @@ def _add_dependants(images: Iterable[Dict[str, Any]], graph: Graph) -> None:
 
 
 def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> None:
-    def read_at(length: int, offset: int) -> bytes:
-        return os.pread(source.fd, length, offset)
-
+    read_at = reader_at(source.fd)
     image["safety"] = [found.as_dict() for found in safety.inspect(read_at(HEAD, 0), source.identity.size, read_at)]
     verdict = SOUND
     if question.check != "none":
@@ -218,16 +201,11 @@ def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> N
     if verdict == DAMAGED:
         return
     image["writer"] = likely_writer(reader).name
-    if image["backing"] is not None and not (question.chains and _describe_chain(image, source.path, question)):
+    if image["backing"] is not None and not (question.chains and _describe_chain(image, source, question)):
         return
     if question.fingerprint and not image["encrypted"] and all(member["format"] in NATIVE for member in image["chain"]):
-        _attach_chain(source, question)
         source.open_layers()
         image["fingerprint"] = fingerprint(source.plain())
-
-
-def _attach_chain(source: Source, question: Question) -> None:
-    source.attach(tuple(follow(source.path, open_source, Rules(question.paths + question.backing_dirs)))[1:])
 
 
 def _backing(name: Optional[bytes], format_name: Optional[str]) -> Optional[Dict[str, Any]]:

@@ -9,10 +9,11 @@ import time
 from typing import Any, Dict, List, Optional, Set
 
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
+from .._host.attributes import protection
 from .._host.file_users import Use
-from .._host.files import FileIdentity, check_name, open_source
+from .._host.files import FileIdentity, check_name
 from .._host.in_use import WRITER, find_users
-from .._image.chain import Key, Member, follow
+from .._image.chain import Key, Member
 from .._image.check import STRUCTURE
 from .._image.detect import UNKNOWN
 from .._image.extent import SECTOR
@@ -92,6 +93,8 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
             )
         if done is not None and done.file("dest") == dest and _unchanged(done, source.identity) and os.path.lexists(dest):
             action, retired = (RETIRE, retired_path(request.src)) if request.retire else (NOOP, None)
+            if retired is not None:
+                _require_renamable(source)
             return Plan(
                 action,
                 request,
@@ -133,8 +136,7 @@ def _look(request: Request, source: Source, bases: Bases) -> Losses:
 
 
 def _plan_conversion(request: Request, dest: bytes, source: Source, records: Records, bases: Bases) -> Plan:
-    members = tuple(follow(request.src, open_source, rules_of(request)))
-    source.attach(members[1:])
+    members = tuple(source.follow(rules_of(request)))
     lost = _look(request, source, bases)
     image = source.layers[0]
     source.unlock(dict(request.passphrase_files), force=request.force_passphrase)
@@ -157,6 +159,8 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         "lost": lost,
     }
     _require_names(request, dest, retired)
+    if retired is not None:
+        _require_renamable(source)
     if dest != request.src and os.path.lexists(dest) and not is_device(dest):
         return _adopt(request, dest, source, common)
     if request.domain_access != WRITTEN:
@@ -167,7 +171,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     backing = None
     if source.members and request.chains == "preserve" and request.format == "qcow2":
         require_thin_possible(request, native=engine == NATIVE)
-        backing = rest_on(request, dest, source.members, _became(source.members[0], request.src, records, bases))
+        backing = rest_on(request, dest, members[0], members[1], _became(source.members[0], request.src, records, bases))
     cluster_size, need = needed(request, source, backing, rounded(image.virtual_size))
     reasons = ["QCOW v1 image of {0} bytes".format(image.virtual_size)]
     layout = RECLUSTER
@@ -273,6 +277,17 @@ def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> N
             )
 
 
+def _require_renamable(source: Source) -> None:
+    flags = " and ".join(protection(source.fd))
+    if flags:
+        raise QcowError(
+            "the original is {0} (see lsattr) and could not be renamed".format(flags),
+            source.path,
+            reason="protected",
+            hint="Nothing was changed. Run chattr on it, or keep the original.",
+        )
+
+
 def _require_free(source: Source, bases: Bases, *, replaced: bool) -> None:
     users = find_users(source.fd, seen=bases.users)
     against = users if replaced else [use for use in users if use.kind == WRITER]
@@ -290,8 +305,8 @@ def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]
     """The result's name is taken: by what we would write (its record is lost), or by something else."""
     lost = ranges_of(common["lost"])
     try:
-        below = tuple(follow(dest, open_source, rules_of(request)))[1:]
-        with Source(dest, below=below) as there:
+        with Source(dest) as there:
+            there.follow(rules_of(request))
             kind = there.identify().format
             if request.format in (kind, "raw" if kind == UNKNOWN else kind):
                 result = [open_plain(request.format, there.fd, dest)]

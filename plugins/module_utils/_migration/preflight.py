@@ -9,9 +9,8 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from .._errors import NoSpace, QcowError
-from .._host import attributes, space
-from .._host.files import open_source
+from .._errors import NoSpace
+from .._host import space
 from .._paths import show
 from .plan import CONVERT, REFUSE, RETIRE, Plan
 
@@ -140,7 +139,7 @@ def _demands(plans: List[Plan], state_dir: bytes) -> List[space.Demand]:
 
 
 def _possible(plan: Plan, closed: Dict[bytes, space.Problem]) -> Plan:
-    """The plan, or its refusal where a directory or the original itself forbids what is to be done with it."""
+    """The plan, or its refusal where a directory forbids what is to be done in it."""
     if plan.action not in (CONVERT, RETIRE):
         return plan
     directories = [_directory(plan)] if plan.action == CONVERT else []
@@ -149,24 +148,7 @@ def _possible(plan: Plan, closed: Dict[bytes, space.Problem]) -> Plan:
     for directory in directories:
         if directory in closed:
             return _refused(plan, closed[directory].reason, str(closed[directory]))
-    flags = _protection(plan.request.src) if plan.retired is not None else None
-    if flags:
-        reason = (
-            "{0}: the original is {1} (see lsattr) and could not be renamed. Nothing was changed. Run chattr on it, or keep the original."
-        )
-        return _refused(plan, "protected", reason.format(show(plan.request.src), flags))
     return plan
-
-
-def _protection(path: bytes) -> Optional[str]:
-    try:
-        fd = open_source(path)
-    except QcowError:
-        return None
-    try:
-        return " and ".join(attributes.protection(fd))
-    finally:
-        os.close(fd)
 
 
 def _directory(plan: Plan) -> bytes:

@@ -11,13 +11,13 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
 from .._errors import ImageChanged, ImageInUse, QcowError, StateError, TargetExists
-from .._host.files import FileIdentity, check_name, open_source, remove_durably, replace_keeping, retire
+from .._host.files import FileIdentity, check_name, remove_durably, replace_keeping, retire
 from .._host.in_use import Guard, find_users
-from .._image.chain import Graph, Node
+from .._image.chain import Node
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
 from . import record as states
-from .chains import survey
+from .chains import Surroundings
 from .commit import in_place, inode_at, temporary_path
 from .overlay_headers import repointed
 from .record import Record, Records, named
@@ -243,7 +243,7 @@ class NewDependents:
     """Overlays that somebody has made on results since. Looks into each directory once in a run, where overlays are made: beside the results."""
 
     def __init__(self) -> None:
-        self._seen: Dict[bytes, Graph] = {}
+        self._seen: Dict[bytes, Surroundings] = {}
         self._leaving: Set[bytes] = set()
 
     def leaves(self, record: Record) -> None:
@@ -269,12 +269,13 @@ class NewDependents:
     def _resting_on(self, dest: bytes) -> List[Node]:
         directory = os.path.dirname(dest)
         if directory not in self._seen:
-            self._seen[directory] = survey([], [directory])
+            self._seen[directory] = Surroundings()
+            self._seen[directory].walk([directory], recurse=False)
         try:
             status = os.stat(dest)
         except OSError:
             return []
-        key, now = (status.st_dev, status.st_ino), Graph()
-        for node in self._seen[directory].dependants(key):
-            now.add(node.path, open_source)  # as it is now: it may have gone, or been pointed back
-        return now.dependants(key)
+        key, now = (status.st_dev, status.st_ino), Surroundings()
+        for node in self._seen[directory].graph.dependants(key):
+            now.node(node.path)  # as it is now: it may have gone, or been pointed back
+        return now.graph.dependants(key)

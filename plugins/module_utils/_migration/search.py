@@ -9,8 +9,9 @@ import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 
 from .._host import tree
-from .._image.detect import QCOW1_MAGIC, is_qcow1
+from .._image.detect import QCOW_MAGIC, is_qcow1
 from .._paths import show
+from .chains import Surroundings
 from .record import IN_PLACE, Records, named
 from .request import is_retired
 
@@ -36,15 +37,18 @@ class Candidates(NamedTuple):
     directories: int
 
 
-def candidates(search: Search, records: Records) -> Candidates:
-    """Every QCOW version 1 image that is not a retired original, in the order of the walk."""
+def candidates(search: Search, records: Records, around: Surroundings) -> Candidates:
+    """Every QCOW version 1 image that is not a retired original, in the order of the walk.
+
+    :param around: takes in what else the walk has seen that could rest on them, so that no tree is walked twice.
+    """
     counts = tree.Counts()
     gone = absent(search.paths, records, missing_ok=search.missing_ok)
     found = [path for path in gone if _migrated(path, records)]
     errors: List[Dict[str, Any]] = []
     walk = tree.walk(
         [path for path in search.paths if path not in gone],
-        prefix=QCOW1_MAGIC,
+        prefix=QCOW_MAGIC,
         workers=WALKERS,
         exclude=search.exclude,
         one_filesystem=search.one_filesystem,
@@ -53,8 +57,12 @@ def candidates(search: Search, records: Records) -> Candidates:
     for entry in walk:
         if entry.error is not None:
             errors.append(unseen(entry))
-        elif is_qcow1(entry.head) and not is_retired(entry.path):
+            continue
+        around.add(entry)
+        if is_qcow1(entry.head) and not is_retired(entry.path):
             found.append(entry.path)
+    if not search.exclude and not search.one_filesystem:
+        around.walked = tuple(path for path in search.paths if os.path.isdir(path))
     return Candidates(found, errors, counts.files, counts.directories)
 
 

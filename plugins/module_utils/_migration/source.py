@@ -12,9 +12,9 @@ from .._host.files import FileIdentity, create_temporary, identity, open_source
 from .._host.in_use import Guard
 from .._host.qemu_img import Node, QemuImg
 from .._image import crypt
-from .._image.chain import FOREIGN, Key, Member
+from .._image.chain import FOREIGN, Key, Member, Rules, follow
 from .._image.check import check
-from .._image.detect import HEAD, Identity, identify
+from .._image.detect import HEAD, Identity, identify, reader_at
 from .._image.extent import COMPRESSED, DATA, Extent, Layer, chain_extents, thin_extents
 from .._image.findings import DAMAGED, ERROR, WARNING, Finding, Report
 from .._image.qcow1 import Damage, OnDamage, Qcow1
@@ -94,13 +94,28 @@ class Source:
                 )
         self.members = self.members + tuple(below)
 
+    def follow(self, rules: Rules) -> List[Member]:
+        """Resolve the chain and open all of it; what was opened before an error stays.
+
+        :return: its files, the image itself first.
+        :raises QcowError: see :func:`.chain.follow`.
+        """
+        found: List[Member] = []
+        for member, fd in follow(self.path, self.fd, open_source, rules):
+            if found:
+                self._below.append(fd)
+                self.members = self.members + (member,)
+            found.append(member)
+        return found
+
     def pairs(self) -> Iterator[Tuple[Member, int]]:
         """The other files of the chain with their descriptors."""
         return zip(self.members, self._below)
 
     def identify(self) -> Identity:
         """What the file is, by content."""
-        return identify(os.pread(self.fd, HEAD, 0), self.identity.size, lambda length, offset: os.pread(self.fd, length, offset))
+        read_at = reader_at(self.fd)
+        return identify(read_at(HEAD, 0), self.identity.size, read_at)
 
     def open_qcow1(self, on_damage: Optional[OnDamage] = None) -> Qcow1:
         """The image itself as QCOW v1, alone.

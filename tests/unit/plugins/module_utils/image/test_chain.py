@@ -6,15 +6,16 @@
 
 import os
 import pathlib
-from typing import Optional
+from typing import Iterator, Optional
 
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import open_source
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import Graph, Rules, allowed, follow, locate
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import Member, Rules, allowed, follow, locate
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import Backing as HeaderBacking
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import backing_of, rebased
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import Surroundings
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain
@@ -28,8 +29,20 @@ def overlay(directory: pathlib.Path, name: str, base: Optional[bytes]) -> bytes:
     return os.fsencode(directory / name)
 
 
+def members(path: bytes, **rules: object) -> Iterator[Member]:
+    opened = [open_source(path)]
+    try:
+        for member, fd in follow(path, opened[0], open_source, Rules(**rules)):
+            if fd != opened[0]:
+                opened.append(fd)
+            yield member
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
 def formats(path: bytes, **rules: object) -> list:
-    return [member.format for member in follow(path, open_source, Rules(**rules))]
+    return [member.format for member in members(path, **rules)]
 
 
 @pytest.mark.parametrize(
@@ -121,11 +134,11 @@ def test_depth_is_limited(tmp_path: pathlib.Path) -> None:
 
 def test_what_was_found_before_a_bad_link_is_told(tmp_path: pathlib.Path) -> None:
     overlay(tmp_path, "middle", b"gone")
-    members = follow(overlay(tmp_path, "top", b"middle"), open_source, Rules())
-    assert next(members).path.endswith(b"top")
-    assert next(members).path.endswith(b"middle")
+    found = members(overlay(tmp_path, "top", b"middle"))
+    assert next(found).path.endswith(b"top")
+    assert next(found).path.endswith(b"middle")
     with pytest.raises(QcowError) as refusal:
-        next(members)
+        next(found)
     assert refusal.value.reason == "missing-base"
 
 
@@ -139,9 +152,10 @@ def test_graph_knows_files_not_names(tmp_path: pathlib.Path) -> None:
         overlay(tmp_path, "c", b"link"),
         overlay(tmp_path, "d", b"gone"),
     ]
-    graph = Graph()
+    around = Surroundings()
     for path in [*paths, base, paths[0], os.fsencode(tmp_path / "missing")]:
-        graph.add(path, open_source)
+        around.node(path)
+    graph = around.graph
     status = os.stat(base)
     assert [node.path for node in graph.dependants((status.st_dev, status.st_ino))] == paths[:3]
     assert len(graph.nodes) == 5
