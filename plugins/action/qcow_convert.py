@@ -20,7 +20,7 @@ from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import Report, Sight
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import JobStatus, Report
 
 MODULE = "vmimage.qcow.qcow_convert"
 FIRST = 2.0
@@ -145,7 +145,7 @@ class ActionModule(ActionBase):
         pause, told = wait, begun
         while True:
             try:
-                sight = self._look(results_file, status, token, process)
+                now = self._look(results_file, status, token, process)
             except AnsibleConnectionFailure as error:
                 if unreachable_since is None:
                     unreachable_since = time.monotonic()
@@ -162,26 +162,26 @@ class ActionModule(ActionBase):
             if unreachable_since is not None:
                 self._say(f"the connection is back after {moment - unreachable_since:.0f} s")
                 unreachable_since, sign_of_life = None, moment
-            if sight.finished:
+            if now.finished:
                 return None
-            if sight.alive:
+            if now.alive:
                 sign_of_life = moment
-            elif moment - sign_of_life > (GRACE if sight.gone else PATIENCE):
+            elif moment - sign_of_life > (GRACE if now.gone else PATIENCE):
                 return {
                     "failed": True,
                     "reason": "killed",
                     "msg": "The migration on this host has ended without a result: it was killed, or the host was restarted. "
                     "Nothing is lost; run again, and what it has left is finished or cleaned up first.",
                 }
-            process = sight.process
+            process = now.process
             if moment >= told + pause:
-                for line in report.lines(sight):
+                for line in report.lines(now):
                     self._say(line)
                 pause, told = min(pause * 1.5, interval), moment
             soonest = max(SOONEST, (moment - begun) / 20)
-            time.sleep(wait if sight.gone else min(max(report.left(sight, moment), soonest), told + pause - moment))
+            time.sleep(wait if now.gone else min(max(report.left(now, moment), soonest), told + pause - moment))
 
-    def _look(self, results_file: str, status: str, token: str, process: tuple[int, int] | None) -> Sight:
+    def _look(self, results_file: str, status: str, token: str, process: tuple[int, int] | None) -> JobStatus:
         """One look by one cheap command: no module is started for it.
 
         :raises AnsibleConnectionFailure: where the host cannot be reached.
@@ -194,7 +194,7 @@ class ActionModule(ActionBase):
         answer = self._low_level_execute_command(f"({command}) 2>/dev/null; true")
         if answer.get("rc") not in (0, None):
             raise AnsibleConnectionFailure(f"cannot look at the job: {answer.get('stderr', '')}")
-        return Sight.of(str(answer.get("stdout", "")), token, process)
+        return JobStatus.of(str(answer.get("stdout", "")), token, process)
 
     def _fetch(self, job_id: str, async_dir: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The module's result, and no trace of the job left on the host."""

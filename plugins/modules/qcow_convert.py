@@ -500,7 +500,7 @@ from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
 from ..module_utils._migration.batch import Settings, run
 from ..module_utils._migration.chains import Surroundings
-from ..module_utils._migration.guests import Policy
+from ..module_utils._migration.domain_policy import Policy
 from ..module_utils._migration.record import Records
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.request import Request

@@ -15,7 +15,7 @@ import typing as t
 Facts = t.Dict[str, t.Any]
 
 
-class Sight(t.NamedTuple):
+class JobStatus(t.NamedTuple):
     """A job at one moment."""
 
     finished: bool
@@ -30,7 +30,7 @@ class Sight(t.NamedTuple):
     workers: list[Facts]
 
     @classmethod
-    def of(cls, text: str, token: str, process: tuple[int, int] | None) -> Sight:
+    def of(cls, text: str, token: str, process: tuple[int, int] | None) -> JobStatus:
         """Read the answer of the command that looks.
 
         :param process: of the job, where an earlier look has told.
@@ -76,41 +76,41 @@ class Report:
         self._last: list[str] = []
         self._mark: tuple[float, int] | None = None
 
-    def left(self, sight: Sight, moment: float) -> float:
+    def left(self, status: JobStatus, moment: float) -> float:
         """Seconds until the job may end, by how far it has come since work was first seen; infinite where nothing tells.
 
         Zero where its status is not there: it is about to begin, or has ended.
 
-        :param moment: when ``sight`` was seen, in seconds of a clock.
+        :param moment: when ``status`` was seen, in seconds of a clock.
         """
-        own = self._own(sight)
+        own = self._own(status)
         if own is None or own["stage"] == "ending":
             return 0.0
         if own["stage"] != "working":
             return math.inf
-        done = bytes_done(own, workers_of(own, sight))
+        done = bytes_done(own, workers_of(own, status))
         self._mark = self._mark or (moment, done)
         since, before = self._mark
         return max(own["total"] - done, 0) * (moment - since) / (done - before) if done > before else math.inf
 
-    def _own(self, sight: Sight) -> Facts | None:
-        return next((call for call in sight.calls if call["token"] == self._token), None)
+    def _own(self, status: JobStatus) -> Facts | None:
+        return next((call for call in status.calls if call["token"] == self._token), None)
 
-    def lines(self, sight: Sight) -> list[str]:
+    def lines(self, status: JobStatus) -> list[str]:
         """What to print now."""
-        own = self._own(sight)
+        own = self._own(status)
         if own is None:
             return []
-        lines = self._of_call(own, sight)
+        lines = self._of_call(own, status)
         fresh = lines if lines != self._last else []
         self._last = lines
         return fresh
 
-    def _of_call(self, call: Facts, sight: Sight) -> list[str]:
+    def _of_call(self, call: Facts, status: JobStatus) -> list[str]:
         stage = call["stage"]
         if stage == "waiting":
             others = [
-                line for other in sight.calls if other is not call and other["stage"] != "waiting" for line in self._of_call(other, sight)
+                line for other in status.calls if other is not call and other["stage"] != "waiting" for line in self._of_call(other, status)
             ]
             return ["waits for another migration on this host" + (":" if others else "")] + others
         if stage == "recovering":
@@ -119,7 +119,7 @@ class Report:
             return [f"plans {count(call['images'], 'image')}"]
         if stage == "ending":
             return []
-        workers = workers_of(call, sight)
+        workers = workers_of(call, status)
         lines = [of_worker(worker) for worker in workers]
         if call["images"] > 1:
             overall = of_call(call, workers)
@@ -127,9 +127,9 @@ class Report:
         return lines
 
 
-def workers_of(call: Facts, sight: Sight) -> list[Facts]:
+def workers_of(call: Facts, status: JobStatus) -> list[Facts]:
     """Status of a call's workers, in the order of their images."""
-    return sorted((worker for worker in sight.workers if worker.get("token") == call["token"]), key=lambda worker: worker["path"])
+    return sorted((worker for worker in status.workers if worker.get("token") == call["token"]), key=lambda worker: worker["path"])
 
 
 def bytes_done(call: Facts, workers: list[Facts]) -> int:

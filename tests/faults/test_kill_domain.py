@@ -97,7 +97,7 @@ def worth(found: list[Point], most: int) -> list[Point]:
     return [found[index * len(found) // most] for index in range(most)]
 
 
-@pytest.mark.parametrize(("running", "names", "most"), [("", ("one", "two"), 40), ("shutdown", ("one", "two"), 10), ("live", ("one",), 14)])
+@pytest.mark.parametrize(("running", "names", "most"), [("", ("one", "two"), 40), ("shutdown", ("one", "two"), 6), ("live", ("one",), 8)])
 def test_kill(
     running: str,
     names: tuple[str, ...],

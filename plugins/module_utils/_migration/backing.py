@@ -33,7 +33,7 @@ class Backing(NamedTuple):
     rest: Optional[int]  # place in the original's chain from which on files stay as they are; None: nothing of it stays
 
 
-class Became(NamedTuple):
+class Replacement(NamedTuple):
     """What a base is replaced by."""
 
     dest: bytes
@@ -42,22 +42,22 @@ class Became(NamedTuple):
     exists: bool
 
 
-def rest_on(request: Request, dest: bytes, image: Member, base: Member, became: Optional[Became]) -> Backing:
+def rest_on(request: Request, dest: bytes, image: Member, base: Member, replacement: Optional[Replacement]) -> Backing:
     """What a new overlay will rest on.
 
-    :param image: the old overlay. :param base: what it rests on. :param became: what that is replaced by; ``None``: it stays.
+    :param image: the old overlay. :param base: what it rests on. :param replacement: what that is replaced by; ``None``: it stays.
     """
     old_name = b"" if image.reference is None else image.reference.name
-    if became is None:
+    if replacement is None:
         return Backing(new_name(request.src, dest, old_name, base.path, base.path), base.format, (), 1)
-    name = new_name(request.src, dest, old_name, base.path, became.dest)
-    if became.exists:
-        with Source(became.dest) as there:
+    name = new_name(request.src, dest, old_name, base.path, replacement.dest)
+    if replacement.exists:
+        with Source(replacement.dest) as there:
             files = there.follow(rules_of(request))
-        return Backing(name, became.format, tuple((member.real, member.format) for member in files), None)
-    results = ((became.dest, became.format),) + (became.backing.files if became.backing is not None else ())
-    rest = None if became.backing is None or became.backing.rest is None else became.backing.rest + 1
-    return Backing(name, became.format, results, rest)
+        return Backing(name, replacement.format, tuple((member.real, member.format) for member in files), None)
+    results = ((replacement.dest, replacement.format),) + (replacement.backing.files if replacement.backing is not None else ())
+    rest = None if replacement.backing is None or replacement.backing.rest is None else replacement.backing.rest + 1
+    return Backing(name, replacement.format, results, rest)
 
 
 def new_name(src: bytes, dest: bytes, old_name: bytes, old_base: bytes, new_base: bytes) -> bytes:

@@ -14,12 +14,12 @@ from .._host.workers import Ended, run_forked
 from .._image.check import CONTENT, STRUCTURE
 from .._libvirt import api
 from .._paths import show
-from . import guests, running_domains
+from . import domain_policy, running_domains
 from .chains import Surroundings, plan_chains, refuse_together
 from .domain_references import FOLLOW
 from .execute import Outcome, execute, execute_chain
 from .plan import CONVERT, NOOP, REFUSE, RETIRE, Plan
-from .preflight import DEFER, Reserve, Window, defer_beyond, deferred, preflight, reason_of, unit_of
+from .preflight import DEFER, Reserve, Window, defer_beyond, deferred, preflight, reason_of, refuse_referenced, unit_of
 from .record import make_directory
 from .recover import explain_all, recover_all
 from .request import READ, Request
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
     raw_allowed: bool = False  # images that a domain declares raw may be QCOW v1 images all the same
     reference_dirs: Tuple[bytes, ...] = ()  # text files that name an image keep it from losing its name
     references: str = "refuse"  # or report
-    running: guests.Policy = guests.Policy()  # what may be done to running domains
+    running: domain_policy.Policy = domain_policy.Policy()  # what may be done to running domains
 
     def session(self, passes: int) -> Session:
         """A session for the run; ``passes`` is how often the bytes of each image are gone through."""
@@ -169,10 +169,10 @@ class _Batch:
         :raises NoSpace: everything together does not fit. Its details' ``images`` hold the refused results.
         """
         session, settings = self._session, self._settings
-        requests = guests.prepared(requests, session.domains, settings.running)
+        requests = domain_policy.prepared(requests, session.domains, settings.running)
         level = CONTENT if settings.check_mode else STRUCTURE
-        plans = guests.judge(plan_chains(requests, session.records, level, around), session.domains, settings.running)
-        plans = guests.refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
+        plans = domain_policy.judge(plan_chains(requests, session.records, level, around), session.domains, settings.running)
+        plans = refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
         stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
         for number, plan in enumerate(plans):
             message = stuck.get(show(plan.request.src))
@@ -226,7 +226,7 @@ class _Batch:
         for number, plan in work:
             # A chain is one worker's: its images are converted on top of one another.
             units.setdefault(unit_of(number, plan), []).append((number, plan))
-        jobs = guests.together(list(units.values()), self._session.domains)
+        jobs = domain_policy.together(list(units.values()), self._session.domains)
         begun = set()
         for index, ended in self._jobs_done(jobs):
             begun.add(index)
@@ -272,7 +272,7 @@ class _Batch:
             running.update(session.domains.running(plan.request.src))
         connection = api.connect(session.domains.uri, readonly=False)
         try:
-            if policy.running == guests.SHUTDOWN:
+            if policy.running == domain_policy.SHUTDOWN:
                 paths = [plan.request.src for plan in plans]
                 with running_domains.ShutDown(session, connection, running, policy.shutdown_timeout, paths) as held:
                     results = self._planned_anew(plans, "")
@@ -297,7 +297,7 @@ class _Batch:
         session = self._session
         anew = plan_chains([plan.request._replace(domain_access=access) for plan in plans], session.records)
         if not access:
-            anew = guests.judge(anew, session.domains, self._settings.running)
+            anew = domain_policy.judge(anew, session.domains, self._settings.running)
         results: Dict[int, Dict[str, Any]] = {}
         units: Dict[Tuple[str, int], List[int]] = {}
         for number, plan in enumerate(refuse_together(anew)):

@@ -94,19 +94,19 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
     for key, number in own.items():
         if plans[number].retired is not None and plans[number].action in (CONVERT, RETIRE):
             plans[number] = _with_dependants(plans[number], graph.dependants(key), own, plans)
-    families = _families(graph, own, plans)
-    return [plans[number]._replace(family=families.get(number)) for number in range(len(requests))]
+    chain_groups = _chain_groups(graph, own, plans)
+    return [plans[number]._replace(chain_group=chain_groups.get(number)) for number in range(len(requests))]
 
 
 def refuse_together(plans: List[Plan]) -> List[Plan]:
-    """Where one of a family is refused, all that would be changed of it are."""
-    culprits: Dict[int, Plan] = {}
+    """Where one image of a chain group is refused, all that would be changed of it are."""
+    refused: Dict[int, Plan] = {}
     for plan in plans:
-        if plan.family is not None and plan.action == REFUSE:
-            culprits.setdefault(plan.family, plan)
+        if plan.chain_group is not None and plan.action == REFUSE:
+            refused.setdefault(plan.chain_group, plan)
     return [
-        _refused(plan, "chain", "of the same chain, {0}".format("; ".join(culprits[plan.family].reasons)))
-        if plan.family in culprits and plan.action in (CONVERT, RETIRE)
+        _refused(plan, "chain", "of the same chain, {0}".format("; ".join(refused[plan.chain_group].reasons)))
+        if plan.chain_group in refused and plan.action in (CONVERT, RETIRE)
         else plan
         for plan in plans
     ]
@@ -157,8 +157,8 @@ def _with_dependants(plan: Plan, dependants: List[Node], own: Dict[Key, int], pl
     return plan._replace(dependants=tuple(follow), needed_by=tuple(needed_by))
 
 
-def _families(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> Dict[int, int]:
-    """Number of the family by number of the plan, for images that are not alone in theirs."""
+def _chain_groups(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> Dict[int, int]:
+    """Number of the chain group by number of the plan, for images that are not alone in theirs."""
     parent = {number: number for number in plans}
 
     def root(number: int) -> int:

@@ -14,7 +14,7 @@ from .._host.files import remove_durably
 from .._host.in_use import WRITER, find_users
 from .._host.qemu_img import QemuImg
 from .._image.extent import SECTOR
-from . import record as states
+from . import states
 from .commit import inode_at
 from .record import Record
 from .source import Source, open_layer

@@ -17,7 +17,7 @@ from .._errors import ImageChanged, ImageInUse, QcowError
 from .._host.files import publish_new, remove_durably, replace_keeping, retire
 from .._host.in_use import WRITER, find_users
 from .._paths import show
-from . import record as states
+from . import states
 from .record import Record, named, now
 from .references import References
 from .request import HELPERS, temporary_beside, temporary_name
@@ -77,9 +77,9 @@ def abandon(record: Record, reason: str) -> None:
     facts: Dict[str, Any] = {"error": reason, "temporary": None}
     try:
         _remove_result(record)
-        aside = record.file("retire_to")
-        if aside is not None and in_place(record) and inode_at(aside) == record.facts["src"]["ino"] == inode_at(record.path_of("src")):
-            remove_durably(aside, inode=record.facts["src"]["ino"])
+        backup = record.file("retire_to")
+        if backup is not None and in_place(record) and inode_at(backup) == record.facts["src"]["ino"] == inode_at(record.path_of("src")):
+            remove_durably(backup, inode=record.facts["src"]["ino"])
     except BaseException:
         facts["temporary"] = record.facts.get("temporary") or named(temporary_path(record))
         raise
@@ -119,14 +119,14 @@ def _remove_result(record: Record) -> None:
 
 
 def _publish(record: Record, source_fd: int, guard: Any) -> None:
-    temporary, dest, aside = temporary_path(record), record.path_of("dest"), record.file("retire_to")
+    temporary, dest, backup = temporary_path(record), record.path_of("dest"), record.file("retire_to")
     inode = record.facts["result"]["ino"]
     try:
         guard.check()
-        if aside is not None and not published(record) and not record.facts.get("domain_access"):
+        if backup is not None and not published(record) and not record.facts.get("domain_access"):
             require_unused(record, source_fd)
-        if in_place(record) and aside is not None:
-            replace_keeping(temporary, dest, aside, inode=inode)
+        if in_place(record) and backup is not None:
+            replace_keeping(temporary, dest, backup, inode=inode)
         else:
             publish_new(temporary, dest, inode=inode)
     except (QcowError, OSError) as error:
@@ -142,12 +142,12 @@ def _publish(record: Record, source_fd: int, guard: Any) -> None:
 
 
 def _retire(record: Record, references: References, source_fd: int, guard: Any) -> None:
-    src, aside = record.path_of("src"), record.path_of("retire_to")
+    src, backup = record.path_of("src"), record.path_of("retire_to")
     inode = record.facts["src"]["ino"]
     if not in_place(record):
         if inode_at(src) == inode:
             _last_look(record, references, source_fd, guard)
-        retire(src, aside, inode=inode)
+        retire(src, backup, inode=inode)
     try:
         guard.check()
     except (ImageInUse, ImageChanged) as error:
@@ -182,15 +182,15 @@ def result_unchanged(record: Record) -> bool:
 
 def _give_back(record: Record, references: References, error: QcowError) -> None:
     """A writer slipped in between the last look and the rename: the original gets its name back before anything else happens."""
-    src, aside, dest = record.path_of("src"), record.path_of("retire_to"), record.path_of("dest")
+    src, backup, dest = record.path_of("src"), record.path_of("retire_to"), record.path_of("dest")
     inode = record.facts["src"]["ino"]
     references.restore(record)
     if in_place(record):
         discarded = temporary_path(record)
-        replace_keeping(aside, src, discarded, inode=inode)
+        replace_keeping(backup, src, discarded, inode=inode)
         remove_durably(discarded)
     else:
-        retire(aside, src, inode=inode)
+        retire(backup, src, inode=inode)
         if not record.facts.get("adopted"):
             remove_durably(dest, inode=record.facts["result"]["ino"])
     record.note(states.FAILED, error=str(error), temporary=None)

@@ -25,7 +25,7 @@ from .planner import make_plan
 from .record import make_directory
 from .recover import explain_all, recover_all
 from .request import READ, Request
-from .running_domains import Disk, OnSnapshot, Redefinition, ShutDown, say_what_is_left
+from .running_domains import Disk, OnSnapshot, Redefinition, ShutDown, add_leftovers
 from .session import Session
 
 REFUSE = "refuse"
@@ -284,7 +284,7 @@ class _Moving:
             problems = held.release()
             if problems:
                 failure = ToolFailed(" ".join(problems), reason="start-failed")
-                say_what_is_left(failure, held.stop_again() + change.restore())
+                add_leftovers(failure, held.stop_again() + change.restore())
                 raise failure
             for uuid in started:
                 self._domains[uuid]["started"] = True

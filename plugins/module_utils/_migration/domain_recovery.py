@@ -30,12 +30,12 @@ def recover_definitions(session: Session) -> List[Dict[str, Any]]:
 
     :return: entries like those of :func:`.recover.recover`, one for each image.
     """
-    return _settle(session, {SNAPSHOT: _off_the_snapshot, REDEFINED: _same_for_all})
+    return _recover(session, {SNAPSHOT: _off_the_snapshot, REDEFINED: _same_for_all})
 
 
 def restart(session: Session) -> List[Dict[str, Any]]:
     """Start domains that a run which died had shut down. To be done when the records have been dealt with."""
-    return _settle(session, {STOPPED: _start})
+    return _recover(session, {STOPPED: _start})
 
 
 def explain(session: Session) -> List[Dict[str, Any]]:
@@ -45,11 +45,11 @@ def explain(session: Session) -> List[Dict[str, Any]]:
     ]
 
 
-Settle = Callable[[api.Connection, Dict[str, Any]], str]
+Recovery = Callable[[api.Connection, Dict[str, Any]], str]
 """Does what an entry of the journal asks for; returns in words what was done. May be done again."""
 
 
-def _settle(session: Session, how: Dict[str, Settle]) -> List[Dict[str, Any]]:
+def _recover(session: Session, how: Dict[str, Recovery]) -> List[Dict[str, Any]]:
     answers: List[Dict[str, Any]] = []
     for entry in session.journal.entries():
         if entry["kind"] not in how:

@@ -16,8 +16,7 @@ from .._host.files import create_temporary, identity, sync_directory
 from .._image.extent import SECTOR, filled
 from .._paths import show
 from .._verify.compare import verify
-from . import overlay_headers
-from . import record as states
+from . import overlay_headers, states
 from .commit import abandon, finish, published, temporary_path, withdraw
 from .output import DeviceWriter, is_device, open_exclusively, read_back, second_opinion, write
 from .plan import CONVERT, RETIRE, Plan

@@ -240,32 +240,32 @@ def _summary(images: List[Dict[str, Any]], counts: tree.Counts) -> Dict[str, Any
     }
 
 
-def add_domains(images: List[Dict[str, Any]], summary: Dict[str, Any], keeper: Domains) -> List[str]:
+def add_domains(images: List[Dict[str, Any]], summary: Dict[str, Any], domains: Domains) -> List[str]:
     """Give each image its ``users``, and each candidate in ``domains`` what a migration would do about them.
 
     :return: what keeps the answer from being complete, in sentences.
     :raises QcowError: libvirt answers, and then fails.
     """
-    answer = keeper.survey()
+    answer = domains.survey()
     for image in images:
         path = decode_exact(image["path"], image["path_base64"])
-        for user in keeper.users(path):
+        for user in domains.users(path):
             known = answer.domains[user["uuid"]]
             image["users"].append(
                 dict(user, snapshots=list(known.snapshots), checkpoints=list(known.checkpoints), managed_save=known.managed_save)
             )
         if image["users"] and image["candidate"]:
-            image["domains"] = _forecast(path, keeper)
+            image["domains"] = _forecast(path, domains)
     summary["used_by_domains"] = sum(bool(image["users"]) for image in images)
     summary["kept_back_by_domains"] = sum((image["domains"] or {}).get("action") == "refuse" for image in images)
     return [] if answer.complete or not answer.domains else [answer.reason or "libvirt did not answer"]
 
 
-def _forecast(path: bytes, keeper: Domains) -> Dict[str, Any]:
-    against = keeper.against(path)
+def _forecast(path: bytes, domains: Domains) -> Dict[str, Any]:
+    against = domains.against(path)
     if against:
         return {"action": "refuse", "reasons": against}
-    running = sorted(keeper.running(path).values())
+    running = sorted(domains.running(path).values())
     if running:
         return {
             "action": "running",
@@ -273,7 +273,7 @@ def _forecast(path: bytes, keeper: Domains) -> Dict[str, Any]:
                 "Domain {0} runs: it has to be shut down (running=shutdown) or moved live (running=live).".format(", ".join(running))
             ],
         }
-    names = sorted({"{0} ({1})".format(use.domain, use.target) for use in keeper.definitions(path)})
+    names = sorted({"{0} ({1})".format(use.domain, use.target) for use in domains.definitions(path)})
     return {"action": "follow", "reasons": ["Its definition is pointed to the result: {0}.".format(", ".join(names))]}
 
 

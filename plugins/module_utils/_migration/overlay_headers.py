@@ -18,7 +18,7 @@ from .._host.in_use import find_users
 from .._image import qcow2
 from .._image.qcow2_header import Backing, backing_of, rebased
 from .._paths import decode_exact, show
-from . import record as states
+from . import states
 from .record import Record, Records, named
 from .references import Updater
 

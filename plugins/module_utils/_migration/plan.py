@@ -44,9 +44,9 @@ class Plan(NamedTuple):
     cluster_size: int = 0  # of a qcow2 result
     layout: str = RECLUSTER  # of a qcow2 result
     lost: Losses = {}  # what salvage gives up
-    family: Optional[int] = None  # images that are migrated together or not at all have the same number
+    chain_group: Optional[int] = None  # images that are migrated together or not at all have the same number
     dependants: Tuple[Dependant, ...] = ()  # foreign overlays to be re-pointed
-    needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same family
+    needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same chain_group
     unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
 
     @property

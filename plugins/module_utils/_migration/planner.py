@@ -21,12 +21,13 @@ from .._image.fingerprint import rounded
 from .._image.qcow1 import Qcow1
 from .._paths import show
 from .._verify.compare import verify
-from .backing import KEEP, RECLUSTER, Became, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
+from .backing import KEEP, RECLUSTER, Replacement, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
 from .output import is_device, require_usable
 from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
-from .record import IN_PLACE, Record, Records
+from .record import Record, Records
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
 from .source import MAX_RANGES, Losses, Source, open_plain, ranges_of, require_sound
+from .states import IN_PLACE
 
 _LOOKS = 10
 _BETWEEN_LOOKS = 0.2  # seconds
@@ -171,7 +172,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     backing = None
     if source.members and request.chains == "preserve" and request.format == "qcow2":
         require_thin_possible(request, native=engine == NATIVE)
-        backing = rest_on(request, dest, members[0], members[1], _became(source.members[0], request.src, records, bases))
+        backing = rest_on(request, dest, members[0], members[1], _replacement_of(source.members[0], request.src, records, bases))
     cluster_size, need = needed(request, source, backing, rounded(image.virtual_size))
     reasons = ["QCOW v1 image of {0} bytes".format(image.virtual_size)]
     layout = RECLUSTER
@@ -188,8 +189,8 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         reasons.append("virtual size rounded up to {0} bytes, no guest byte is lost".format(rounded(image.virtual_size)))
     if any(isinstance(layer, Qcow1) and layer.header.crypt_method for layer in source.layers):
         reasons.append("legacy encryption; found: " + (", ".join(sorted(set(source.recognised))) or "no known signature"))
-    if source.doubts:
-        reasons.append("suspect, converted as it reads: " + "; ".join(source.doubts[:MAX_RANGES]))
+    if source.warnings:
+        reasons.append("suspect, converted as it reads: " + "; ".join(source.warnings[:MAX_RANGES]))
     if lost:
         ranges = sum(len(found) for found in lost.values())
         reasons.append("{0} damaged ranges will read as zeros (salvage)".format(ranges))
@@ -229,7 +230,7 @@ def choose_engine(request: Request) -> str:
     return NATIVE
 
 
-def _became(base: Member, src: bytes, records: Records, bases: Bases) -> Optional[Became]:
+def _replacement_of(base: Member, src: bytes, records: Records, bases: Bases) -> Optional[Replacement]:
     """What a base is replaced by: in this run, or already.
 
     :raises QcowError: where the base is QCOW v1 and will not be migrated.
@@ -238,12 +239,12 @@ def _became(base: Member, src: bytes, records: Records, bases: Bases) -> Optiona
     if base.format != "qcow":
         return None
     if plan is not None and plan.action in (CONVERT, RETIRE, NOOP):
-        return Became(plan.dest, plan.request.format, plan.backing, plan.action != CONVERT)
+        return Replacement(plan.dest, plan.request.format, plan.backing, plan.action != CONVERT)
     if plan is not None:
         raise QcowError("its base {0} cannot be migrated: {1}".format(show(base.path), "; ".join(plan.reasons)), src, reason="chain")
     done = _last_done(records.of_source(base.real))
     if done is not None and _is_source_of(base, done) and os.path.lexists(done.path_of("dest")):
-        return Became(done.path_of("dest"), done.facts["format"], None, True)
+        return Replacement(done.path_of("dest"), done.facts["format"], None, True)
     raise QcowError(
         "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
         src,

@@ -10,7 +10,7 @@ import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from .._errors import NoSpace
-from .._host import space
+from .._host import space, text_references
 from .._paths import show
 from .plan import CONVERT, REFUSE, RETIRE, Plan
 
@@ -21,14 +21,14 @@ Unit = Tuple[str, int]
 
 
 def unit_of(number: int, plan: Plan) -> Unit:
-    """What a plan is carried out together with: alone by its number in the batch, or with its family."""
-    return ("image", number) if plan.family is None else ("family", plan.family)
+    """What a plan is carried out together with: alone by its number in the batch, or with its chain_group."""
+    return ("image", number) if plan.chain_group is None else ("chain", plan.chain_group)
 
 
 def defer_beyond(plans: List[Plan], limit: Optional[int]) -> List[Plan]:
     """The plans, with those deferred that would take a run over ``limit`` guest bytes copied.
 
-    The first image always stays, or one larger than the limit would never be migrated; families stay whole.
+    The first image always stays, or one larger than the limit would never be migrated; chains stay whole.
     """
     if limit is None:
         return plans
@@ -101,6 +101,27 @@ def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve) -> List[Pla
             problems=problems + others,
         )
     return plans
+
+
+def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, report: bool) -> List[Plan]:
+    """The plans, those refused that would take the name away from an image that text files name; with ``report`` they only say so."""
+    losing = [plan for plan in plans if plan.action in (CONVERT, RETIRE) and plan.retired is not None and not plan.in_place]
+    hits = text_references.search(directories, {plan.request.src for plan in losing}) if directories and losing else {}
+    if not hits:
+        return plans
+    judged = []
+    for plan in plans:
+        found = hits.get(plan.request.src, ()) if plan in losing else ()
+        places = ", ".join("{0} line {1}".format(show(hit.file), hit.line) for hit in found)
+        if found and report:
+            plan = plan._replace(reasons=plan.reasons + ["still named in {0}".format(places)])
+        elif found:
+            why = "It is named in {0}, which nothing here can change. Say keep_name=true, or change that and say references=report.".format(
+                places
+            )
+            plan = _refused(plan, "referenced", "{0}: {1} Nothing was changed.".format(show(plan.request.src), why))
+        judged.append(plan)
+    return judged
 
 
 def _refused(plan: Plan, code: str, reason: str, **details: Any) -> Plan:

@@ -18,25 +18,7 @@ from typing import Any, Dict, Iterator, List, Optional
 from .._errors import QcowError, StateError
 from .._host.files import remove_durably, sync_directory
 from .._paths import decode_exact, encode_exact, show
-
-PLANNED = "planned"
-COPYING = "copying"
-VERIFIED = "verified"
-PUBLISHED = "published"
-REPOINTED = "repointed"
-RETIRED = "retired"
-DONE = "done"
-FAILED = "failed"
-ROLLING_BACK = "rolling-back"
-ROLLED_BACK = "rolled-back"
-CLEANING = "cleaning"
-CLEANED = "cleaned"
-
-IN_PLACE = (PUBLISHED, REPOINTED, RETIRED, DONE, CLEANING, CLEANED)
-"""States in which the result has its name."""
-
-FINISHED = (DONE, FAILED, ROLLED_BACK, CLEANED)
-"""States after which nothing is left to do, but for a temporary file that could not be removed."""
+from .states import FAILED, FINISHED, PLANNED
 
 SCHEMA = 1
 
@@ -168,7 +150,7 @@ class Records:
         return [path for path in paths if _read(path) is None]
 
     def sweep(self) -> None:
-        """Remove journals whose first line never became durable: nothing had been done for those.
+        """Remove journals whose first line never replacement durable: nothing had been done for those.
 
         Only while no other run is at work (see :class:`Exclusive`).
         """

@@ -17,8 +17,7 @@ from .._errors import ImageChanged, ImageInUse, QcowError, StateError
 from .._host.files import remove_durably
 from .._host.in_use import Guard
 from .._paths import encode_exact, show
-from . import domain_recovery
-from . import record as states
+from . import domain_recovery, states
 from .commit import abandon, finish, in_place, inode_at, published, result_unchanged, temporary_path, withdraw, written
 from .record import Record
 from .references import References

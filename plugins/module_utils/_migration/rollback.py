@@ -16,7 +16,7 @@ from .._host.in_use import Guard, find_users
 from .._image.chain import Node
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
-from . import record as states
+from . import states
 from .chains import Surroundings
 from .commit import in_place, inode_at, temporary_path
 from .overlay_headers import repointed

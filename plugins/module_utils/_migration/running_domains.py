@@ -14,7 +14,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from .._errors import QcowError
 from .._libvirt import api, control, domain_xml, redefine
-from . import record as states
+from . import states
 from .commit import in_place, withdraw
 from .domain_references import PendingPivot, overlay_path
 from .record import named
@@ -27,14 +27,14 @@ SNAPSHOT = "snapshot"
 REDEFINED = "redefined"
 
 
-def say_what_is_left(error: Any, problems: List[str]) -> None:
+def add_leftovers(error: Any, problems: List[str]) -> None:
     """Have an error tell what could not be undone after it; its details then have ``left``, a list of sentences."""
     if problems and isinstance(error, QcowError):
         error.hint = " ".join(filter(None, [error.hint, *problems]))
         error.details["left"] = [*error.details.get("left", []), *problems]
 
 
-class _Kept:
+class _RunningDomains:
     """Domains that are kept off their images (context manager): whatever happens inside, they run again afterwards as they ran before."""
 
     def __init__(self, session: Session, connection: api.Connection, paths: Sequence[bytes]) -> None:
@@ -50,11 +50,11 @@ class _Kept:
         raise NotImplementedError
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        say_what_is_left(error, self.release())
+        add_leftovers(error, self.release())
         self._session.domains.forget()
 
 
-class ShutDown(_Kept):
+class ShutDown(_RunningDomains):
     """Domains that are shut down, and started again.
 
     :param domains: their names by their UUIDs.
@@ -111,7 +111,7 @@ class ShutDown(_Kept):
         self.stopped = {}
 
     def release(self) -> List[str]:
-        """See :meth:`_Kept.release`. May be called again for what did not start."""
+        """See :meth:`_RunningDomains.release`. May be called again for what did not start."""
         problems = []
         for uuid, name in list(self.stopped.items()):
             try:
@@ -132,7 +132,7 @@ class Disk(NamedTuple):
     dest: bytes
 
 
-class OnSnapshot(_Kept):
+class OnSnapshot(_RunningDomains):
     """Domains that write to overlays while the images below are converted; each disk pivots when its result is published.
 
     :param domains: their names by their UUIDs.
@@ -185,7 +185,7 @@ class OnSnapshot(_Kept):
         domains.pending += [PendingPivot(self._connection, taken, planned, disk.request) for disk, planned in moves]
 
     def release(self) -> List[str]:
-        """See :meth:`_Kept.release`. Every disk that has not pivoted is put back on its image."""
+        """See :meth:`_RunningDomains.release`. Every disk that has not pivoted is put back on its image."""
         problems = [problem for taken in self._taken for problem in self._put_back(taken)]
         self._taken = []
         self._session.domains.pending = []
@@ -263,7 +263,7 @@ class Redefinition:
             for item in self._planned:
                 redefine.apply(self._connection, item)
         except BaseException as error:
-            say_what_is_left(error, self.restore())
+            add_leftovers(error, self.restore())
             raise
         self._session.journal.clear(self._key)
 

@@ -12,8 +12,9 @@ from .._host import tree
 from .._image.detect import QCOW_MAGIC, is_qcow1
 from .._paths import show
 from .chains import Surroundings
-from .record import IN_PLACE, Records, named
+from .record import Records, named
 from .request import is_retired
+from .states import IN_PLACE
 
 WALKERS = 2
 """Processes that walk a tree; only where the first bytes decide what is reported, which is where walking is all the work."""

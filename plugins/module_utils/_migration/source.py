@@ -56,7 +56,7 @@ class Source:
         self.layers: List[Layer] = []
         self.members: Tuple[Member, ...] = ()
         self.recognised: List[str] = []
-        self.doubts: List[str] = []  # what the check found that is no error
+        self.warnings: List[str] = []  # what the check found that is no error
         self._below: List[int] = []
         try:
             self.identity = identity(self.fd)
@@ -295,7 +295,7 @@ Losses = Dict[int, List[Damage]]
 def require_sound(source: Source, level: str, known: Set[Key], *, salvage: bool) -> Losses:
     """Open the layers of a chain, and make sure that nothing in their tables contradicts their files.
 
-    What is suspect but no error goes into ``source.doubts``.
+    What is suspect but no error goes into ``source.warnings``.
 
     :param level: of the structure check.
     :param known: files found sound before, which are not looked at again.
@@ -312,7 +312,7 @@ def require_sound(source: Source, level: str, known: Set[Key], *, salvage: bool)
         if isinstance(layer, Qcow1) and not salvage:
             report = check(layer.fd, layer.path, level)
             _require_verdict(report, layer.path)
-            source.doubts.extend(_in_words(finding) for finding in report.findings if finding.severity == WARNING)
+            source.warnings.extend(_in_words(finding) for finding in report.findings if finding.severity == WARNING)
             continue
         for extent in layer.extents():
             if salvage and extent.kind == COMPRESSED:

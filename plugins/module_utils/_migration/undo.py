@@ -15,10 +15,11 @@ from .._paths import decode_exact, show
 from . import cleanup, rollback
 from .domain_references import FOLLOW
 from .preflight import reason_of
-from .record import FAILED, Record, Records
+from .record import Record, Records
 from .recover import explain, explain_all, recover_all
 from .rollback import NewDependents
 from .session import Session
+from .states import FAILED
 
 _ROLES = ("src", "dest", "retired", "retire_to")
 

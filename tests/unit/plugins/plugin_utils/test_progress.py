@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import Report, Sight, duration, of_worker, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import JobStatus, Report, duration, of_worker, size
 
 RUNNING = 'job 70\n{"started": 1, "finished": 0, "ansible_job_id": "j1.2"}\n'
 STAT = "77 (python3 (x)) S 1 " + "0 " * 17 + "4711 0 0\n"
@@ -57,20 +57,20 @@ def lines(*facts):
     ],
 )
 def test_a_job_runs_ends_or_dies(text, process, finished, alive, gone):
-    sight = Sight.of(text, "abc", process)
-    assert (sight.finished, sight.alive, sight.gone) == (finished, alive, gone)
+    status = JobStatus.of(text, "abc", process)
+    assert (status.finished, status.alive, status.gone) == (finished, alive, gone)
 
 
 def test_one_line_for_one_worker_and_none_twice():
     report = Report("abc")
-    sight = Sight.of(RUNNING + lines(CALL, WORKER), "abc", None)
-    assert report.lines(sight) == ["/x.qcow: copy 50 %, 100 MiB/s, 1 min 05 s left | 1 of 3 images done, 50 %, 30 s left"]
-    assert report.lines(sight) == []
+    status = JobStatus.of(RUNNING + lines(CALL, WORKER), "abc", None)
+    assert report.lines(status) == ["/x.qcow: copy 50 %, 100 MiB/s, 1 min 05 s left | 1 of 3 images done, 50 %, 30 s left"]
+    assert report.lines(status) == []
 
 
 def test_a_line_for_each_worker_and_one_for_all():
     other = dict(WORKER, path="/a.qcow", pid=79, stage="verify", percent=None, speed=None, left=None, done=0)
-    assert Report("abc").lines(Sight.of(RUNNING + lines(CALL, WORKER, other), "abc", None)) == [
+    assert Report("abc").lines(JobStatus.of(RUNNING + lines(CALL, WORKER, other), "abc", None)) == [
         "/a.qcow: verify",
         "/x.qcow: copy 50 %, 100 MiB/s, 1 min 05 s left",
         "1 of 3 images done, 50 %, 30 s left",
@@ -79,21 +79,21 @@ def test_a_line_for_each_worker_and_one_for_all():
 
 def test_who_waits_sees_the_other_run():
     waiting = dict(CALL, token="mine", pid=80, stage="waiting", images=0)
-    assert Report("mine").lines(Sight.of(RUNNING + lines(waiting, CALL, WORKER), "mine", None)) == [
+    assert Report("mine").lines(JobStatus.of(RUNNING + lines(waiting, CALL, WORKER), "mine", None)) == [
         "waits for another migration on this host:",
         "/x.qcow: copy 50 %, 100 MiB/s, 1 min 05 s left | 1 of 3 images done, 50 %, 30 s left",
     ]
 
 
 def test_a_single_image_needs_no_total():
-    assert Report("abc").lines(Sight.of(lines(dict(CALL, images=1), WORKER), "abc", None)) == [of_worker(WORKER)]
+    assert Report("abc").lines(JobStatus.of(lines(dict(CALL, images=1), WORKER), "abc", None)) == [of_worker(WORKER)]
 
 
 def test_when_the_job_ends_is_estimated_from_how_far_it_has_come():
     report = Report("abc")
 
     def left(moment, **facts):
-        return report.left(Sight.of(lines(dict(CALL, **facts)), "abc", None), moment)
+        return report.left(JobStatus.of(lines(dict(CALL, **facts)), "abc", None), moment)
 
     assert left(10.0, stage="planning") == math.inf
     assert left(20.0, bytes=1000, total=10000) == math.inf  # nothing to go by yet
@@ -102,7 +102,7 @@ def test_when_the_job_ends_is_estimated_from_how_far_it_has_come():
     assert left(30.0, bytes=6000, total=10000) == 8.0
     assert left(31.0, bytes=10000, total=10000) == 0.0
     assert left(32.0, stage="ending") == 0.0
-    assert report.left(Sight.of("", "abc", None), 33.0) == 0.0
+    assert report.left(JobStatus.of("", "abc", None), 33.0) == 0.0
 
 
 @pytest.mark.parametrize(

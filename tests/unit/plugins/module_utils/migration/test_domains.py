@@ -23,8 +23,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import (
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import xml_edit
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.inventory import survey
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import domain_references
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import record as states
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import domain_references, states
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_move import Job, run
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, named

@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ToolFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import api, control
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, guests, running_domains, undo
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_policy, running_domains, undo
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import IGNORE, Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.info import Question, add_domains, add_references, look
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
@@ -53,7 +53,7 @@ class Host:
     def run(self, *images: pathlib.Path, check_mode: bool = False, **how: Any) -> List[Dict[str, Any]]:
         """Migrate them as the role does."""
         request = {key: how.pop(key) for key in list(how) if key in Request._fields}
-        policy = guests.Policy(how.pop("running", "refuse"), 240)
+        policy = domain_policy.Policy(how.pop("running", "refuse"), 240)
         settings = batch.Settings(
             os.fsencode(self.state), reserve=0, check_mode=check_mode, libvirt_uri=self.daemon.uri, running=policy, **how
         )

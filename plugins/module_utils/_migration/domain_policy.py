@@ -2,15 +2,14 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Domains in a batch: what they forbid, before anything is written, and what becomes of those that run.
+"""What domains forbid, before anything is written, and what may be done to those that run.
 
-A running domain holds all of its images, so images that share one are dealt with together: it is shut down for them once, or frozen once.
+A running domain holds all of its images, so images that share one are migrated together: it is shut down, or put on a snapshot, once for all of them.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from .._errors import QcowError
-from .._host import text_references
 from .._libvirt import api, control
 from .._paths import show
 from .domain_references import Domains
@@ -28,51 +27,51 @@ class Policy(NamedTuple):
     shutdown_timeout: float = 120.0
 
 
-def prepared(requests: List[Request], keeper: Domains, policy: Policy) -> List[Request]:
+def prepared(requests: List[Request], domains: Domains, policy: Policy) -> List[Request]:
     """The requests with what libvirt knows of their images: declared formats, and whether a running domain will make room."""
     if not requests:
         return requests
-    formats = keeper.declared_formats()
+    formats = domains.declared_formats()
     access = WRITTEN if policy.running in (SHUTDOWN, LIVE) else ""
     return [
         request._replace(
             # Of the image itself its own refusal speaks, which names the domain.
             backing_formats=tuple(item for item in formats if item[0] != request.src) + request.backing_formats,
-            domain_access=access if access and keeper.running(request.src) else "",
+            domain_access=access if access and domains.running(request.src) else "",
         )
         for request in requests
     ]
 
 
-def judge(plans: List[Plan], keeper: Domains, policy: Policy) -> List[Plan]:
+def judge(plans: List[Plan], domains: Domains, policy: Policy) -> List[Plan]:
     """The plans, those refused that a domain stands in the way of; the others say which domains follow."""
     judged = []
     for plan in plans:
         if plan.action in (CONVERT, RETIRE):
-            plan = _judged(plan, keeper, policy)
-        elif plan.action == REFUSE and plan.code == "in-use" and keeper.running(plan.request.src):
-            names = ", ".join(keeper.running(plan.request.src).values())
+            plan = _judged(plan, domains, policy)
+        elif plan.action == REFUSE and plan.code == "in-use" and domains.running(plan.request.src):
+            names = ", ".join(domains.running(plan.request.src).values())
             plan = plan._replace(reasons=["{0} {1}".format("; ".join(plan.reasons), _way_out(names))])
         judged.append(plan)
     return judged
 
 
-def _judged(plan: Plan, keeper: Domains, policy: Policy) -> Plan:
-    against = keeper.against(plan.request.src)
+def _judged(plan: Plan, domains: Domains, policy: Policy) -> Plan:
+    against = domains.against(plan.request.src)
     if against:
         return _refused(plan, "domain", " ".join(against))
-    running = keeper.running(plan.request.src)
+    running = domains.running(plan.request.src)
     names = ", ".join(running.values())
     if running and policy.running == REFUSE:
         return _refused(plan, "in-use", _way_out(names))
     if running and policy.running == LIVE:
         try:
-            why = _against_live(plan, keeper, running)
+            why = _against_live(plan, domains, running)
         except QcowError as error:
             why = str(error)
         if why is not None:
             return _refused(plan, "domain", why)
-    follow = sorted({"{0} ({1})".format(use.domain, use.target) for use in keeper.definitions(plan.request.src)})
+    follow = sorted({"{0} ({1})".format(use.domain, use.target) for use in domains.definitions(plan.request.src)})
     how = "follows"
     if running:
         how = "is shut down and started again" if policy.running == SHUTDOWN else "is moved live"
@@ -87,14 +86,14 @@ def _way_out(names: str) -> str:
     return "Domain {0} is running. Shut it down, or say running=shutdown or running=live.".format(names)
 
 
-def _against_live(plan: Plan, keeper: Domains, running: Dict[str, str]) -> Optional[str]:
+def _against_live(plan: Plan, domains: Domains, running: Dict[str, str]) -> Optional[str]:
     """Why a running domain cannot be moved with this image.
 
     :raises QcowError: the host cannot, and why.
     """
     names = ", ".join(running.values())
-    uses = [use for use in keeper.survey().users_of(plan.request.src) if use.uuid in running]
-    if len(running) > 1 or any(use.depth for use in uses) or plan.below or plan.family is not None:
+    uses = [use for use in domains.survey().users_of(plan.request.src) if use.uuid in running]
+    if len(running) > 1 or any(use.depth for use in uses) or plan.below or plan.chain_group is not None:
         return "Running domain {0} shares it, or it is part of a chain; that cannot be moved live. Say running=shutdown.".format(names)
     if plan.in_place:
         return "A result under the same name cannot be made while domain {0} runs. Say running=shutdown.".format(names)
@@ -102,7 +101,7 @@ def _against_live(plan: Plan, keeper: Domains, running: Dict[str, str]) -> Optio
         return "Running domain {0} has written to it since its result was made. Move the result away, or say running=shutdown.".format(
             names
         )
-    connection = api.connect(keeper.uri, readonly=True)
+    connection = api.connect(domains.uri, readonly=True)
     try:
         for uuid in running:
             control.capable(connection, uuid, sorted({use.target for use in uses}), plan.request.format)
@@ -111,36 +110,15 @@ def _against_live(plan: Plan, keeper: Domains, running: Dict[str, str]) -> Optio
     return None
 
 
-def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, report: bool) -> List[Plan]:
-    """The plans, those refused that would take the name away from an image that text files name; with ``report`` they only say so."""
-    losing = [plan for plan in plans if plan.action in (CONVERT, RETIRE) and plan.retired is not None and not plan.in_place]
-    hits = text_references.search(directories, {plan.request.src for plan in losing}) if directories and losing else {}
-    if not hits:
-        return plans
-    judged = []
-    for plan in plans:
-        found = hits.get(plan.request.src, ()) if plan in losing else ()
-        places = ", ".join("{0} line {1}".format(show(hit.file), hit.line) for hit in found)
-        if found and report:
-            plan = plan._replace(reasons=plan.reasons + ["still named in {0}".format(places)])
-        elif found:
-            why = "It is named in {0}, which nothing here can change. Say keep_name=true, or change that and say references=report.".format(
-                places
-            )
-            plan = _refused(plan, "referenced", why)
-        judged.append(plan)
-    return judged
-
-
 Job = List[Tuple[int, Plan]]
 
 
-def together(jobs: List[Job], keeper: Domains) -> List[Job]:
-    """The jobs, those made one that share a running domain."""
+def together(jobs: List[Job], domains: Domains) -> List[Job]:
+    """The jobs, with those that share a running domain made one."""
     merged: List[Job] = []
     place: Dict[str, Job] = {}
     for job in jobs:
-        names = {uuid for _number, plan in job if plan.request.domain_access for uuid in keeper.running(plan.request.src)}
+        names = {uuid for _number, plan in job if plan.request.domain_access for uuid in domains.running(plan.request.src)}
         found: List[Job] = []
         for name in sorted(names):
             other = place.get(name)
@@ -155,7 +133,3 @@ def together(jobs: List[Job], keeper: Domains) -> List[Job]:
                 place[uuid] = job
         place.update((uuid, job) for uuid in names)
     return merged
-
-
-Replan = Callable[[List[Request]], List[Plan]]
-CarryOut = Callable[[List[Plan]], List[Dict]]
