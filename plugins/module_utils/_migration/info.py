@@ -25,7 +25,7 @@ from .domain_references import Domains
 from .record import Records
 from .request import is_retired
 from .search import WALKERS, absent, unseen
-from .source import Source, open_plain
+from .source import Source, open_reader
 
 REPORTS = ("v1", "known", "all")
 
@@ -161,8 +161,8 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
             whole = image["backing"] is None or (question.chains and _describe_chain(image, path, question))
             if question.fingerprint and whole and all(member["format"] in NATIVE for member in image["chain"]):
                 _attach_chain(source, question)
-                below = [open_plain(member.format, fd, member.path) for member, fd in source.pairs()]
-                image["fingerprint"] = fingerprint([open_plain(kind.format, source.fd, path)] + below)
+                below = [open_reader(member.format, fd, member.path) for member, fd in source.pairs()]
+                image["fingerprint"] = fingerprint([open_reader(kind.format, source.fd, path)] + below)
     elif kind.format == "qcow":
         image["candidate"] = not is_retired(path)
         image["reasons"] = ["QCOW v1"] if image["candidate"] else ["retired original"]
@@ -223,7 +223,7 @@ def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> N
     if question.fingerprint and not image["encrypted"] and all(member["format"] in NATIVE for member in image["chain"]):
         _attach_chain(source, question)
         source.open_layers()
-        image["fingerprint"] = fingerprint(source.plain())
+        image["fingerprint"] = fingerprint(source.readers())
 
 
 def _attach_chain(source: Source, question: Question) -> None:
