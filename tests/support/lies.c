@@ -4,7 +4,7 @@
  *
  * A filesystem that calls data a hole: to be preloaded. VMIMAGE_QCOW_LIES=END:START:STOP is about bytes [START, STOP) of every file whose name
  * ends with END. SEEK_DATA and SEEK_HOLE lie about them, to whoever asks in this process and all that it starts; read() tells the truth.
- * With VMIMAGE_QCOW_NO_MAP set there is no extent map (FIEMAP) either, as on filesystems without one.
+ * With VMIMAGE_QCOW_NO_MAP set there is no extent map (FIEMAP) either, as on filesystems without one. Files cannot be cloned.
  */
 
 #define _GNU_SOURCE
@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define FIEMAP 0xC020660BUL
+#define FICLONE 0x40049409UL
 
 typedef off_t (*seek_call)(int, off_t, int);
 typedef int (*control_call)(int, unsigned long, void *);
@@ -84,7 +85,8 @@ int ioctl(int fd, unsigned long request, ...)
     va_start(arguments, request);
     argument = va_arg(arguments, void *);
     va_end(arguments);
-    if ((request & 0xFFFFFFFFUL) == FIEMAP && getenv("VMIMAGE_QCOW_NO_MAP") != NULL) {
+    request &= 0xFFFFFFFFUL;
+    if (request == FICLONE || (request == FIEMAP && getenv("VMIMAGE_QCOW_NO_MAP") != NULL)) {
         errno = EOPNOTSUPP;
         return -1;
     }

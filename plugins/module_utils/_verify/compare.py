@@ -218,7 +218,7 @@ def _differ(chains: List[Chain], block: int, path: bytes) -> NoReturn:
             place.what, place.start, place.start + place.length - 1, show(place.path)
         )
         hint = (
-            "Nothing was published and the source is untouched. Copy the image to another filesystem by a program that reads every byte "
-            "(cp --sparse=never) and migrate it there; do not trust this filesystem with copies of sparse files before it is mended."
+            "Nothing was published and the source is untouched. Copy the image to another filesystem with a program that does not ask for holes "
+            "(dd bs=1M) and migrate it there. Until this filesystem is mended, cp and qemu-img lose data on it, too."
         )
     raise VerificationFailed(message, path, hint=hint, start=start, length=BLOCK)
