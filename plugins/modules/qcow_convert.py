@@ -314,7 +314,8 @@ options:
     default: '1.1'
   verify:
     description:
-      - V(full) compares every guest byte of the result with the original before the result gets its name.
+      - V(full) compares every guest byte of the result with the original before the result gets its name. What only the filesystem calls a hole is
+        read, too, unless its extent map and the space that the file occupies agree.
       - V(none) publishes the result unproven. There is no fingerprint then.
     type: str
     choices: [full, none]

@@ -18,16 +18,16 @@ from itertools import islice
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils._fingerprint import BLOCK
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt, safety
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import CONTENT, check
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.findings import DAMAGED
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.fingerprint import BLOCK
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.producer import likely_writer
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_header import HEADER_SIZE
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, Shared, Xen, build
 
 INPUTS = int(os.environ.get("VMIMAGE_FUZZ_INPUTS", "20000"))
@@ -201,14 +201,14 @@ def examine(fd: int, image: bytes) -> str:
         return "damaged"
     if disk is None:
         try:
-            for _block in islice(guest_blocks([PlainQcow1(fd, b"fuzz")]), 0 if reader.header.crypt_method else 4):
+            for _block in islice(guest_blocks([Qcow1Reader(fd, b"fuzz")]), 0 if reader.header.crypt_method else 4):
                 pass
         except QcowError:
             assert damage, "read as damaged, checked as sound"
         return "large"
     assert not damage, "read as sound, checked as damaged: %s" % report.findings
     plain = bytearray(-(-len(disk) // BLOCK) * BLOCK)
-    for index, block in guest_blocks([PlainQcow1(fd, b"fuzz", crypt.decryptor(b"pw") if reader.header.crypt_method else None)]):
+    for index, block in guest_blocks([Qcow1Reader(fd, b"fuzz", crypt.decryptor(b"pw") if reader.header.crypt_method else None)]):
         plain[index * BLOCK : (index + 1) * BLOCK] = block
     assert plain[: len(disk)] == disk, "the two reading paths disagree"
     return "read"

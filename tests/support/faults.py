@@ -49,9 +49,12 @@ class Point(NamedTuple):
 
 
 class Server:
-    """A fault_server.py, in a PID namespace of its own unless ``isolated`` is False (it then sees later mounts). Context manager."""
+    """A fault_server.py, in a PID namespace of its own unless ``isolated`` is False (it then sees later mounts). Context manager.
 
-    def __init__(self, *, isolated: bool = True) -> None:
+    ``variables``: more of its environment.
+    """
+
+    def __init__(self, *, isolated: bool = True, variables: Optional[dict[str, str]] = None) -> None:
         require_tool("strace")
         command = [os.path.realpath(sys.executable), "-m", "ansible_collections.vmimage.qcow.tests.support.fault_server"]
         if isolated:
@@ -59,7 +62,7 @@ class Server:
             command = [require_tool("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child", *command]
         # The interpreter itself, with the environment's packages: a shim would fork and spoil the counts.
         paths = os.pathsep.join([os.environ.get("PYTHONPATH", ""), *[path for path in sys.path if path]])
-        environment = dict(os.environ, PYTHONPATH=paths, PYTHONHASHSEED="0", PYTHONDONTWRITEBYTECODE="1")
+        environment = dict(os.environ, PYTHONPATH=paths, PYTHONHASHSEED="0", PYTHONDONTWRITEBYTECODE="1", **(variables or {}))
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
 
     def __enter__(self) -> "Server":

@@ -17,9 +17,9 @@ import threading
 import zlib
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from .._fingerprint import Digests, Fingerprint, block_digests
 from .._image.extent import COMPRESSED, DATA, STRETCH, Extent, Layer, Share, clip
 from .._image.file_io import clone_range, clone_unit, copy_all, forget, start_writeback, write_all
-from .._image.fingerprint import Digests, Fingerprint, block_digests
 from .crew import Crew, Room
 from .segments import Segment, length_of, read_segments, read_streams, segments, stretches
 

@@ -24,7 +24,7 @@ from .progress import Pace
 from .record import Record, Records, named
 from .request import temporary_beside
 from .session import Session
-from .source import Guards, Source, open_plain, ranges_of
+from .source import Guards, Source, open_reader, ranges_of
 
 OnProgress = Callable[[bytes, str, int], None]
 """Told of an image, of a stage (``copy`` or ``verify``) and of the guest bytes it has dealt with since the last call."""
@@ -253,10 +253,10 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
         copied = time.monotonic()
         proof = None
         if plan.request.verify:
-            result = open_plain("raw", fd, plan.dest)
+            result = open_reader("raw", fd, plan.dest)
             result.size = plan.virtual_size  # the rest of the device is none of ours
             advance = _stage(progress, plan, "verify", guard)
-            proof = verify(source.plain(ranges_of(plan.lost)), [result], plan.dest, advance, copied=written.fingerprint)
+            proof = verify(source.readers(ranges_of(plan.lost)), [result], plan.dest, advance, copied=written.fingerprint)
         guard.check()
         _require_still_named(source)
         size = os.lseek(fd, 0, os.SEEK_END)
@@ -352,7 +352,7 @@ def _prove(plan: Plan, source: Source, fd: int, temporary: bytes, written: Optio
     result, opened = read_back(plan, source, fd, temporary)
     try:
         uncached = plan.request.page_cache == "spare"
-        return verify(source.plain(ranges_of(plan.lost)), result, plan.dest, progress, copied=written, uncached=uncached)
+        return verify(source.readers(ranges_of(plan.lost)), result, plan.dest, progress, copied=written, uncached=uncached)
     finally:
         for other in opened:
             os.close(other)

@@ -24,7 +24,7 @@ from .domain_references import Domains
 from .record import Records
 from .request import is_retired
 from .search import WALKERS, absent, unseen
-from .source import Source, open_plain
+from .source import Source, open_reader
 
 REPORTS = ("v1", "known", "all")
 
@@ -145,8 +145,8 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
             image["backing"] = _backing(reader.backing_name, reader.header.backing_format)
             whole = image["backing"] is None or (question.chains and _describe_chain(image, source, question))
             if question.fingerprint and whole and all(member["format"] in NATIVE for member in image["chain"]):
-                below = [open_plain(member.format, fd, member.path) for member, fd in source.pairs()]
-                image["fingerprint"] = fingerprint([open_plain(kind.format, source.fd, path)] + below)
+                below = [open_reader(member.format, fd, member.path) for member, fd in source.pairs()]
+                image["fingerprint"] = fingerprint([open_reader(kind.format, source.fd, path)] + below)
     elif kind.format == "qcow":
         image["candidate"] = not is_retired(path)
         image["reasons"] = ["QCOW v1"] if image["candidate"] else ["retired original"]
@@ -205,7 +205,7 @@ def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> N
         return
     if question.fingerprint and not image["encrypted"] and all(member["format"] in NATIVE for member in image["chain"]):
         source.open_layers()
-        image["fingerprint"] = fingerprint(source.plain())
+        image["fingerprint"] = fingerprint(source.readers())
 
 
 def _backing(name: Optional[bytes], format_name: Optional[str]) -> Optional[Dict[str, Any]]:

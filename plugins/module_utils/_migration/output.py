@@ -30,11 +30,11 @@ from .._image.extent import filled
 from .._image.qcow1 import Qcow1
 from .._image.raw import RawWriter
 from .._paths import show
-from .._verify.reader import PlainImage
+from .._verify.reader import Reader
 from .backing import KEEP, qcow2_options
 from .plan import NATIVE, STAGED, Plan
 from .request import Request, temporary_beside
-from .source import Source, open_plain
+from .source import Source, open_reader
 
 _BLKZEROOUT = 0x127F
 _ZEROS = bytes(1 << 20)
@@ -253,27 +253,27 @@ def qemu_img_options(request: Request) -> Dict[str, str]:
     return options
 
 
-def read_back(plan: Plan, source: Source, fd: int, temporary: bytes) -> Tuple[List[PlainImage], List[int]]:
+def read_back(plan: Plan, source: Source, fd: int, temporary: bytes) -> Tuple[List[Reader], List[int]]:
     """The result as the second reading path sees it, with the files below it, and the descriptors to be closed after that."""
     if plan.engine != NATIVE and (plan.request.compression == "zstd" or plan.request.encryption == "luks"):
         path = os.path.join(os.path.dirname(temporary), temporary_beside(temporary, b"proof"))
         proof = create_temporary(os.path.dirname(path), os.path.basename(path))
         try:
             _tool().convert(Node(temporary, "qcow2", secret_file=plan.request.luks_passphrase_file), path, "raw")
-            return [open_plain("raw", proof, plan.dest)], [proof]
+            return [open_reader("raw", proof, plan.dest)], [proof]
         except BaseException:
             os.close(proof)
             raise
         finally:
             os.unlink(path)
-    images = [open_plain(plan.request.format, fd, plan.dest)]
+    images = [open_reader(plan.request.format, fd, plan.dest)]
     opened: List[int] = []
     if plan.backing is not None:
         for path, format_name in plan.backing.files:
             opened.append(open_source(path))
-            images.append(open_plain(format_name, opened[-1], path))
+            images.append(open_reader(format_name, opened[-1], path))
         if plan.backing.rest is not None:
-            images.extend(source.plain_below(first=plan.backing.rest))
+            images.extend(source.readers_below(first=plan.backing.rest))
     return images, opened
 
 

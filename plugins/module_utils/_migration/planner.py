@@ -9,6 +9,7 @@ import time
 from typing import Any, Dict, List, Optional, Set
 
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
+from .._fingerprint import rounded
 from .._host.attributes import protection
 from .._host.file_users import Use
 from .._host.files import FileIdentity, check_name
@@ -17,7 +18,6 @@ from .._image.chain import Key, Member
 from .._image.check import STRUCTURE
 from .._image.detect import UNKNOWN
 from .._image.extent import SECTOR
-from .._image.fingerprint import rounded
 from .._image.qcow1 import Qcow1
 from .._paths import show
 from .._verify.compare import verify
@@ -26,7 +26,7 @@ from .output import is_device, require_usable
 from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
 from .record import Record, Records
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
-from .source import MAX_RANGES, Losses, Source, open_plain, ranges_of, require_sound
+from .source import MAX_RANGES, Losses, Source, open_reader, ranges_of, require_sound
 from .states import IN_PLACE
 
 _LOOKS = 10
@@ -310,9 +310,9 @@ def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]
             there.follow(rules_of(request))
             kind = there.identify().format
             if request.format in (kind, "raw" if kind == UNKNOWN else kind):
-                result = [open_plain(request.format, there.fd, dest)]
-                result += [open_plain(member.format, fd, member.path) for member, fd in there.pairs()]
-                verify(source.plain(lost), result, dest)
+                result = [open_reader(request.format, there.fd, dest)]
+                result += [open_reader(member.format, fd, member.path) for member, fd in there.pairs()]
+                verify(source.readers(lost), result, dest)
                 action = RETIRE if request.retire else NOOP
                 return Plan(action, request, dest, ["an identical result exists already"], "", **common)
     except (VerificationFailed, UnsafeImage, UnsupportedImage, DamagedImage, KeyError):

@@ -22,7 +22,7 @@ from .commit import in_place, inode_at, temporary_path
 from .overlay_headers import repointed
 from .record import Record, Records, named
 from .references import References
-from .source import Source, open_layer, open_plain
+from .source import Source, open_layer, open_reader
 
 NOOP = "noop"
 ROLL_BACK = "roll-back"
@@ -150,7 +150,7 @@ def _changes(record: Record, source: Source) -> str:
     if proof is None or not _readable_alone(record, source):
         return "it is another file, or its size or modification time is another" if touched else ""
     try:
-        same = fingerprint([open_plain(record.facts["format"], source.fd, source.path)]) == proof
+        same = fingerprint([open_reader(record.facts["format"], source.fd, source.path)]) == proof
     except QcowError as error:
         return "it cannot be read: {0}".format(error)
     if not same:

@@ -21,7 +21,8 @@ from .._image.qcow1 import Damage, OnDamage, Qcow1
 from .._image.qcow2 import Qcow2
 from .._image.raw import Raw
 from .._paths import show
-from .._verify.reader import PlainImage, PlainLost, PlainQcow1, PlainQcow2, PlainRaw
+from .._verify.reader import LostReader, RawReader, Reader
+from .._verify.table_readers import Qcow1Reader, Qcow2Reader
 
 LostRanges = Mapping[int, Sequence[Tuple[int, int]]]
 """By place in the chain (0: the image itself) the guest ranges ``(start, length)`` that were given up, in bytes."""
@@ -198,21 +199,21 @@ class Source:
         """What a new overlay over the same base has to hold; see :func:`~.extent.thin_extents`."""
         return thin_extents(self.layers, unit)
 
-    def plain(self, lost: Optional[LostRanges] = None) -> List[PlainImage]:
+    def readers(self, lost: Optional[LostRanges] = None) -> List[Reader]:
         """The same chain for verification, read by the second path."""
-        return self.plain_below(lost, first=0)
+        return self.readers_below(lost, first=0)
 
-    def plain_below(self, lost: Optional[LostRanges] = None, *, first: int = 1) -> List[PlainImage]:
+    def readers_below(self, lost: Optional[LostRanges] = None, *, first: int = 1) -> List[Reader]:
         """The chain from place ``first`` on; 1 leaves the image itself out."""
-        images: List[PlainImage] = []
+        images: List[Reader] = []
         for place, layer in enumerate(self.layers[first:], first):
             given_up = list((lost or {}).get(place, ()))
             if isinstance(layer, Qcow1):
-                image: PlainImage = PlainQcow1(layer.fd, layer.path, layer.decrypt, lost=given_up)
+                image: Reader = Qcow1Reader(layer.fd, layer.path, layer.decrypt, lost=given_up)
                 if given_up and place + 1 < len(self.layers):
-                    images.append(PlainLost(image.size, given_up))
+                    images.append(LostReader(image.size, given_up))
             else:
-                image = open_plain(layer.format, layer.fd, layer.path)
+                image = open_reader(layer.format, layer.fd, layer.path)
             images.append(image)
         return images
 
@@ -273,9 +274,9 @@ def _tool_for(path: bytes, driver: str) -> QemuImg:
     return tool
 
 
-def open_plain(format_name: str, fd: int, path: bytes) -> PlainImage:
+def open_reader(format_name: str, fd: int, path: bytes) -> Reader:
     """One file read by the second path; ``format_name`` is qcow, qcow2 or raw."""
-    readers = {"qcow": PlainQcow1, "qcow2": PlainQcow2, "raw": PlainRaw}
+    readers = {"qcow": Qcow1Reader, "qcow2": Qcow2Reader, "raw": RawReader}
     return readers[format_name](fd, path)
 
 

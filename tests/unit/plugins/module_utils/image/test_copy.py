@@ -29,7 +29,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import 
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.raw import Raw, RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainQcow2, PlainRaw
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import RawReader
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.big_image import write_dense
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
@@ -128,8 +129,8 @@ def convert(src: Any, dest: Any, kind: str, **options: Any) -> copier.Copied:
             else Qcow2Writer(new.fileno(), image.virtual_size, Qcow2Options(**options))
         )
         copied = copier.copy_extents(image.bulk_extents(), [image], writer, hashed=True, uncached=uncached)
-        plain = PlainRaw if kind == "raw" else PlainQcow2
-        proof = verify([PlainQcow1(old.fileno(), b"old")], [plain(new.fileno(), b"new")], b"new", uncached=uncached)
+        plain = RawReader if kind == "raw" else Qcow2Reader
+        proof = verify([Qcow1Reader(old.fileno(), b"old")], [plain(new.fileno(), b"new")], b"new", uncached=uncached)
     assert copied.fingerprint == (None if copied.carried or copied.shared else proof)
     if kind == "qcow2":
         oracle.assert_clean(dest)
@@ -200,7 +201,7 @@ def test_zeros_take_no_space(tmp_path: pathlib.Path) -> None:
         copied = copier.copy_extents(layer.extents(), [layer], writer, hashed=True)
         assert copied.written < 4 * 65536
         assert os.fstat(new.fileno()).st_blocks * 512 < 6 * 65536
-        assert copied.fingerprint == verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
+        assert copied.fingerprint == verify([RawReader(old.fileno(), b"old")], [Qcow2Reader(new.fileno(), b"new")], b"new")
 
 
 def test_what_a_process_raises_arrives(tmp_path: pathlib.Path) -> None:
@@ -238,5 +239,5 @@ def test_scattered_runs_of_all_lengths(tmp_path: pathlib.Path, seed: int, cluste
         layer = Raw(old.fileno(), b"old")
         writer = Qcow2Writer(new.fileno(), layer.virtual_size, Qcow2Options(cluster_size))
         copied = copier.copy_extents(layer.extents(), [layer], writer, hashed=True)
-        assert copied.fingerprint == verify([PlainRaw(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
+        assert copied.fingerprint == verify([RawReader(old.fileno(), b"old")], [Qcow2Reader(new.fileno(), b"new")], b"new")
     oracle.assert_clean(tmp_path / "new")

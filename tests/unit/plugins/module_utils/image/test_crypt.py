@@ -17,7 +17,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt, 
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.detect import looks_random, signatures
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.aes import encrypt_sectors
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, build
@@ -102,7 +102,7 @@ def test_case_34_right_passphrase_by_both_paths(way, opened, tmp_path):
         copier.copy_extents(image.extents(), [image], raw.RawWriter(out.fileno(), 1 << 20))
         assert os.pread(out.fileno(), 1 << 20, 0) == build(spec).guest_bytes()
     plain = bytearray(1 << 20)
-    for index, block in guest_blocks([PlainQcow1(image.fd, image.path, crypt.decryptor(b"pw"))]):
+    for index, block in guest_blocks([Qcow1Reader(image.fd, image.path, crypt.decryptor(b"pw"))]):
         plain[index << 16 : (index + 1) << 16] = block
     assert bytes(plain) == build(spec).guest_bytes()
 

@@ -12,11 +12,11 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy.copier import copy_extents
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options, Qcow2Writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._fingerprint import rounded
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import thin_extents
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.fingerprint import rounded
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainQcow2
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain
@@ -60,8 +60,8 @@ def test_thin_overlays_show_the_same(tmp_path: pathlib.Path, seed: int, options:
         layers = [Qcow1(top.fileno(), b"overlay"), Qcow1(below.fileno(), b"base")]
         writer = Qcow2Writer(new.fileno(), rounded(size), options)
         copy_extents(thin_extents(layers, writer.unit), layers, writer)
-        before = [PlainQcow1(top.fileno(), b"overlay"), PlainQcow1(below.fileno(), b"base")]
-        verify(before, [PlainQcow2(new.fileno(), b"new"), before[1]], b"new")
+        before = [Qcow1Reader(top.fileno(), b"overlay"), Qcow1Reader(below.fileno(), b"base")]
+        verify(before, [Qcow2Reader(new.fileno(), b"new"), before[1]], b"new")
     oracle.assert_clean(tmp_path / "new")
     found = oracle.guest_bytes(oracle.Node(tmp_path / "new", "qcow2"), oracle.Node(tmp_path / "base.qcow"))
     assert found == overlay.guest_bytes(base.guest_bytes()).ljust(rounded(size), b"\0")

@@ -16,7 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer im
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy.transcode import transcode, why_not
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainQcow2
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest, write_dense
 from ansible_collections.vmimage.qcow.tests.support.builder import build
@@ -35,7 +35,7 @@ def kept(src: Any, dest: Any, *, backing: Optional[bytes] = None) -> Any:
         assert why_not(image, options) is None
         copied = transcode(image, new.fileno(), options)
         if backing is None:
-            verify([PlainQcow1(old.fileno(), b"old")], [PlainQcow2(new.fileno(), b"new")], b"new")
+            verify([Qcow1Reader(old.fileno(), b"old")], [Qcow2Reader(new.fileno(), b"new")], b"new")
     oracle.assert_clean(dest)
     return copied
 

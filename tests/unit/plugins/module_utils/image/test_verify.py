@@ -18,7 +18,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import Damage
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import COMPRESSED
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import fingerprint, verify
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainQcow2, PlainRaw
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import RawReader
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest, write_dense
 from ansible_collections.vmimage.qcow.tests.support.fingerprint import described
 
@@ -41,13 +42,13 @@ def _pair(request: Any, tmp_path: pathlib.Path) -> Any:
 
 
 def proven(old: int, new: int, copied: Optional[str] = None) -> str:
-    return verify([PlainQcow1(old, b"old")], [PlainQcow2(new, b"new")], b"new", copied=copied)
+    return verify([Qcow1Reader(old, b"old")], [Qcow2Reader(new, b"new")], b"new", copied=copied)
 
 
 def test_the_fingerprint_is_what_its_description_says(pair: Any) -> None:
     kind, old, new = pair
     guest = b"".join(dense_guest(SIZE, compressed=kind == "compressed"))
-    assert proven(old, new) == described(guest, SIZE) == fingerprint([PlainQcow1(old, b"old")])
+    assert proven(old, new) == described(guest, SIZE) == fingerprint([Qcow1Reader(old, b"old")])
 
 
 @pytest.mark.parametrize("copied", [None, "made by the copy"])
@@ -80,7 +81,7 @@ def test_what_only_one_side_holds_must_be_zeros(tmp_path: pathlib.Path) -> None:
     (tmp_path / "one").write_bytes(bytes(10 * MIB) + b"x" + bytes(MIB))
     with open(tmp_path / "one", "r+b") as one, open(tmp_path / "two", "w+b") as two:
         two.truncate(os.fstat(one.fileno()).st_size + 511 & ~511)
-        sides = [PlainRaw(one.fileno(), b"one")], [PlainRaw(two.fileno(), b"two")]
+        sides = [RawReader(one.fileno(), b"one")], [RawReader(two.fileno(), b"two")]
         with pytest.raises(VerificationFailed, match="guest bytes 10485760.."):
             verify(*sides, path=b"two")
         os.pwrite(one.fileno(), b"\0", 10 * MIB)

@@ -12,7 +12,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import qcow1_header, raw
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks, verify
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import PlainQcow1, PlainRaw
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import RawReader
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, BuiltImage, ImageSpec, Plain, Xen, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
@@ -62,13 +63,13 @@ def test_case_44_order_is_told_by_content_whatever_the_flag_says(opened, tmp_pat
 
 
 @pytest.mark.parametrize("little", [False, True], ids=["big", "little"])
-def test_the_plain_path_finds_the_order_by_itself(opened, tmp_path, little):
+def test_the_verification_reader_finds_the_order_by_itself(opened, tmp_path, little):
     built = image_of(Xen(little_endian=little))
     image = opened(built)
-    plain = PlainQcow1(image.fd, image.path)
-    assert plain.l1_byteorder == image.l1_byteorder
+    reader = Qcow1Reader(image.fd, image.path)
+    assert reader.little == (image.l1_byteorder == "little")
     disk = bytearray(len(built.guest_bytes()))
-    for index, block in guest_blocks([plain]):
+    for index, block in guest_blocks([reader]):
         disk[index << 16 : (index + 1) << 16] = block
     assert bytes(disk) == built.guest_bytes()
 
@@ -78,7 +79,7 @@ def test_case_45_an_empty_table_has_no_order(opened, tmp_path):
     image = opened(built)
     assert not image.l1_order.decided
     assert list(image.extents()) == []
-    assert PlainQcow1(image.fd, image.path).l1_byteorder == "big"
+    assert not Qcow1Reader(image.fd, image.path).little
 
 
 def test_a_nonsense_table_is_undecided_and_reported_as_damage(opened):
@@ -102,7 +103,7 @@ def test_qemu_reads_zeros_from_a_little_endian_image_and_we_do_not(opened, tmp_p
     assert out.read_bytes() == bytes(8 << 20)
     assert guest_of(image, tmp_path) == built.guest_bytes() != bytes(8 << 20)
     result = os.open(tmp_path / "out.raw", os.O_RDONLY)
-    assert verify([PlainQcow1(image.fd, image.path)], [PlainRaw(result, b"out.raw")], b"out.raw").startswith("sha256-64k:")
+    assert verify([Qcow1Reader(image.fd, image.path)], [RawReader(result, b"out.raw")], b"out.raw").startswith("sha256-64k:")
     os.close(result)
 
 

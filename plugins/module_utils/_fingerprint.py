@@ -14,11 +14,10 @@ It does not depend on format, cluster size or allocation, and costs what is allo
 import hashlib
 from typing import Iterable, List, Tuple
 
-from .extent import SECTOR
-
 BLOCK = 1 << 16
 """Bytes of the pieces in which a disk is fingerprinted, and two of them compared; independent of any cluster size."""
 
+_SECTOR = 512
 _SCHEME = "sha256-64k:"
 _PREAMBLE = b"vmimage.qcow fingerprint 1\0"
 
@@ -47,7 +46,7 @@ class Fingerprint:
 
 def rounded(size: int) -> int:
     """A virtual size in bytes rounded up to whole sectors, which is what hypervisors hand out."""
-    return -(-size // SECTOR) * SECTOR
+    return -(-size // _SECTOR) * _SECTOR
 
 
 def block_digests(pieces: Iterable[Tuple[int, memoryview]]) -> Digests:
