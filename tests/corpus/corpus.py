@@ -21,7 +21,7 @@ MTIME_NS = 1_111_111_111_222_333_444
 
 
 class Image(NamedTuple):
-    """A version 1 image in the pile: its path, and size in bytes and SHA-256 of the disk the guest sees."""
+    """A version 1 image in the corpus: its path, and size in bytes and SHA-256 of the disk the guest sees."""
 
     path: bytes
     size: int
@@ -52,7 +52,7 @@ def facts(path: bytes) -> Facts:
     return Facts(status.st_mode, (status.st_uid, status.st_gid), status.st_mtime_ns, status.st_size, content)
 
 
-class Heap:
+class Corpus:
     """A folder with images and decoys, made from scratch."""
 
     def __init__(self, root: pathlib.Path) -> None:
@@ -186,7 +186,7 @@ class Heap:
         return {path: facts(path) for path in self.decoys}
 
     def files(self) -> set[bytes]:
-        """Every path in the heap."""
+        """Every path in the corpus."""
         return {os.path.join(folder, name) for folder, folders, names in os.walk(self.root) for name in folders + names}
 
     def unlock(self) -> None:

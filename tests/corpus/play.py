@@ -24,12 +24,10 @@ class Played(NamedTuple):
     report: Optional[dict[str, Any]]
 
 
-def play(
-    scratch: pathlib.Path, heap_root: bytes, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any
-) -> Played:
+def play(scratch: pathlib.Path, root: bytes, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
     """Run ``vmimage.qcow.migrate`` on a folder. ``scratch`` takes the state, the report and the recording."""
     settings = {
-        "migrate_paths": os.fsdecode(heap_root),
+        "migrate_paths": os.fsdecode(root),
         "migrate_state_dir": str(scratch / "state"),
         "migrate_report_dir": str(scratch / "reports"),
         **variables,

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, vmimage.qcow contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The whole job on a pile of images: ``ansible-playbook vmimage.qcow.migrate``, first with --check, then for real, then again."""
+"""The whole job on a corpus of images: ``ansible-playbook vmimage.qcow.migrate``, first with --check, then for real, then again."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ from typing import Iterator
 
 import pytest
 
-from ansible_collections.vmimage.qcow.tests.pile.heap import MTIME_NS, OWNER, Heap, Image, facts
-from ansible_collections.vmimage.qcow.tests.pile.play import Played, path_of, play
+from ansible_collections.vmimage.qcow.tests.corpus.corpus import MTIME_NS, OWNER, Corpus, Image, facts
+from ansible_collections.vmimage.qcow.tests.corpus.play import Played, path_of, play
 from ansible_collections.vmimage.qcow.tests.support import genuine, oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 
@@ -21,11 +21,11 @@ STAND_IN = pathlib.Path(__file__).resolve().parents[1] / "support" / "fake_qemu_
 RETIRED = b".qcow1.orig"
 
 
-@pytest.fixture(name="heap")
-def _heap(tmp_path: pathlib.Path) -> Iterator[Heap]:
-    heap = Heap(tmp_path / "pile")
-    yield heap
-    heap.unlock()
+@pytest.fixture(name="corpus")
+def _corpus(tmp_path: pathlib.Path) -> Iterator[Corpus]:
+    corpus = Corpus(tmp_path / "corpus")
+    yield corpus
+    corpus.unlock()
 
 
 def result_name(path: bytes, suffix: bytes) -> bytes:
@@ -57,82 +57,82 @@ def assert_done(played: Played) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["qcow2", "raw"])
-def test_pile_is_migrated(wanted: str, heap: Heap, tmp_path: pathlib.Path) -> None:
+def test_corpus_is_migrated(wanted: str, corpus: Corpus, tmp_path: pathlib.Path) -> None:
     oracle.require_v1_driver()
-    heap.add_named_images()
-    heap.add_qemu_img_images()
-    if not heap.add_genuine_images():
+    corpus.add_named_images()
+    corpus.add_qemu_img_images()
+    if not corpus.add_genuine_images():
         warnings.warn("without the genuine images, which are not in %s" % genuine.directory(), pytest.PytestWarning, stacklevel=1)
-    heap.add_decoys()
-    decoys, originals, files = heap.decoy_facts(), {image.path: facts(image.path) for image in heap.images}, heap.files()
+    corpus.add_decoys()
+    decoys, originals, files = corpus.decoy_facts(), {image.path: facts(image.path) for image in corpus.images}, corpus.files()
 
-    planned = play(tmp_path, heap.root, "--check", "--diff", migrate_format=wanted)
+    planned = play(tmp_path, corpus.root, "--check", "--diff", migrate_format=wanted)
     assert_done(planned)
-    assert heap.files() == files
-    assert heap.decoy_facts() == decoys
+    assert corpus.files() == files
+    assert corpus.decoy_facts() == decoys
     assert {path: facts(path) for path in originals} == originals
 
-    done = play(tmp_path, heap.root, migrate_format=wanted)
+    done = play(tmp_path, corpus.root, migrate_format=wanted)
     assert_done(done)
     would = {(path_of(image, "src"), path_of(image, "dest")) for image in planned.converted if image["changed"]}
     did = {(path_of(image, "src"), path_of(image, "dest")) for image in done.converted if image["changed"]}
     suffix = b"." + os.fsencode(wanted)
-    assert would == did == {(image.path, result_name(image.path, suffix)) for image in heap.images}
+    assert would == did == {(image.path, result_name(image.path, suffix)) for image in corpus.images}
     assert all(image["verified"] for image in done.converted)
-    for image in heap.images:
+    for image in corpus.images:
         assert_migrated(image, wanted)
         assert facts(image.path + RETIRED) == originals[image.path]
-    assert heap.decoy_facts() == decoys
+    assert corpus.decoy_facts() == decoys
     expected = (
-        (files - {image.path for image in heap.images}) | {dest for _src, dest in did} | {image.path + RETIRED for image in heap.images}
+        (files - {image.path for image in corpus.images}) | {dest for _src, dest in did} | {image.path + RETIRED for image in corpus.images}
     )
-    assert heap.files() == expected
+    assert corpus.files() == expected
     assert done.report is not None
-    assert len(done.report["images"]) == len(heap.images)
+    assert len(done.report["images"]) == len(corpus.images)
 
-    special = os.stat(result_name(heap.path(b"mail.img"), suffix))
+    special = os.stat(result_name(corpus.path(b"mail.img"), suffix))
     assert special.st_mode & 0o7777 == 0o640
     assert special.st_mtime_ns == MTIME_NS
     if os.geteuid() == 0:
         assert (special.st_uid, special.st_gid) == OWNER
 
-    again = play(tmp_path, heap.root, migrate_format=wanted)
+    again = play(tmp_path, corpus.root, migrate_format=wanted)
     assert_done(again)
     assert again.changed == 0
-    assert heap.files() == expected
-    assert heap.decoy_facts() == decoys
+    assert corpus.files() == expected
+    assert corpus.decoy_facts() == decoys
 
 
-def test_originals_that_are_kept_are_not_migrated_twice(heap: Heap, tmp_path: pathlib.Path) -> None:
+def test_originals_that_are_kept_are_not_migrated_twice(corpus: Corpus, tmp_path: pathlib.Path) -> None:
     oracle.require_qemu_img()
     for number in range(3):
-        heap.put(b"disk%d.qcow" % number, heap.sample(number))
-    originals = {image.path: facts(image.path) for image in heap.images}
-    assert_done(play(tmp_path, heap.root, migrate_original="keep"))
-    for image in heap.images:
+        corpus.put(b"disk%d.qcow" % number, corpus.sample(number))
+    originals = {image.path: facts(image.path) for image in corpus.images}
+    assert_done(play(tmp_path, corpus.root, migrate_original="keep"))
+    for image in corpus.images:
         assert_migrated(image, "qcow2")
-    files = heap.files()
-    again = play(tmp_path, heap.root, migrate_original="keep")
+    files = corpus.files()
+    again = play(tmp_path, corpus.root, migrate_original="keep")
     assert_done(again)
     assert again.changed == 0
-    assert heap.files() == files
+    assert corpus.files() == files
     assert {path: facts(path) for path in originals} == originals
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_truncated_image_is_refused_and_the_others_are_migrated(workers: int, heap: Heap, tmp_path: pathlib.Path) -> None:
+def test_truncated_image_is_refused_and_the_others_are_migrated(workers: int, corpus: Corpus, tmp_path: pathlib.Path) -> None:
     oracle.require_qemu_img()
     for number in range(3):
-        heap.put(b"disk%d.qcow" % number, heap.sample(number))
+        corpus.put(b"disk%d.qcow" % number, corpus.sample(number))
     whole = build(ImageSpec(size=1 << 20, clusters={index: Plain(b"%d " % index * 1300) for index in range(20)}))
-    damaged = heap.path(b"truncated.qcow")
+    damaged = corpus.path(b"truncated.qcow")
     with open(damaged, "wb") as target:
         target.write(whole.data[: whole.places[17][0] + 1000])
     before = facts(damaged)
 
-    planned = play(tmp_path, heap.root, "--check", migrate_workers=workers)
+    planned = play(tmp_path, corpus.root, "--check", migrate_workers=workers)
     assert planned.returncode != 0
-    done = play(tmp_path, heap.root, migrate_workers=workers)
+    done = play(tmp_path, corpus.root, migrate_workers=workers)
     assert done.returncode != 0
     for played in (planned, done):
         (refused,) = [image for image in played.converted if image["failed"]]
@@ -142,7 +142,7 @@ def test_truncated_image_is_refused_and_the_others_are_migrated(workers: int, he
         assert (first, last) == (17 * 4096 + 1000, 20 * 4096)
         assert str(first) in played.output
         assert "truncated.qcow" in played.output
-    for image in heap.images:
+    for image in corpus.images:
         assert_migrated(image, "qcow2")
     assert facts(damaged) == before
     assert not os.path.lexists(result_name(damaged, b".qcow2"))
@@ -152,9 +152,9 @@ def test_truncated_image_is_refused_and_the_others_are_migrated(workers: int, he
 
 
 @pytest.mark.parametrize("program", ["without the driver", "absent"])
-def test_pile_is_migrated_without_a_qemu_img_that_knows_version_1(program: str, heap: Heap, tmp_path: pathlib.Path) -> None:
+def test_corpus_is_migrated_without_a_qemu_img_that_knows_version_1(program: str, corpus: Corpus, tmp_path: pathlib.Path) -> None:
     oracle.require_qemu_img()
-    heap.add_named_images()
+    corpus.add_named_images()
     bin_directory = tmp_path / "bin"
     bin_directory.mkdir()
     log = tmp_path / "calls"
@@ -165,10 +165,10 @@ def test_pile_is_migrated_without_a_qemu_img_that_knows_version_1(program: str, 
                 (bin_directory / name).symlink_to(os.path.join(folder, name))
     if program == "without the driver":
         (bin_directory / "qemu-img").symlink_to(STAND_IN)
-    done = play(tmp_path, heap.root, environment={"PATH": str(bin_directory), "FAKE_QEMU_IMG_LOG": str(log)})
+    done = play(tmp_path, corpus.root, environment={"PATH": str(bin_directory), "FAKE_QEMU_IMG_LOG": str(log)})
     assert_done(done)
-    assert len(done.converted) == len(heap.images)
-    for image in heap.images:
+    assert len(done.converted) == len(corpus.images)
+    for image in corpus.images:
         assert_migrated(image, "qcow2")
     calls = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     assert bool(calls) == (program == "without the driver")

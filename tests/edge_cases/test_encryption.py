@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, vmimage.qcow contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Edge cases 33 to 36: legacy AES. A wrong password is never noticed by qemu-img; it has to be by us."""
+"""Edge cases: legacy AES. A wrong password is never noticed by qemu-img; it has to be by us."""
 
 import dataclasses
 import struct
@@ -34,7 +34,7 @@ def spec(password: bytes, **more) -> ImageSpec:
 @pytest.mark.parametrize(
     "password", [b"secret", b"0123456789abcdef", b"0123456789abcdefXYZ", b"line\n", "pässwörd".encode(), b"", b"x" * 500]
 )
-def test_34_right_password(workbench, password: bytes) -> None:
+def test_right_password(workbench, password: bytes) -> None:
     image = build(spec(password))
     path = workbench.image(image)
     assert workbench.inspect(path)["encrypted"]
@@ -44,7 +44,7 @@ def test_34_right_password(workbench, password: bytes) -> None:
 @pytest.mark.parametrize(
     ("password", "given"), [(b"secret", b"Secret"), (b"secret", b"secret\n"), (b"zebra17\n", b"zebra17"), (b"secret", b"")]
 )
-def test_34_wrong_password_is_refused_unless_forced(workbench, password: bytes, given: bytes) -> None:
+def test_wrong_password_is_refused_unless_forced(workbench, password: bytes, given: bytes) -> None:
     image = build(spec(password))
     path = workbench.image(image)
     passwords = {path: workbench.secret(given)}
@@ -55,11 +55,11 @@ def test_34_wrong_password_is_refused_unless_forced(workbench, password: bytes, 
     assert workbench.read(forced["dest"]) != image.guest_bytes()
 
 
-def test_34_without_a_password_is_refused(workbench) -> None:
+def test_without_a_password_is_refused(workbench) -> None:
     workbench.is_refused(workbench.image(build(spec(b"secret"))), "passphrase", "encrypted")
 
 
-def test_34_as_qemu_img_writes_it(workbench) -> None:
+def test_encrypted_image_as_qemu_img_writes_it(workbench) -> None:
     oracle.require_v1_driver()
     disk = boot_cluster() + b"some text " * 50_000
     disk = disk.ljust(2 * MIB, b"\0")
@@ -69,14 +69,14 @@ def test_34_as_qemu_img_writes_it(workbench) -> None:
     workbench.converts_to(path, disk, passwords={path: secret})
 
 
-def test_33_compressed_cluster_in_an_encrypted_image_is_inflated_and_not_decrypted(workbench) -> None:
+def test_compressed_cluster_in_an_encrypted_image_is_inflated_and_not_decrypted(workbench) -> None:
     clusters = {0: Plain(boot_cluster()), 3: Packed(b"packed " * 500), 4: Plain(b"four")}
     image = build(spec(b"secret", clusters=clusters))
     path = workbench.image(image)
     workbench.converts_to(path, image.guest_bytes(), passwords={path: workbench.secret(b"secret")})
 
 
-def test_35_encrypted_overlay_over_a_base_with_another_password(workbench) -> None:
+def test_encrypted_overlay_over_a_base_with_another_password(workbench) -> None:
     base = build(spec(b"base"))
     top = build(spec(b"top", cluster_bits=9, l2_bits=12, clusters={40: Plain(b"x" * 512)}, backing=Backing(b"base.qcow")))
     below, path = workbench.image(base, "base.qcow"), workbench.image(top)
@@ -85,7 +85,7 @@ def test_35_encrypted_overlay_over_a_base_with_another_password(workbench) -> No
     workbench.converts_to(path, disk, passwords=passwords, chains="flatten", force_passphrase=True)
 
 
-def test_35_encrypted_overlay_over_a_plain_base(workbench) -> None:
+def test_encrypted_overlay_over_a_plain_base(workbench) -> None:
     base = build(dataclasses.replace(spec(b""), password=None))
     top = build(spec(b"top", clusters={0: Plain(boot_cluster()), 40: Plain(b"forty" * 99)}, backing=Backing(b"base.qcow")))
     workbench.image(base, "base.qcow")
@@ -93,7 +93,7 @@ def test_35_encrypted_overlay_over_a_plain_base(workbench) -> None:
     workbench.converts_to(path, top.guest_bytes(base.guest_bytes()), passwords={path: workbench.secret(b"top")}, chains="flatten")
 
 
-def test_36_fill_of_old_writers_is_converted_as_stored(workbench) -> None:
+def test_fill_of_old_writers_is_converted_as_stored(workbench) -> None:
     first = boot_cluster()[:512] + b"\xaa" * (CLUSTER - 512)
     image = build(spec(b"secret", clusters={0: Plain(first), 7: Plain(b"seven".ljust(512, b"\0") + b"\xaa" * 3584)}))
     path = workbench.image(image)

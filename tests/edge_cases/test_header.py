@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, vmimage.qcow contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Edge cases 1 to 12: headers, sizes and shapes. The numbers are those of the list of edge cases in the format notes."""
+"""Edge cases: headers, sizes and shapes."""
 
 import resource
 import struct
@@ -14,7 +14,7 @@ from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Pa
 MIB = 1 << 20
 
 
-def test_01_empty_image_of_56_bytes(workbench) -> None:
+def test_empty_image_of_56_bytes(workbench) -> None:
     for size, length in ((MIB, 56), (8 * MIB, 80)):
         path = workbench.file(smallest(size))
         assert path.stat().st_size == length
@@ -24,7 +24,7 @@ def test_01_empty_image_of_56_bytes(workbench) -> None:
 
 
 @pytest.mark.parametrize("name", ["disk.qcow2", "disk.img", "disk.raw", "disk", "disk.vmdk", "disk.iso"])
-def test_02_content_counts_and_not_the_name(workbench, name: str) -> None:
+def test_content_counts_and_not_the_name(workbench, name: str) -> None:
     image = build(ImageSpec(size=MIB, clusters={3: Plain(b"three")}))
     path = workbench.image(image, name)
     found = workbench.inspect(path)
@@ -33,7 +33,7 @@ def test_02_content_counts_and_not_the_name(workbench, name: str) -> None:
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_03_qcow2_is_not_read_with_the_layout_of_version_1(workbench, version: int) -> None:
+def test_qcow2_is_not_read_with_the_layout_of_version_1(workbench, version: int) -> None:
     oracle.require_qemu_img()
     path = workbench.directory / "disk.qcow"
     oracle.run("create", "-f", "qcow2", "-o", "compat=%s" % {2: "0.10", 3: "1.1"}[version], path, "5M")
@@ -42,40 +42,40 @@ def test_03_qcow2_is_not_read_with_the_layout_of_version_1(workbench, version: i
     workbench.is_not_migrated(path)
 
 
-def test_03_unknown_version_is_not_version_1(workbench) -> None:
+def test_unknown_version_is_not_version_1(workbench) -> None:
     path = workbench.file(header(MIB, version=4) + bytes(464))
     assert workbench.inspect(path)["format"] != "qcow"
     workbench.is_not_migrated(path)
 
 
 @pytest.mark.parametrize("length", [8, 9, 20, 24, 31, 36, 47])
-def test_04_truncated_header_is_said_to_be_one(workbench, length: int) -> None:
+def test_truncated_header_is_said_to_be_one(workbench, length: int) -> None:
     path = workbench.file(smallest(MIB)[:length])
     assert workbench.inspect(path)["format"] == "qcow"
     workbench.is_refused(path, "damaged", "header", "%d of 48 bytes" % length)
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 7])
-def test_04_shorter_files_are_not_images(workbench, length: int) -> None:
+def test_shorter_files_are_not_images(workbench, length: int) -> None:
     path = workbench.file(smallest(MIB)[:length])
     assert workbench.inspect(path)["format"] != "qcow"
     workbench.is_not_migrated(path)
 
 
 @pytest.mark.parametrize("size", [0, 1])
-def test_05_size_of_0_or_1_is_refused(workbench, size: int) -> None:
+def test_size_of_0_or_1_is_refused(workbench, size: int) -> None:
     workbench.is_refused(workbench.file(header(size) + bytes(512)), "damaged", "virtual size is %d bytes" % size)
 
 
 @pytest.mark.parametrize("size", [2, 100, 511])
-def test_06_size_under_a_sector_keeps_its_bytes(workbench, size: int) -> None:
+def test_size_under_a_sector_keeps_its_bytes(workbench, size: int) -> None:
     image = build(ImageSpec(size=size, clusters={0: Plain(b"x" * 4096)}))
     workbench.converts_to(workbench.image(image), b"x" * size + bytes(512 - size))
 
 
 @pytest.mark.parametrize("size", [513, 1000, 1023, 5000, MIB + 1])
 @pytest.mark.parametrize("kind", [Plain, Packed])
-def test_07_size_that_is_no_multiple_of_512_keeps_its_tail(workbench, kind: type, size: int) -> None:
+def test_size_that_is_no_multiple_of_512_keeps_its_tail(workbench, kind: type, size: int) -> None:
     image = build(ImageSpec(size=size, clusters={(size - 1) // 4096: kind(b"tail" * 1024)}))
     path = workbench.image(image)
     result = workbench.converts_to(path, image.guest_bytes())
@@ -84,14 +84,14 @@ def test_07_size_that_is_no_multiple_of_512_keeps_its_tail(workbench, kind: type
 
 
 @pytest.mark.parametrize("size", [1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 512])
-def test_08_impossible_sizes_are_refused_before_anything_is_allocated(workbench, size: int) -> None:
+def test_impossible_sizes_are_refused_before_anything_is_allocated(workbench, size: int) -> None:
     path = workbench.file(header(size) + bytes(512))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     workbench.is_refused(path, "damaged")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
-def test_08_l1_table_larger_than_2_gib_is_refused(workbench) -> None:
+def test_l1_table_larger_than_2_gib_is_refused(workbench) -> None:
     workbench.is_refused(workbench.file(header(600 << 40) + bytes(512)), "damaged", "L1")
 
 
@@ -108,13 +108,13 @@ def test_08_l1_table_larger_than_2_gib_is_refused(workbench) -> None:
         ("l2_bits", 255),
     ],
 )
-def test_09_geometry_outside_the_format_is_refused(workbench, field: str, value: int) -> None:
+def test_geometry_outside_the_format_is_refused(workbench, field: str, value: int) -> None:
     workbench.is_refused(workbench.file(header(MIB, **{field: value}) + bytes(4096)), "damaged", field, str(value))
 
 
 @pytest.mark.parametrize("l2_bits", range(6, 14))
 @pytest.mark.parametrize("cluster_bits", range(9, 17))
-def test_10_every_geometry(workbench, cluster_bits: int, l2_bits: int) -> None:
+def test_every_geometry(workbench, cluster_bits: int, l2_bits: int) -> None:
     cluster, per_table = 1 << cluster_bits, 1 << l2_bits
     count = min(per_table + 3, (4 << 20) // cluster + 3)
     clusters = {
@@ -125,16 +125,16 @@ def test_10_every_geometry(workbench, cluster_bits: int, l2_bits: int) -> None:
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 
-def test_11_padding_and_mtime_are_ignored(workbench) -> None:
+def test_padding_and_mtime_are_ignored(workbench) -> None:
     image = build(ImageSpec(size=MIB, clusters={3: Plain(b"three")}, fields={"padding": 0xFFFF, "mtime": 0xFFFFFFFF}))
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 
 @pytest.mark.parametrize("crypt", [2, 3, 0xFFFFFFFF])
-def test_12_unknown_encryption_is_refused(workbench, crypt: int) -> None:
+def test_unknown_encryption_is_refused(workbench, crypt: int) -> None:
     workbench.is_refused(workbench.file(header(MIB, crypt=crypt) + bytes(512)), "unsupported", "encryption", str(crypt))
 
 
-def test_12_a_header_is_big_endian(workbench) -> None:
+def test_a_header_is_big_endian(workbench) -> None:
     swapped = struct.pack("<4sI", b"QFI\xfb", 1) + smallest(MIB)[8:]
     assert workbench.inspect(workbench.file(swapped))["format"] != "qcow"

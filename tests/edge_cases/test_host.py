@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, vmimage.qcow contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Edge cases 47 to 56: what surrounds the image, and results."""
+"""Edge cases: what surrounds the image, and results."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ def sample() -> BuiltImage:
 
 
 @pytest.mark.parametrize("change", ["append", "write", "replace"])
-def test_47_image_that_changes_meanwhile_is_refused(workbench, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_image_that_changes_meanwhile_is_refused(workbench, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     path = workbench.image(sample())
 
     def meddle(_temporary: bytes) -> None:
@@ -70,14 +70,14 @@ def _qemu_io() -> Iterator:
         process.communicate(b"quit\n", timeout=30)
 
 
-def test_48_image_with_a_writer_is_refused(workbench, qemu_io) -> None:
+def test_image_with_a_writer_is_refused(workbench, qemu_io) -> None:
     oracle.require_v1_driver()
     path = workbench.image(sample())
     qemu_io("-f", "qcow", str(path))
     workbench.is_refused(path, "in-use")
 
 
-def test_48_image_with_a_reader_may_be_read_but_not_retired(workbench, qemu_io) -> None:
+def test_image_with_a_reader_may_be_read_but_not_retired(workbench, qemu_io) -> None:
     oracle.require_v1_driver()
     path = workbench.image(sample())
     qemu_io("-r", "-f", "qcow", str(path))
@@ -90,7 +90,7 @@ def test_48_image_with_a_reader_may_be_read_but_not_retired(workbench, qemu_io) 
     assert sorted(workbench.results.iterdir()) == workbench_results
 
 
-def test_48_base_of_a_running_machine_is_not_retired(workbench, qemu_io) -> None:
+def test_base_of_a_running_machine_is_not_retired(workbench, qemu_io) -> None:
     oracle.require_v1_driver()
     path = workbench.image(sample())
     build(ImageSpec(size=MIB, cluster_bits=9, l2_bits=12, backing=Backing(b"disk.qcow"))).write(workbench.directory / "top.qcow")
@@ -100,7 +100,7 @@ def test_48_base_of_a_running_machine_is_not_retired(workbench, qemu_io) -> None
     assert refusal.value.result["reason"] == "in-use"
 
 
-def test_50_qemu_img_without_the_driver_is_not_believed(workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qemu_img_without_the_driver_is_not_believed(workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     oracle.require_qemu_img()
     (workbench.directory.parent / "bin").mkdir()
     (workbench.directory.parent / "bin" / "qemu-img").symlink_to(STAND_IN)
@@ -114,7 +114,7 @@ def test_50_qemu_img_without_the_driver_is_not_believed(workbench, monkeypatch: 
 
 
 @pytest.mark.parametrize("wanted", ["raw", "qcow2"])
-def test_50_qemu_img_with_the_driver_may_be_asked(workbench, wanted: str) -> None:
+def test_qemu_img_with_the_driver_may_be_asked(workbench, wanted: str) -> None:
     oracle.require_v1_driver()
     path = workbench.image(sample())
     result = workbench.convert(path, format=wanted, engine="qemu-img")
@@ -122,7 +122,7 @@ def test_50_qemu_img_with_the_driver_may_be_asked(workbench, wanted: str) -> Non
     assert oracle.guest_bytes(oracle.Node(result["dest"], wanted)) == sample().guest_bytes()
 
 
-def test_51_compressed_image_of_a_qemu_img_that_ends_with_1(workbench) -> None:
+def test_compressed_image_of_a_qemu_img_that_ends_with_1(workbench) -> None:
     oracle.require_v1_driver()
     disk = workbench.file(sample().guest_bytes(), "source")
     path = workbench.directory / "disk.qcow"
@@ -131,7 +131,7 @@ def test_51_compressed_image_of_a_qemu_img_that_ends_with_1(workbench) -> None:
     workbench.converts_to(path, sample().guest_bytes())
 
 
-def test_52_hole_in_a_table_is_unallocated(workbench) -> None:
+def test_hole_in_a_table_is_unallocated(workbench) -> None:
     image = build(ImageSpec(size=64 * MIB, clusters={3: Plain(b"three"), 600: Plain(b"six"), 9000: Plain(b"nine")}, layout="mkimg"))
     path = workbench.image(image, sparse=True)
     workbench.converts_to(path, image.guest_bytes())
@@ -143,7 +143,7 @@ def test_52_hole_in_a_table_is_unallocated(workbench) -> None:
     assert workbench.mentions(workbench.converts_to(path, bytes(expected)), "lies in a hole of the file")
 
 
-def test_53_empty_disk_of_1_tib_with_clusters_of_512_bytes_takes_no_time(workbench) -> None:
+def test_empty_disk_of_1_tib_with_clusters_of_512_bytes_takes_no_time(workbench) -> None:
     path = workbench.image(build(ImageSpec(size=1 << 40, cluster_bits=9, l2_bits=12)), sparse=True)
     started = time.monotonic()
     assert workbench.inspect(path)["virtual_size"] == 1 << 40
@@ -154,7 +154,7 @@ def test_53_empty_disk_of_1_tib_with_clusters_of_512_bytes_takes_no_time(workben
 
 
 @pytest.mark.parametrize("wanted", ["raw", "qcow2"])
-def test_54_zeros_stay_holes(workbench, wanted: str) -> None:
+def test_zeros_stay_holes(workbench, wanted: str) -> None:
     clusters = {index: Plain(bytes(4096)) for index in range(1000)}
     clusters[500] = Plain(b"five hundred")
     path = workbench.image(build(ImageSpec(size=64 * MIB, clusters=clusters)))
@@ -163,7 +163,7 @@ def test_54_zeros_stay_holes(workbench, wanted: str) -> None:
     assert os.stat(result["dest"]).st_blocks * 512 < 512 << 10
 
 
-def test_54_altered_result_is_not_published(workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_altered_result_is_not_published(workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     def meddle(temporary: bytes) -> None:
         with open(temporary, "r+b") as target:
             content = target.read()
@@ -174,7 +174,7 @@ def test_54_altered_result_is_not_published(workbench, monkeypatch: pytest.Monke
     workbench.is_refused(workbench.image(sample()), "verification-failed")
 
 
-def test_55_disk_too_large_for_small_clusters_is_refused_with_a_hint(workbench) -> None:
+def test_disk_too_large_for_small_clusters_is_refused_with_a_hint(workbench) -> None:
     path = workbench.image(build(ImageSpec(size=200 << 30)), sparse=True)
     with pytest.raises(engine.Refused) as refusal:
         workbench.convert(path, cluster_size=512)
@@ -190,7 +190,7 @@ def test_55_disk_too_large_for_small_clusters_is_refused_with_a_hint(workbench) 
         ("a backing file name of ", ImageSpec(size=MIB, cluster_bits=9, l2_bits=9), "b" * 200 + ".raw"),
     ],
 )
-def test_55_layout_beyond_the_limits_is_made_anew(workbench, limit: str, spec: ImageSpec, base: Optional[str]) -> None:
+def test_layout_beyond_the_limits_is_made_anew(workbench, limit: str, spec: ImageSpec, base: Optional[str]) -> None:
     clusters = {3: Plain(b"three"), 600: Plain(b"six hundred")}
     if base is not None:
         folder = workbench.directory / ("d" * 200)
@@ -205,7 +205,7 @@ def test_55_layout_beyond_the_limits_is_made_anew(workbench, limit: str, spec: I
 
 
 @pytest.mark.parametrize("retire", [False, True])
-def test_56_twice_is_once(workbench, retire: bool) -> None:
+def test_converting_twice_changes_nothing_more(workbench, retire: bool) -> None:
     path = workbench.image(sample())
     dest = workbench.results / "result"
     first = engine.convert(path, dest, state_dir=workbench.state, retire=retire)
@@ -216,7 +216,7 @@ def test_56_twice_is_once(workbench, retire: bool) -> None:
 
 
 @pytest.mark.parametrize("retire", [False, True])
-def test_56_result_is_not_version_1(workbench, retire: bool) -> None:
+def test_converted_result_is_not_version_1(workbench, retire: bool) -> None:
     path = workbench.image(sample())
     result = engine.convert(path, workbench.directory / "result", state_dir=workbench.state, retire=retire)
     workbench.is_not_migrated(pathlib.Path(result["dest"]))

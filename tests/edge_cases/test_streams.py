@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, vmimage.qcow contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Edge cases 24 to 32: compressed clusters."""
+"""Edge cases: compressed clusters."""
 
 import random
 
@@ -25,7 +25,7 @@ def noise(seed: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("cluster_bits", [9, 12, 16])
-def test_24_streams_packed_byte_by_byte(workbench, cluster_bits: int) -> None:
+def test_streams_packed_byte_by_byte(workbench, cluster_bits: int) -> None:
     size = 1 << cluster_bits
     clusters = {index: Packed(words(index, size)) for index in range(40)}
     image = build(ImageSpec(size=50 * size, cluster_bits=cluster_bits, clusters=clusters, layout="qemu-0.9"))
@@ -34,7 +34,7 @@ def test_24_streams_packed_byte_by_byte(workbench, cluster_bits: int) -> None:
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 
-def test_25_streams_across_borders_up_to_the_end_of_the_file(workbench) -> None:
+def test_streams_across_borders_up_to_the_end_of_the_file(workbench) -> None:
     clusters = {index: Packed((noise(index, 900) * 5)[:CLUSTER]) for index in range(12)}
     image = build(ImageSpec(size=MIB, clusters=clusters, layout="qemu-0.9"))
     places = list(image.places.values())
@@ -44,12 +44,12 @@ def test_25_streams_across_borders_up_to_the_end_of_the_file(workbench) -> None:
 
 
 @pytest.mark.parametrize("trailing", [1, 40, 2000])
-def test_26_garbage_behind_a_stream(workbench, trailing: int) -> None:
+def test_garbage_behind_a_stream(workbench, trailing: int) -> None:
     image = build(ImageSpec(size=MIB, clusters={3: Packed(words(3), trailing=noise(1, trailing)), 4: Plain(b"four")}))
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 
-def test_27_stream_without_its_last_byte_is_complete(workbench) -> None:
+def test_stream_without_its_last_byte_is_complete(workbench) -> None:
     image = build(ImageSpec(size=MIB, clusters={3: Packed(words(3), short=1), 4: Packed(words(4))}, stream_align=1))
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
@@ -64,18 +64,18 @@ def test_27_stream_without_its_last_byte_is_complete(workbench) -> None:
         (Packed(words(3), stream=noise(5, 600)), "no stream"),
     ],
 )
-def test_28_broken_streams_are_errors_that_name_the_cluster(workbench, cluster: Packed, name: str) -> None:
+def test_broken_streams_are_errors_that_name_the_cluster(workbench, cluster: Packed, name: str) -> None:
     image = build(ImageSpec(size=MIB, clusters={3: cluster, 4: Plain(b"four")}, stream_align=1))
     error = workbench.is_refused(workbench.image(image), "damaged", "compressed cluster")
     assert workbench.ranges(error) == [(3 * CLUSTER, CLUSTER)], name
 
 
-def test_29_stream_that_yields_more_than_a_cluster_is_cut(workbench) -> None:
+def test_stream_that_yields_more_than_a_cluster_is_cut(workbench) -> None:
     image = build(ImageSpec(size=MIB, clusters={3: Packed(words(3), stream=deflate(words(3) + b"more than a cluster" * 9))}))
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 
-def test_30_window_of_32_kib_in_a_cluster_of_64_kib(workbench) -> None:
+def test_window_of_32_kib_in_a_cluster_of_64_kib(workbench) -> None:
     block = noise(30, 20000)
     data = (block + block + block + block)[: 1 << 16]
     image = build(ImageSpec(size=MIB, cluster_bits=16, clusters={3: Packed(data, wbits=-15)}))
@@ -83,7 +83,7 @@ def test_30_window_of_32_kib_in_a_cluster_of_64_kib(workbench) -> None:
     workbench.converts_to(workbench.image(image), image.guest_bytes())
 
 
-def test_31_entries_with_one_offset_are_judged_each_on_its_own(workbench) -> None:
+def test_entries_with_one_offset_are_judged_each_on_its_own(workbench) -> None:
     good = build(ImageSpec(size=MIB, clusters={3: Packed(words(3))}))
     offset, stored = good.places[3]
     bad = compressed_entry(12, offset, stored - 30)
@@ -95,13 +95,13 @@ def test_31_entries_with_one_offset_are_judged_each_on_its_own(workbench) -> Non
 
 
 @pytest.mark.parametrize("size", [5 * CLUSTER + 512, 5 * CLUSTER + 3584, 5 * CLUSTER + 100])
-def test_32_last_compressed_cluster_of_an_odd_size(workbench, size: int) -> None:
+def test_last_compressed_cluster_of_an_odd_size(workbench, size: int) -> None:
     image = build(ImageSpec(size=size, clusters={index: Packed(words(index)) for index in range(6)}))
     workbench.converts_to(workbench.image(image), image.guest_bytes())
     workbench.converts_to(workbench.image(image), image.guest_bytes(), compression="zlib", cluster_size=4096)
 
 
-def test_32_as_qemu_img_writes_it(workbench) -> None:
+def test_last_compressed_cluster_as_qemu_img_writes_it(workbench) -> None:
     oracle.require_v1_driver()
     disk = words(1, 5 * CLUSTER + 512)
     raw = workbench.file(disk, "disk.raw.source")

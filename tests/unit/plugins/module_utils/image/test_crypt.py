@@ -92,7 +92,7 @@ def test_key(passphrase, key):
     assert crypt.key_of(passphrase) == key
 
 
-def test_case_34_right_passphrase_by_both_paths(way, opened, tmp_path):
+def test_right_passphrase_by_both_paths(way, opened, tmp_path):
     spec = ImageSpec(
         size=1 << 20, clusters={**disk(at_510=b"\x55\xaa", at_0=bytes(440)), 9: Plain(NOISE), 17: Plain(b"z" * CLUSTER)}, password=b"pw"
     )
@@ -156,7 +156,7 @@ DISKS = {
     "iso": (disk(at_32768=b"\x01CD001\x01" + bytes(300)), ["iso9660"]),
     "text somewhere": ({77: Plain(b"nothing but words in the middle of a disk, " * 90)}, []),
     "code somewhere": ({5: Plain(NOISE), 77: Plain(NOISE[:2048] + bytes(60) + NOISE[:1988])}, []),
-    "case 36 filled with 0xAA": ({3: Plain(NOISE[:512] + b"\xaa" * 3584)}, []),
+    "filled with 0xAA": ({3: Plain(NOISE[:512] + b"\xaa" * 3584)}, []),
     "zeros": ({3: Plain(bytes(CLUSTER))}, []),
 }
 
@@ -204,7 +204,7 @@ def test_an_empty_image_needs_no_proof(opened):
     assert crypt.unlock(opened(only_streams), b"wrong").ok
 
 
-def test_case_35_a_plain_base_does_not_vouch_for_an_overlay(opened):
+def test_a_plain_base_does_not_vouch_for_an_overlay(opened):
     overlay = ImageSpec(
         size=1 << 20, cluster_bits=9, l2_bits=12, clusters={9: Plain(b"log " * 128)}, backing=Backing(b"base"), password=b"right"
     )

@@ -41,7 +41,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_case_41_names(name):
+def test_protocols_devices_and_other_names(name):
     found = classify_backing_name(name)
     assert found.kind == NAMES[name]
     assert found.followable == (found.kind in (safety.RELATIVE, safety.ABSOLUTE))
@@ -49,7 +49,7 @@ def test_case_41_names(name):
     found.text.encode("utf-8")
 
 
-def test_case_40_a_name_ends_at_the_first_nul():
+def test_a_backing_name_ends_at_the_first_nul():
     found = classify_backing_name(b"new.img\0d.img\0")
     assert (found.name, found.tail, found.kind) == (b"new.img", b"d.img\0", safety.RELATIVE)
 
@@ -68,27 +68,27 @@ def named(name, **more):
 
 
 CASES = {
-    "5 size 0": (header(0) + bytes(8), "header", "error"),
-    "12 unknown encryption": (header(1 << 20, crypt=2) + bytes(8), "header", "error"),
-    "4 truncated": (header(1 << 20)[:30], "header", "error"),
-    "6 size of 300 bytes": (smallest(300), "odd-size", "warning"),
-    "7 size 5000": (spec(size=5000), "odd-size", "warning"),
-    "8 half a petabyte in 56 bytes": (header(500 << 40) + bytes(8), "l1-outside-file", "error"),
-    "8 a huge L1": (header(500 << 40) + bytes(8), "huge-l1", "warning"),
-    "11 padding": (spec(fields={"padding": 7}), "padding", "note"),
-    "13 L1 outside": (spec(fields={"l1_offset": 1 << 62}), "l1-outside-file", "error"),
-    "14 L1 in the header": (spec(fields={"l1_offset": 8}), "l1-in-header", "error"),
-    "40 NUL": (named(b"new.img", tail=b"\0old"), "backing-nul", "note"),
-    "40 trailing NUL": (named(b"new.img\0"), "backing-nul", "note"),
-    "40 empty": (named(b"\0\0"), "backing-empty", "note"),
-    "40 name outside": (spec(fields={"backing_offset": 1 << 50, "backing_length": 8}), "backing-outside-file", "error"),
-    "40 name of 1024 bytes": (spec(fields={"backing_offset": 48, "backing_length": 1024}), "header", "error"),
-    "41 json": (named(b"json:{}"), "backing-protocol", "error"),
-    "41 device": (named(b"/dev/vda"), "backing-device", "error"),
-    "41 proc": (named(b"/proc/self/mem"), "backing-kernel", "error"),
-    "41 upwards": (named(b"../../etc/shadow"), "backing-climbs", "warning"),
-    "42 offset alone": (spec(fields={"backing_offset": 48}), "backing-fields", "note"),
-    "42 length alone": (spec(fields={"backing_length": 48}), "backing-fields", "note"),
+    "size 0": (header(0) + bytes(8), "header", "error"),
+    "unknown encryption": (header(1 << 20, crypt=2) + bytes(8), "header", "error"),
+    "truncated header": (header(1 << 20)[:30], "header", "error"),
+    "size of 300 bytes": (smallest(300), "odd-size", "warning"),
+    "size 5000": (spec(size=5000), "odd-size", "warning"),
+    "half a petabyte in 56 bytes": (header(500 << 40) + bytes(8), "l1-outside-file", "error"),
+    "a huge L1": (header(500 << 40) + bytes(8), "huge-l1", "warning"),
+    "padding in use": (spec(fields={"padding": 7}), "padding", "note"),
+    "L1 outside": (spec(fields={"l1_offset": 1 << 62}), "l1-outside-file", "error"),
+    "L1 in the header": (spec(fields={"l1_offset": 8}), "l1-in-header", "error"),
+    "NUL in a name": (named(b"new.img", tail=b"\0old"), "backing-nul", "note"),
+    "NUL at the end of a name": (named(b"new.img\0"), "backing-nul", "note"),
+    "empty name": (named(b"\0\0"), "backing-empty", "note"),
+    "name outside": (spec(fields={"backing_offset": 1 << 50, "backing_length": 8}), "backing-outside-file", "error"),
+    "name of 1024 bytes": (spec(fields={"backing_offset": 48, "backing_length": 1024}), "header", "error"),
+    "json: name": (named(b"json:{}"), "backing-protocol", "error"),
+    "device as base": (named(b"/dev/vda"), "backing-device", "error"),
+    "kernel file as base": (named(b"/proc/self/mem"), "backing-kernel", "error"),
+    "name that climbs": (named(b"../../etc/shadow"), "backing-climbs", "warning"),
+    "name offset without length": (spec(fields={"backing_offset": 48}), "backing-fields", "note"),
+    "name length without offset": (spec(fields={"backing_length": 48}), "backing-fields", "note"),
     "polyglot GPT": (spec(layout="mkimg", patches=((512, b"EFI PART"),)), "polyglot", "error"),
     "polyglot ISO": (spec(append=bytes(0x8001 - 12288) + b"CD001" + bytes(99)), "polyglot", "warning"),
     "polyglot MBR": (spec(layout="mkimg", patches=((510, b"\x55\xaa"),)), "polyglot", "warning"),

@@ -54,7 +54,7 @@ LIES = [None, 0, 1, 2, 3, 0x02000000, 0x03000000]
 @pytest.mark.parametrize("flags", LIES)
 @pytest.mark.parametrize("little", [False, True], ids=["big", "little"])
 @pytest.mark.parametrize("size", [12, 16])
-def test_case_44_order_is_told_by_content_whatever_the_flag_says(opened, tmp_path, flags, little, size):
+def test_byte_order_is_told_by_content_whatever_the_flag_says(opened, tmp_path, flags, little, size):
     built = image_of(Xen(size=size, little_endian=little, flags=flags))
     image = opened(built)
     assert image.l1_byteorder == ("little" if little else "big")
@@ -74,7 +74,7 @@ def test_the_verification_reader_finds_the_order_by_itself(opened, tmp_path, lit
     assert bytes(disk) == built.guest_bytes()
 
 
-def test_case_45_an_empty_table_has_no_order(opened, tmp_path):
+def test_an_empty_table_has_no_order(opened, tmp_path):
     built = image_of(Xen(little_endian=True), clusters={})
     image = opened(built)
     assert not image.l1_order.decided
