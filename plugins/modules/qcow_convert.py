@@ -587,7 +587,8 @@ def request_of(params: Dict[str, Any], common: Request, image: Dict[str, Any]) -
     )
     if image.get("dest"):
         dest = exact(image, "dest")
-        request = request._replace(**{"dest": None, "dest_dir": dest} if image["dest"].endswith("/") else {"dest": dest, "dest_dir": None})
+        inside = image["dest"].endswith("/")
+        request = request._replace(dest=None if inside else dest, dest_dir=dest if inside else None)
     return request
 
 

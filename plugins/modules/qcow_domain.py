@@ -192,6 +192,8 @@ reason:
 """
 
 
+from typing import Any, Dict, List
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
@@ -219,7 +221,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    recovered = []  # type: List[Dict[str, Any]]
+    recovered: List[Dict[str, Any]] = []
     try:
         require_at_least(params, shutdown_timeout=0, lock_timeout=0)
         job = Job(
@@ -243,13 +245,13 @@ def main() -> None:
         module.warn(problem)
     for warning in done.warnings:
         module.warn(warning)
-    result = {
+    result: Dict[str, Any] = {
         "changed": done.changed or bool(recovered),
         "domains": done.domains,
         "pools": done.pools,
         "recovered": recovered,
         "diff": done.diffs,
-    }  # type: Dict[str, Any]
+    }
     if done.converted is not None:
         result.update(fingerprint=done.converted.fingerprint, record=done.converted.record)
     module.exit_json(**result)
