@@ -19,7 +19,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy import crew
+from ansible_collections.vmimage.qcow.plugins.module_utils import _workers
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.fingerprint import described
 from ansible_collections.vmimage.qcow.tests.support.strategies import FAMILIES, Chain, layer_name, write_chain
@@ -97,7 +97,7 @@ class Tally:
 def test_conversion_agrees_with_qemu_img(family: str, part: int, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     oracle.require_v1_driver()
     if part % 2:
-        monkeypatch.setattr(crew, "SMALL", -1)  # half of them by several processes, which usually small images never see
+        monkeypatch.setattr(_workers, "SMALL", -1)  # half of them by several processes, which usually small images never see
     tally = Tally()
 
     @SETTINGS

@@ -15,8 +15,7 @@ from typing import Any, Iterator, Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._host.signals import Interrupted, Interruptible
-from ansible_collections.vmimage.qcow.plugins.module_utils._host.workers import run_forked
+from ansible_collections.vmimage.qcow.plugins.module_utils._workers import Interrupted, Interruptible, run_jobs
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import guest_bytes, sha256
 
@@ -253,13 +252,13 @@ def double(job: Any) -> Any:
 
 def test_workers_answer_and_die_alone() -> None:
     jobs = [1, "die", 3, "kill", b"x" * 1000000]
-    ended = dict(run_forked(double, jobs, 2))
+    ended = dict(run_jobs(double, jobs, 2))
     assert [ended[0].result, ended[2].result, len(ended[4].result)] == [2, 6, 2000000]
     assert (ended[1].died, ended[3].died) == ("ended with exit code 3", "was ended by SIGKILL")
 
 
 def test_workers_end_when_nobody_listens() -> None:
-    running = run_forked(double, [0.0, 60.0, 60.0], 3)
+    running = run_jobs(double, [0.0, 60.0, 60.0], 3)
     assert next(running)[0] == 0
     started = time.monotonic()
     running.close()

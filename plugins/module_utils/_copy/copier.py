@@ -6,31 +6,25 @@
 
 * A long run of stored bytes shares its blocks with the source where the filesystem can do that (XFS, Btrfs, ...). Zeros in it are shared too:
   they take no space that the source does not take already, and finding them would mean reading everything.
-* Anything else is read stretch by stretch, in the order in which it lies in the file, by a crew of processes, and written by this one. Units of
+* Anything else is read in chunks, each in the order in which it lies in the file, by a pool of workers, and written by this process. Units of
   zeros are dropped, and zeros inside a unit stay holes of the file.
-* Where the result is compressed, streams of its cluster size are carried over as they are; the rest is deflated by the crew.
-* Where a fingerprint is wanted and every byte passes through, the crew hashes what it has read while it is at hand.
+* Where the result is compressed, streams of its cluster size are carried over as they are; the rest is deflated by the workers.
+* Where a fingerprint is wanted and every byte passes through, the workers hash what they have read while it is at hand.
 """
 
 import os
 import threading
-import zlib
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from .._fingerprint import Digests, Fingerprint, block_digests
-from .._image.extent import COMPRESSED, DATA, STRETCH, Extent, Layer, Share, clip
+from .._fingerprint import Fingerprint
+from .._image.extent import CHUNK, Extent, Layer, Partition
 from .._image.file_io import clone_range, clone_unit, copy_all, forget, start_writeback, write_all
-from .crew import Crew, Room
-from .segments import Segment, length_of, read_segments, read_streams, segments, stretches
-
-HOLE = 4096
-"""Bytes of the smallest hole left in a result's file; the block size of the usual filesystems."""
+from .._workers import Partitions, Room
+from .chunks import LONG, Chunk, ChunkMaker, Packed, Shared, Stored
 
 WRITEBACK = 32 << 20
 """Bytes written after which the kernel is asked to bring them to the disk, or, for a copy that is not to fill its cache, made to."""
 
-_LONG = 256 << 10  # bytes of a run whose blocks are shared; sharing shorter ones takes longer than copying them
-_ZEROS = bytes(1 << 21)  # one largest cluster
 _SHORT = 64 << 10  # bytes of a piece that is written together with its neighbours
 _JOINED = 1 << 20  # bytes that are written together
 
@@ -48,40 +42,6 @@ class Copied(NamedTuple):
     fingerprint: Optional[str] = None  # of what was written, where that was wanted and all of it passed through memory
 
 
-class _Stored(NamedTuple):
-    """Whole units that follow each other, as a process of the crew has read them."""
-
-    start: int  # first guest byte
-    length: int
-    at: int  # of the first byte in memory
-    runs: List[Tuple[int, int]]  # (first, last) byte in memory of what is not zeros
-
-
-class _Shared(NamedTuple):
-    """A long run that nobody has read."""
-
-    start: int
-    length: int
-    fd: int
-    offset: int
-
-
-class _Packed(NamedTuple):
-    """One cluster of a compressed result."""
-
-    start: int
-    length: int
-    at: int
-    stored: int  # bytes of its stream in memory; 0 where it is stored as it is, -1 where it is zeros
-    carried: int  # guest bytes whose stream was there already
-
-
-_Part = Union[_Stored, _Shared, _Packed]
-
-_Stretch = Tuple[int, List[_Part], Optional[Digests]]
-"""Guest bytes that the extents held, what becomes of them, and the digests of the blocks, where they are known."""
-
-
 def copy_extents(
     extents: Iterable[Extent],
     layers: Sequence[Layer],
@@ -93,7 +53,7 @@ def copy_extents(
 ) -> Copied:
     """Copy a stream of extents into a writer and finish it. Nothing is synced.
 
-    :param extents: in guest order, without overlaps; begun by each process of the crew for itself.
+    :param extents: in guest order, without overlaps; begun by each worker for itself.
     :param layers: all whose files they lie in.
     :param writer: a ``RawWriter`` or ``Qcow2Writer`` on an empty file.
     :param hashed: the extents are all that the guest sees: make its fingerprint, if that needs no further reading.
@@ -117,113 +77,39 @@ class _Copy:
         self.progress = progress
         self.uncached = uncached
         self.read = self.written = self.carried = self.shared = 0
-        # Here: of all that has come so far; in a process of the crew: whether to go on hashing.
         self.proof = Fingerprint(writer.virtual_size) if hashed else None
         self.flushing = _Background()
         self._unsynced = 0
         self._clone_units: Dict[int, int] = {}  # descriptor: what clone_unit says
         if not writer.compressed:
-            self._clone_units = {layer.fd: clone_unit(layer.fd, writer.fd) for layer in layers if layer.held() >= _LONG}
+            self._clone_units = {layer.fd: clone_unit(layer.fd, writer.fd) for layer in layers if layer.held() >= LONG}
 
     def run(self, extents: Iterable[Extent]) -> None:
-        def produce(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, _Stretch]]:
-            return self._produce(extents, Share(turn, turns), room)
+        maker = ChunkMaker(self.layers, self.writer, self._clone_units, self.proof is not None)
 
-        with Crew(produce, STRETCH, sum(layer.held() for layer in self.layers)) as crew:
-            for start, (read, parts, digests), memory in crew:
+        def produce(partition: int, partitions: int, room: Room) -> Iterator[Tuple[int, Chunk]]:
+            return maker.make(extents, Partition(partition, partitions), room)
+
+        with Partitions(produce, CHUNK, sum(layer.held() for layer in self.layers)) as chunks:
+            for start, (read, parts, digests), memory in chunks:
                 if digests is None:
                     self.proof = None
                 elif self.proof is not None:
                     self.proof.add(digests)
                 jobs: List[Tuple[int, int, int]] = []
                 for part in parts:
-                    if isinstance(part, _Stored):
+                    if isinstance(part, Stored):
                         self._place(part, jobs)
-                    elif isinstance(part, _Packed):
+                    elif isinstance(part, Packed):
                         self._place_packed(part, jobs)
                     else:
                         self._share(part)
-                self._write(memory, jobs, start + STRETCH)
+                self._write(memory, jobs, start + CHUNK)
                 self.read += read
                 if self.progress is not None:
                     self.progress(read)
 
-    # ---- in the processes of the crew ----
-
-    def _produce(self, extents: Iterable[Extent], share: Share, room: Room) -> Iterator[Tuple[int, _Stretch]]:
-        writer, unit = self.writer, self.writer.unit
-        for layer in self.layers:
-            layer.share = share
-        for start, found in stretches(extents, share, keep_zeros=writer.backed):
-            read = length_of(found)
-            parts: List[_Part] = []
-            if any(self._clone_units.values()):
-                parts, found = self._apart(found)
-            gathered = segments(found, unit, writer.virtual_size)
-            # Whole units: the stream of one that the end of the disk cuts may be longer than what is left of it.
-            memory = room(-(-sum(segment.length for segment in gathered) // unit) * unit)
-            carried, rest = _streams_apart(gathered, writer.cluster_size) if writer.compressed else ([], gathered)
-            read_segments(rest, memory)
-            if parts or carried:
-                self.proof = None
-            stored = [] if writer.compressed and self.proof is None else list(self._stored(gathered, memory))
-            digests = None if self.proof is None else block_digests(_pieces(stored, memory))
-            if writer.compressed:
-                parts.extend(self._pack(gathered, carried, memory))
-            else:
-                parts.extend(stored)
-                parts.sort()
-            yield start, (read, parts, digests)
-
-    def _apart(self, found: List[Extent]) -> Tuple[List[_Part], List[Extent]]:
-        """The long runs of whole units whose blocks can be shared, and all that is left."""
-        unit, size = self.writer.unit, self.writer.virtual_size
-        shared: List[_Part] = []
-        rest: List[Extent] = []
-        for extent in found:
-            block = self._clone_units.get(extent.layer.fd)
-            if extent.kind == DATA and extent.length >= _LONG and block:
-                stop = extent.start + extent.length
-                first = -(-extent.start // unit) * unit
-                last = stop if stop == size else stop // unit * unit
-                middle = clip(extent, first, last)
-                if middle is not None and middle.length >= _LONG and not middle.offset % block:
-                    shared.append(_Shared(first, last - first, extent.layer.fd, middle.offset))
-                    rest.extend(piece for piece in (clip(extent, 0, first), clip(extent, last, stop)) if piece is not None)
-                    continue
-            rest.append(extent)
-        return shared, rest
-
-    def _stored(self, gathered: List[Segment], memory: memoryview) -> Iterator[_Stored]:
-        base = 0
-        for segment in gathered:
-            runs = list(nonzero_runs(memory, base, base + segment.length, min(self.writer.unit, HOLE)))
-            yield _Stored(segment.start, segment.length, base, runs)
-            base += segment.length
-
-    def _pack(self, gathered: List[Segment], carried: List[Tuple[int, Extent]], memory: memoryview) -> Iterator[_Packed]:
-        """The clusters of a compressed result; a stream is left where its cluster would lie."""
-        cluster = self.writer.cluster_size
-        ready: Dict[int, bytes] = {start: stream for start, _extent, stream in read_streams(carried)}
-        base = 0
-        for segment in gathered:
-            for first in range(0, segment.length, cluster):
-                guest, at, length = segment.start + first, base + first, min(cluster, segment.length - first)
-                stream = ready.get(guest)
-                if stream is None and _is_zero(memory, at, at + length):
-                    yield _Packed(guest, length, at, -1, 0)
-                    continue
-                taken_over = 0 if stream is None else length
-                if stream is None:
-                    stream = deflate(memory[at : at + length], cluster)
-                stored = len(stream) if len(stream) < cluster else 0
-                memory[at : at + stored] = stream[:stored]
-                yield _Packed(guest, length, at, stored, taken_over)
-            base += segment.length
-
-    # ---- here ----
-
-    def _place(self, part: _Stored, jobs: List[Tuple[int, int, int]]) -> None:
+    def _place(self, part: Stored, jobs: List[Tuple[int, int, int]]) -> None:
         """Find places for the units that are not all zeros: ``(first, last byte in memory, offset in the result)``."""
         writer, runs = self.writer, part.runs
         base, shift = part.at, part.at - part.start
@@ -249,7 +135,7 @@ class _Copy:
         if writer.backed and position < stop_all:
             writer.place_zeros(position - shift, stop_all - position)
 
-    def _place_packed(self, part: _Packed, jobs: List[Tuple[int, int, int]]) -> None:
+    def _place_packed(self, part: Packed, jobs: List[Tuple[int, int, int]]) -> None:
         writer = self.writer
         if part.stored < 0:
             if writer.backed:
@@ -262,7 +148,7 @@ class _Copy:
         else:
             jobs.extend((part.at, part.at + part.length, offset) for offset, _length in writer.place(part.start, part.length))
 
-    def _share(self, part: _Shared) -> None:
+    def _share(self, part: Shared) -> None:
         unit, source = self._clone_units[part.fd], part.offset
         layer = next(layer for layer in self.layers if layer.fd == part.fd)
         for offset, length in self.writer.place(part.start, part.length):
@@ -340,53 +226,6 @@ def _joined(jobs: List[Tuple[int, int, int]], memory: memoryview) -> Iterator[Tu
         end = offset + last - first
     if parts:
         yield b"".join(parts) if len(parts) > 1 else parts[0], begin
-
-
-def _streams_apart(gathered: List[Segment], cluster: int) -> Tuple[List[Tuple[int, Extent]], List[Segment]]:
-    """The compressed extents whose streams are whole clusters of the result, by their first guest bytes, and the segments without them."""
-    streams: List[Tuple[int, Extent]] = []
-    rest = []
-    for segment in gathered:
-        there = [(e.start, e) for e in segment.extents if e.kind == COMPRESSED and e.length == e.layer.cluster_size == cluster]
-        streams.extend(there)
-        starts = {start for start, _extent in there}
-        rest.append(segment._replace(extents=[e for e in segment.extents if e.start not in starts]) if starts else segment)
-    return streams, rest
-
-
-def _pieces(stored: List[_Stored], memory: memoryview) -> Iterator[Tuple[int, memoryview]]:
-    """``(first guest byte, bytes)`` of what is not zeros."""
-    for part in stored:
-        for first, last in part.runs:
-            yield part.start + first - part.at, memory[first:last]
-
-
-def deflate(data: Any, cluster: int) -> bytes:
-    """The raw DEFLATE stream of one cluster as QEMU writes it (4 KiB window), padded with zeros at the end of the disk."""
-    compressor = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -12, 9)
-    return compressor.compress(data) + compressor.compress(bytes(cluster - len(data))) + compressor.flush()
-
-
-def _is_zero(view: memoryview, start: int, stop: int) -> bool:
-    return not view[start] and view[start:stop].tobytes() == _ZEROS[: stop - start]
-
-
-def nonzero_runs(view: memoryview, begin: int, end: int, unit: int) -> Iterator[Tuple[int, int]]:
-    """``(start, stop)`` of the runs of units in ``view[begin:end]`` that hold anything but zeros; the last unit may be short."""
-    heads = view[begin:end:unit].tobytes()  # a unit whose first byte is not zero needs no further look
-    zeros = _ZEROS[:unit]
-    start = begin
-    candidate = heads.find(0)
-    while candidate >= 0:
-        position = begin + candidate * unit
-        stop = min(position + unit, end)
-        if view[position:stop].tobytes() == (zeros if stop - position == unit else zeros[: stop - position]):
-            if start < position:
-                yield start, position
-            start = stop
-        candidate = heads.find(0, candidate + 1)
-    if start < end:
-        yield start, end
 
 
 def _whole_units(runs: List[Tuple[int, int]], base: int, end: int, unit: int) -> Iterator[Tuple[int, int]]:

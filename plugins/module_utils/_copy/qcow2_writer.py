@@ -10,104 +10,72 @@ table is written as soon as the guest has passed its range, a refcount block as 
 """
 
 import os
-import struct
 import sys
 from array import array
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
-from .._errors import UnsupportedImage
-from .._image.detect import QCOW_MAGIC
 from .._image.extent import SECTOR
-from .refcounts import Refcounts
+from .._image.qcow2_header import Qcow2Options, complete_header, require_possible
 
-DEFAULT_CLUSTER_SIZE = 1 << 16
-MIN_CLUSTER_SIZE = 1 << 9
-MAX_CLUSTER_SIZE = 1 << 21
-MAX_L1_SIZE = 32 << 20
-"""Bytes; QEMU refuses a larger L1 table (``QCOW_MAX_L1_SIZE``)."""
-
-MAX_BACKING_NAME = 1023
-
-INCOMPATIBLE_EXTENDED_L2 = 1 << 4
-COMPATIBLE_LAZY_REFCOUNTS = 1 << 0
-
-_HEADER_LENGTH = 112
-_V2_HEADER_LENGTH = 72
 COPIED = 1 << 63
 COMPRESSED_FLAG = 1 << 62
-_EXTENSION_BACKING_FORMAT = 0xE2792ACA
-_EXTENSION_FEATURE_NAMES = 0x6803F857
-_FEATURE_NAMES = ((0, 0, b"dirty bit"), (0, 1, b"corrupt bit"), (0, 4, b"extended L2 entries"), (1, 0, b"lazy refcounts"))
 _SUBCLUSTERS = 32
 _ALL_SUBCLUSTERS = (1 << _SUBCLUSTERS) - 1
 _ZERO_FLAG = 1
 
+REFCOUNT_BYTES = 2
+"""Bytes of one count, in the files we write."""
 
-class Qcow2Options:
-    """What the new image should be like.
 
-    :param cluster_size: bytes, a power of two from 512 to 2 MiB.
-    :param lazy_refcounts: sets the compatible feature bit, so that QEMU may write refcounts late.
-    :param extended_l2: 32 subclusters a cluster; needs clusters of at least 16 KiB.
-    :param compressed: clusters are stored as DEFLATE streams where that is shorter.
-    :param backing_name: name of the backing file as it is to be stored.
-    :param backing_format: QEMU's driver name of the backing file; always stored with the name.
-    :param preallocated: every cluster gets its place, whatever it holds.
-    :param version: 3 (compat 1.1) or 2 (compat 0.10).
-    """
+class Refcounts:
+    """16-bit reference counts of the clusters of a file that only grows, kept for the blocks that are not written yet."""
 
-    def __init__(
-        self,
-        cluster_size: int = DEFAULT_CLUSTER_SIZE,
-        *,
-        lazy_refcounts: bool = False,
-        extended_l2: bool = False,
-        compressed: bool = False,
-        backing_name: Optional[bytes] = None,
-        backing_format: Optional[str] = None,
-        preallocated: bool = False,
-        version: int = 3,
-    ) -> None:
-        if cluster_size & (cluster_size - 1) or not MIN_CLUSTER_SIZE <= cluster_size <= MAX_CLUSTER_SIZE:
-            raise UnsupportedImage("cluster size {0} is not a power of two from 512 bytes to 2 MiB".format(cluster_size))
-        if extended_l2 and cluster_size < 1 << 14:
-            raise UnsupportedImage("extended L2 entries need clusters of at least 16 KiB, not {0} bytes".format(cluster_size))
-        if backing_name is not None and not backing_format:
-            raise UnsupportedImage("a backing file name is never stored without its format")
-        if version == 2 and (lazy_refcounts or extended_l2 or backing_name is not None):
-            raise UnsupportedImage("compat 0.10 knows no lazy refcounts, no extended L2 entries, and no zeros over a backing file")
-        if preallocated and (compressed or backing_name is not None):
-            raise UnsupportedImage("neither a compressed image nor an overlay can be preallocated")
-        self.cluster_size = cluster_size
-        self.lazy_refcounts = lazy_refcounts
-        self.extended_l2 = extended_l2
-        self.compressed = compressed
-        self.backing_name = backing_name
-        self.backing_format = backing_format
-        self.preallocated = preallocated
-        self.version = version
+    def __init__(self, cluster_size: int) -> None:
+        self.per_block = cluster_size // REFCOUNT_BYTES
+        self.table = array("Q")
+        self._blocks: dict = {}
+        self._kept: List[int] = []
 
     @property
-    def by_subcluster(self) -> bool:
-        """Whether subclusters are placed by themselves: over a backing file, so that nothing has to be copied up from below."""
-        return self.extended_l2 and self.backing_name is not None and not self.compressed
+    def blocks_placed(self) -> int:
+        """Blocks that have their place in the file."""
+        return len(self.table)
 
+    def blocks_needed(self, clusters: int) -> int:
+        """Blocks that count so many clusters."""
+        return -(-clusters // self.per_block)
 
-def require_possible(options: Qcow2Options, virtual_size: int) -> Tuple[bytearray, int]:
-    """The header cluster, and the number of L1 entries, of an image with a disk of ``virtual_size`` bytes.
+    def complete_blocks(self, clusters: int) -> bool:
+        """Whether the first block not placed yet counts only clusters before ``clusters``, so that it can be written for good."""
+        return clusters >= (self.blocks_placed + 1) * self.per_block
 
-    :raises UnsupportedImage: where the format cannot hold the image with these options.
-    """
-    coverage = options.cluster_size // (16 if options.extended_l2 else 8) * options.cluster_size
-    l1_entries = -(-virtual_size // coverage)
-    if 8 * l1_entries > MAX_L1_SIZE:
-        raise UnsupportedImage(
-            "a disk of {0} bytes needs a larger L1 table than qcow2 allows with clusters of {1} bytes".format(
-                virtual_size, options.cluster_size
-            ),
-            hint="Choose larger clusters.",
-        )
-    return header_cluster(options), l1_entries
+    def add(self, first: int, last: int) -> None:
+        """One more reference to each of the clusters first..last."""
+        while first <= last:
+            number, index = divmod(first, self.per_block)
+            block = self._blocks.get(number)
+            if block is None:
+                block = self._blocks[number] = array("H", bytes(REFCOUNT_BYTES * self.per_block))
+            count = min(last - first + 1, self.per_block - index)
+            if count > 1 and not any(block[index : index + count]):
+                block[index : index + count] = array("H", [1]) * count
+            else:
+                for position in range(index, index + count):
+                    block[position] += 1
+            first += count
+
+    def place_block(self, offset: int, *, keep: bool) -> Optional[array]:
+        """Note that the next block lies at byte ``offset``; it is returned to be written unless it is kept for later changes."""
+        number = self.blocks_placed
+        self.table.append(offset)
+        if keep:
+            self._kept.append(number)
+            return None
+        return self._blocks.pop(number)
+
+    def unwritten(self) -> List[Tuple[int, array]]:
+        """``(offset, block)`` of the blocks that were kept."""
+        return [(self.table[number], self._blocks[number]) for number in self._kept]
 
 
 class Qcow2Writer:
@@ -300,55 +268,3 @@ class Qcow2Writer:
             table = table[:]
             table.byteswap()
         os.pwrite(self.fd, table.tobytes(), offset)
-
-
-def header_cluster(options: Qcow2Options) -> bytearray:
-    """The first cluster, complete but for size, L1 and refcount table.
-
-    :raises UnsupportedImage: where the backing file name does not fit into one cluster.
-    """
-    extensions = b""
-    if options.backing_name is not None:
-        extensions += _extension(_EXTENSION_BACKING_FORMAT, str(options.backing_format).encode("ascii"))
-    names = _extension(_EXTENSION_FEATURE_NAMES, b"".join(struct.pack(">BB46s", kind, bit, name) for kind, bit, name in _FEATURE_NAMES))
-    name = options.backing_name or b""
-    if len(name) > MAX_BACKING_NAME:
-        raise UnsupportedImage("the backing file name is {0} bytes long, at most 1023 are allowed".format(len(name)))
-    end = struct.pack(">II", 0, 0)
-    length = _HEADER_LENGTH if options.version == 3 else _V2_HEADER_LENGTH
-    if options.version == 3 and length + len(extensions) + len(names) + len(end) + len(name) <= options.cluster_size:
-        extensions += names
-    name_offset = length + len(extensions) + len(end)
-    if name_offset + len(name) > options.cluster_size:
-        raise UnsupportedImage(
-            "a backing file name of {0} bytes does not fit into the first cluster of {1} bytes".format(len(name), options.cluster_size),
-            hint="Choose larger clusters.",
-        )
-    header = bytearray(options.cluster_size)
-    struct.pack_into(
-        ">4sIQII", header, 0, QCOW_MAGIC, options.version, name_offset if name else 0, len(name), options.cluster_size.bit_length() - 1
-    )
-    if options.version == 3:
-        struct.pack_into(
-            ">QQQII",
-            header,
-            72,
-            INCOMPATIBLE_EXTENDED_L2 if options.extended_l2 else 0,
-            COMPATIBLE_LAZY_REFCOUNTS if options.lazy_refcounts else 0,
-            0,
-            4,  # refcount_order: 1 << 4 bits
-            length,
-        )
-    body = extensions + end + name
-    header[length : length + len(body)] = body
-    return header
-
-
-def complete_header(header: bytearray, size: int, l1_offset: int, l1_entries: int, table_offset: int, table_clusters: int) -> None:
-    """Put in what is known last: virtual size in bytes, and where L1 table and refcount table (in clusters) lie."""
-    struct.pack_into(">QII", header, 24, size, 0, l1_entries)
-    struct.pack_into(">QQI", header, 40, l1_offset, table_offset, table_clusters)
-
-
-def _extension(kind: int, data: bytes) -> bytes:
-    return struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8)

@@ -19,9 +19,11 @@ from .._image import qcow1_tables
 from .._image.extent import COMPRESSED, DATA, SECTOR, Extent, clip
 from .._image.file_io import PIECE, clone_file, read_all, write_all
 from .._image.qcow1 import Qcow1
+from .._image.qcow2_header import MAX_L1_SIZE, Qcow2Options, complete_header, header_cluster
 from .._image.raw import data_ranges
-from .copier import HOLE, Copied, OnProgress, nonzero_runs
-from .qcow2_writer import COMPRESSED_FLAG, COPIED, MAX_L1_SIZE, Qcow2Options, complete_header, header_cluster
+from .chunks import HOLE, nonzero_runs
+from .copier import Copied, OnProgress
+from .qcow2_writer import COMPRESSED_FLAG, COPIED
 
 MAX_CLUSTERS = 20 << 20
 """Clusters of a file whose references are counted: two bytes of memory each."""

@@ -8,13 +8,14 @@ import errno
 import fnmatch
 import os
 import re
+import select
 import stat
-from typing import Any, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._errors import QcowError
+from .._workers import Channel, Worker
 from . import linux
 from .files import open_source
-from .listing_pool import Pool
 
 _LEAST = 8  # bytes: no image of any format is shorter
 _O_NOATIME = getattr(os, "O_NOATIME", 0)
@@ -128,6 +129,92 @@ class _Listing(NamedTuple):
     reported: List[Found]
 
 
+_BATCH = 16  # directories given to a worker at once, at most: a message and a wake-up cost as much as a directory of a hundred files
+
+
+class _Listings:
+    """Workers that list directories, also those that earlier ones lead to (context manager): the kernel's part of a walk is most of it.
+
+    This process works too. A worker that dies loses nothing: its directories are listed here.
+
+    :param function: path -> listing; runs in the workers, and must not raise.
+    :param following: listing -> paths of the directories to be listed next, in the order they will be asked for.
+    """
+
+    def __init__(self, function: Callable[[bytes], Any], following: Callable[[Any], List[bytes]], workers: int) -> None:
+        self._function = function
+        self._following = following
+        self._done: Dict[bytes, Any] = {}
+        self._waiting: List[bytes] = []
+        self._given: Dict[Worker, List[bytes]] = {}
+        while len(self._given) < workers:
+            self._given[Worker(self._serve, list(self._given))] = []
+
+    def _serve(self, channel: Channel) -> None:
+        try:
+            while True:
+                channel.send([self._function(path) for path in channel.receive()])
+        except (EOFError, BrokenPipeError):
+            pass
+
+    def __enter__(self) -> "_Listings":
+        return self
+
+    def __exit__(self, *dummy: Any) -> None:
+        while self._given:
+            self._given.popitem()[0].end()
+
+    def listing(self, path: bytes) -> Any:
+        """The listing of a directory that followed from an earlier one, or of a new one. Listed here where no worker has it."""
+        while path not in self._done:
+            self._collect(0)
+            self._hand_out()
+            if path in self._done:
+                break
+            if not any(path in batch for batch in self._given.values()):
+                if path in self._waiting:
+                    self._waiting.remove(path)
+                self._keep(path, self._function(path))
+            elif self._waiting:
+                other = self._waiting.pop()
+                self._keep(other, self._function(other))
+            else:
+                self._collect(None)
+        return self._done.pop(path)
+
+    def _hand_out(self) -> None:
+        # Only to a worker that waits: it reads what we write, so that neither waits for the other with a full pipe.
+        for worker in [worker for worker, batch in self._given.items() if not batch]:
+            count = min(_BATCH, len(self._waiting) // (len(self._given) + 1))
+            if count:
+                self._given[worker] = self._waiting[: -count - 1 : -1]
+                del self._waiting[-count:]
+                try:
+                    worker.send(self._given[worker])
+                except OSError:
+                    self._give_up(worker)
+
+    def _collect(self, timeout: Optional[float]) -> None:
+        busy = [worker for worker, batch in self._given.items() if batch]
+        for worker in select.select(busy, [], [], timeout)[0] if busy else ():
+            try:
+                listings = worker.receive()
+            except EOFError:
+                self._give_up(worker)
+                continue
+            batch, self._given[worker] = self._given[worker], []
+            for path, listing in zip(batch, listings):
+                self._keep(path, listing)
+
+    def _keep(self, path: bytes, listing: Any) -> None:
+        self._done[path] = listing
+        self._waiting.extend(reversed(self._following(listing)))
+
+    def _give_up(self, worker: Worker) -> None:
+        self._waiting.extend(reversed(self._given.pop(worker)))
+        worker.end()
+
+
 class _Walker:
     def __init__(self, prefix: bytes, excluded: Optional[Any], head_size: int, block_devices: bool, counts: Counts) -> None:
         self._prefix = prefix
@@ -164,10 +251,10 @@ class _Walker:
         def following(done: _Listing) -> List[bytes]:
             return done.directories if recurse else []
 
-        with Pool(listing, following, workers - 1) as pool:
+        with _Listings(listing, following, workers - 1) as listings:
             pending = [top]
             while pending:
-                done = pool.result(pending.pop())
+                done = listings.listing(pending.pop())
                 if done.key in self._visited:
                     continue
                 if done.key is not None:

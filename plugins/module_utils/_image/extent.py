@@ -51,23 +51,23 @@ class Scattered(Extent):
     offsets: array  # bytes of the file where the clusters lie
 
 
-STRETCH = 4 << 20
+CHUNK = 4 << 20
 """Guest bytes that are handled at a time: a multiple of every cluster size. One and two MiB were measured and were slower."""
 
 
-class Share(NamedTuple):
-    """Every ``turns``-th stretch of the guest, beginning with stretch ``turn``."""
+class Partition(NamedTuple):
+    """One of ``total`` parts of the work on an image: every ``total``-th chunk of the guest, beginning with chunk ``number``."""
 
-    turn: int
-    turns: int
+    number: int
+    total: int
 
     def touches(self, start: int, length: int) -> bool:
         """Whether any of guest bytes [start, start + length) belongs to it."""
-        first, last = start // STRETCH, (start + length - 1) // STRETCH
-        return last - first + 1 >= self.turns or (self.turn - first) % self.turns <= last - first
+        first, last = start // CHUNK, (start + length - 1) // CHUNK
+        return last - first + 1 >= self.total or (self.number - first) % self.total <= last - first
 
 
-EVERYTHING = Share(0, 1)
+EVERYTHING = Partition(0, 1)
 
 
 class Layer:
@@ -75,11 +75,11 @@ class Layer:
 
     ``fd`` is a read-only descriptor owned by the caller; ``path`` the name it was opened under (for messages and for relative backing
     names); ``virtual_size`` the guest's disk in bytes, exactly as the file states it; ``cluster_size`` the layer's allocation unit in bytes.
-    ``share`` is what of the guest is wanted: a layer need not look at tables of other parts.
+    ``partition`` is what of the guest is wanted: a layer need not look at tables of other parts.
     """
 
     format = "raw"
-    share = EVERYTHING
+    partition = EVERYTHING
 
     def __init__(self, fd: int, path: bytes) -> None:
         self.fd = fd
@@ -102,7 +102,7 @@ class Layer:
         return self.extents()
 
     def bulk_extents(self) -> Iterator[Extent]:
-        """The same for who reads everything stretch by stretch: what lies scattered comes as :class:`Scattered`, never in two stretches."""
+        """The same for who reads everything chunk by chunk: what lies scattered comes as :class:`Scattered`, never in two chunks."""
         return self.extents()
 
     def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:

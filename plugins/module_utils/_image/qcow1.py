@@ -19,7 +19,7 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 from .._errors import DamagedImage, PassphraseError
 from . import qcow1_header, qcow1_tables
 from .detect import reader_at
-from .extent import COMPRESSED, DATA, ENCRYPTED, SCATTERED, SECTOR, STRETCH, ZERO, Extent, Layer, Scattered
+from .extent import CHUNK, COMPRESSED, DATA, ENCRYPTED, SCATTERED, SECTOR, ZERO, Extent, Layer, Scattered
 from .qcow1_header import CRYPT_AES, HEADER_SIZE, parse_header, read_backing_name
 from .raw import next_data
 
@@ -137,7 +137,7 @@ class Qcow1(Layer):
             for number in _used(entries):
                 offset = entries[number]
                 start = (first + number) * coverage
-                if not self.share.touches(start, coverage):
+                if not self.partition.touches(start, coverage):
                     continue
                 if offset < HEADER_SIZE or offset >= self.file_size:
                     length = min(coverage, self.virtual_size - start)
@@ -179,11 +179,11 @@ class Qcow1(Layer):
                 yield from self.table_extents(start, entries)
 
     def _is_scattered(self, start: int, length: int, entries: array) -> bool:
-        """Whether a table names whole clusters only, few of them beside each other, for guest bytes of one stretch."""
+        """Whether a table names whole clusters only, few of them beside each other, for guest bytes of one chunk."""
         return (
             self.header.crypt_method != CRYPT_AES
             and start + length <= self.virtual_size
-            and start // STRETCH == (start + length - 1) // STRETCH
+            and start // CHUNK == (start + length - 1) // CHUNK
             and bool(entries)
             and entries[-1] - entries[0] != length - self.cluster_size  # else it is probably in order, which is told at once
             and 0 not in entries

@@ -8,113 +8,20 @@ Specification: QEMU's ``docs/interop/qcow2.txt``.
 """
 
 import os
-import struct
 import sys
 import zlib
 from array import array
-from typing import Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 from .._errors import DamagedImage, UnsupportedImage
-from .detect import QCOW_MAGIC
 from .extent import COMPRESSED, DATA, SECTOR, ZERO, Extent, Layer
+from .qcow2_header import COMPRESSION_TYPE, CORRUPT, DIRTY, EXTENDED_L2, parse_header
 
-DIRTY = 1 << 0
-CORRUPT = 1 << 1
-EXTERNAL_DATA = 1 << 2
-COMPRESSION_TYPE = 1 << 3
-EXTENDED_L2 = 1 << 4
 _KNOWN_INCOMPATIBLE = DIRTY | CORRUPT | COMPRESSION_TYPE | EXTENDED_L2
 
-EXTENSION_BACKING_FORMAT = 0xE2792ACA
-MAX_L1_SIZE = 32 << 20
-
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _OFFSET = 0x00FFFFFFFFFFFE00
 _COMPRESSED = 1 << 62
 _ZERO_FLAG = 1
-
-
-class Header(NamedTuple):
-    """The fields of a qcow2 header that a reader needs; offsets, lengths and sizes in bytes."""
-
-    version: int
-    backing_offset: int
-    backing_length: int
-    cluster_bits: int
-    size: int
-    crypt_method: int
-    l1_entries: int
-    l1_offset: int
-    snapshots: int
-    incompatible: int
-    compatible: int
-    compression_type: int
-    header_length: int
-    extensions: Dict[int, bytes]
-
-    @property
-    def backing_format(self) -> Optional[str]:
-        """QEMU's driver name of the backing file, where the header states it."""
-        name = self.extensions.get(EXTENSION_BACKING_FORMAT)
-        return None if name is None else name.decode("ascii", "replace")
-
-
-def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
-    """The header of a qcow2 image.
-
-    :param head: the first cluster, or as much of it as holds the extensions (4096 bytes do in practice).
-    :raises DamagedImage: where a field is outside the format's limits.
-    :raises UnsupportedImage: where the image is not qcow2 version 2 or 3.
-    """
-    if len(head) < 72:
-        raise DamagedImage("the qcow2 header is cut off: {0} of 72 bytes".format(len(head)), path)
-    magic, version, backing_offset, backing_length, cluster_bits, size, crypt, l1_entries, l1_offset, _rt, _rc, snapshots, _so = (
-        _HEADER.unpack_from(head)
-    )
-    if magic != QCOW_MAGIC or version not in (2, 3):
-        raise UnsupportedImage("not a qcow2 image", path)
-    incompatible = compatible = compression_type = 0
-    header_length = 72
-    if version == 3:
-        if len(head) < 104:
-            raise DamagedImage("the qcow2 header is cut off: {0} of 104 bytes".format(len(head)), path)
-        incompatible, compatible = struct.unpack_from(">QQ", head, 72)
-        (header_length,) = struct.unpack_from(">I", head, 100)
-        if header_length > 104 and len(head) > 104:
-            compression_type = head[104]
-    if not 9 <= cluster_bits <= 21:
-        raise DamagedImage("cluster_bits is {0}, must be 9..21 (byte 20)".format(cluster_bits), path)
-    if 8 * l1_entries > MAX_L1_SIZE:
-        raise DamagedImage("the L1 table has {0} entries, more than qcow2 allows".format(l1_entries), path)
-    if backing_length > 1023:
-        raise DamagedImage("the backing file name is {0} bytes long, at most 1023 are allowed (byte 16)".format(backing_length), path)
-    return Header(
-        version,
-        backing_offset,
-        backing_length,
-        cluster_bits,
-        size,
-        crypt,
-        l1_entries,
-        l1_offset,
-        snapshots,
-        incompatible,
-        compatible,
-        compression_type,
-        header_length,
-        _extensions(head, header_length),
-    )
-
-
-def _extensions(head: bytes, position: int) -> Dict[int, bytes]:
-    found = {}  # type: Dict[int, bytes]
-    while position + 8 <= len(head):
-        kind, length = struct.unpack_from(">II", head, position)
-        if kind == 0 or position + 8 + length > len(head):
-            break
-        found[kind] = head[position + 8 : position + 8 + length]
-        position += 8 + -(-length // 8) * 8
-    return found
 
 
 class Qcow2(Layer):
@@ -158,7 +65,7 @@ class Qcow2(Layer):
         coverage = self.cluster_size // (8 * self._words) * self.cluster_size
         for index, entry in enumerate(_entries(raw)):
             offset = entry & _OFFSET
-            if not offset or not self.share.touches(index * coverage, coverage):
+            if not offset or not self.partition.touches(index * coverage, coverage):
                 continue
             if offset % self.cluster_size or offset + self.cluster_size > self.file_size:
                 raise DamagedImage("the L2 table at byte {0} is misaligned or outside the file".format(offset), self.path)

@@ -49,29 +49,3 @@ class Raw(Layer):
         """See :meth:`Layer.extents`; holes are left out, which for a base means zeros."""
         for start, length in data_ranges(self.fd, self.file_size):
             yield Extent(start, length, DATA, self, start, length, 0)
-
-
-class RawWriter:
-    """Writes a raw image into an empty file: what is never placed stays a hole.
-
-    :param fd: descriptor open for writing; stays the caller's.
-    :param size: virtual size in bytes.
-    """
-
-    format = "raw"
-    cluster_size = 4096  # what is not placed stays a hole; the block size of the usual filesystems
-    unit = cluster_size
-    compressed = False
-    backed = False
-
-    def __init__(self, fd: int, size: int) -> None:
-        self.fd = fd
-        self.virtual_size = size
-        os.ftruncate(fd, size)
-
-    def place(self, start: int, length: int) -> Iterator[Tuple[int, int]]:
-        """See ``Qcow2Writer.place``: guest bytes lie where they are."""
-        yield start, length
-
-    def finish(self) -> None:
-        """Nothing is left to write: a raw image has no tables."""

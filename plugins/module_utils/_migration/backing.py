@@ -7,13 +7,13 @@
 import os
 from typing import List, NamedTuple, Optional, Tuple
 
-from .._copy.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, require_possible
+from .._copy.raw_writer import RawWriter
 from .._copy.transcode import why_not
 from .._errors import UnsupportedImage
 from .._image.chain import Member, Rules
 from .._image.measure import Need, measure
 from .._image.qcow1 import Qcow1
-from .._image.raw import RawWriter
+from .._image.qcow2_header import DEFAULT_CLUSTER_SIZE, Qcow2Options, require_possible
 from .request import Request
 from .source import Source
 

@@ -9,11 +9,10 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 from .._errors import NoSpace, QcowError
-from .._host.signals import Interrupted
-from .._host.workers import Ended, run_forked
 from .._image.check import CONTENT, STRUCTURE
 from .._libvirt import api
 from .._paths import show
+from .._workers import Ended, Interrupted, run_jobs
 from . import domain_policy, running_domains
 from .chains import Surroundings, plan_chains, refuse_together
 from .domain_references import FOLLOW
@@ -244,7 +243,7 @@ class _Batch:
         tasks = [[plan for _number, plan in job] for job in jobs]
         if self._settings.workers > 1 and len(jobs) > 1:
             # Processes, not threads: tables are walked in Python.
-            yield from run_forked(self._job, tasks, self._settings.workers, self._window.is_open)
+            yield from run_jobs(self._job, tasks, self._settings.workers, self._window.is_open)
             return
         for index, plans in enumerate(tasks):
             if not self._window.is_open():

@@ -13,11 +13,11 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from .._errors import ImageChanged, ImageInUse, QcowError, TargetExists, ToolFailed, ToolMissing, UnsafeImage
-from .._host.signals import Interrupted
 from .._image.detect import HEAD, UNKNOWN, identify, is_qcow1
 from .._libvirt import api, control, redefine
 from .._libvirt.inventory import DomainUse, Survey, survey
 from .._paths import show
+from .._workers import Interrupted
 from .domain_references import active, declared_raw
 from .execute import Outcome, execute
 from .plan import CONVERT

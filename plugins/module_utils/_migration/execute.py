@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .._copy.copier import copy_extents
+from .._copy.raw_writer import DeviceWriter
 from .._errors import ImageChanged, QcowError, StateError
 from .._host.attributes import carry_over, prepare
 from .._host.files import create_temporary, identity, sync_directory
@@ -18,7 +19,7 @@ from .._paths import show
 from .._verify.compare import verify
 from . import overlay_headers, states
 from .commit import abandon, finish, published, temporary_path, withdraw
-from .output import DeviceWriter, is_device, open_exclusively, read_back, second_opinion, write
+from .output import is_device, open_exclusively, read_back, second_opinion, write
 from .plan import CONVERT, RETIRE, Plan
 from .progress import Pace
 from .record import Record, Records, named

@@ -11,15 +11,13 @@
 """
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 from typing import Callable, Dict, List, Optional, Tuple
 
 from .._copy.copier import copy_extents
-from .._copy.preallocate import preallocate
-from .._copy.qcow2_writer import DEFAULT_CLUSTER_SIZE, Qcow2Options, Qcow2Writer
+from .._copy.qcow2_writer import Qcow2Writer
+from .._copy.raw_writer import RawWriter, preallocate
 from .._copy.transcode import transcode
 from .._errors import ImageInUse, NoSpace, QcowError, ToolFailed, ToolMissing, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._host.files import create_temporary, open_source
@@ -28,16 +26,13 @@ from .._host.qemu_img import Node, QemuImg
 from .._image.detect import HEAD, UNKNOWN, identify, signatures
 from .._image.extent import filled
 from .._image.qcow1 import Qcow1
-from .._image.raw import RawWriter
+from .._image.qcow2_header import DEFAULT_CLUSTER_SIZE, Qcow2Options
 from .._paths import show
 from .._verify.reader import Reader
 from .backing import KEEP, qcow2_options
 from .plan import NATIVE, STAGED, Plan
 from .request import Request, temporary_beside
 from .source import Source, open_reader
-
-_BLKZEROOUT = 0x127F
-_ZEROS = bytes(1 << 20)
 
 
 def is_device(path: bytes) -> bool:
@@ -102,25 +97,6 @@ def open_exclusively(dest: bytes) -> int:
         if error.errno == errno.EBUSY:
             raise ImageInUse("the device is in use (mounted, or part of another device)", dest, hint="Nothing was changed.") from error
         raise QcowError("the device cannot be opened for writing: {0}".format(error.strerror), dest) from error
-
-
-class DeviceWriter(RawWriter):
-    """Writes a raw image over whatever a device held; zeros are written too."""
-
-    backed = True
-
-    def __init__(self, fd: int, size: int) -> None:
-        self.fd = fd
-        self.virtual_size = size
-
-    def place_zeros(self, start: int, length: int) -> None:
-        """See ``Qcow2Writer.place_zeros``; by the device itself where it can."""
-        try:
-            fcntl.ioctl(self.fd, _BLKZEROOUT, struct.pack("QQ", start, length))
-        except OSError:
-            while length:
-                done = os.pwrite(self.fd, _ZEROS[: min(length, len(_ZEROS))], start)
-                start, length = start + done, length - done
 
 
 OnProgress = Callable[[int], None]

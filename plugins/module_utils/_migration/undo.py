@@ -9,9 +9,9 @@ import time
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .._errors import QcowError, StateError
-from .._host.signals import Interrupted
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, show
+from .._workers import Interrupted
 from . import cleanup, rollback
 from .domain_references import FOLLOW
 from .preflight import reason_of

@@ -13,10 +13,10 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Callable, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
 
-from .._copy.crew import Crew, Room
 from .._errors import VerificationFailed
 from .._fingerprint import BLOCK, Digests, Fingerprint, block_digests, rounded
 from .._paths import show
+from .._workers import Partitions, Room
 from .reader import Reader, misreported
 
 BLOCKS = 8
@@ -163,8 +163,8 @@ def _pass(chains: List[Chain], path: bytes, progress: Optional[OnProgress], proo
             room(0)
             yield batch, (count, digests)
 
-    with Crew(produce, 0, sum(reader.held() for reader in chains[0])) as crew:
-        for _number, (count, digests), _memory in crew:
+    with Partitions(produce, 0, sum(reader.held() for reader in chains[0])) as pieces:
+        for _number, (count, digests), _memory in pieces:
             if proof is not None:
                 proof.add(digests)
             if progress is not None:

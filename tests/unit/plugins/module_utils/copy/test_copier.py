@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Every way in which bytes travel arrives at the same bytes: stretches, runs, streams, shared blocks, holes; with and without new system calls."""
+"""Every way in which bytes travel arrives at the same bytes: chunks, runs, streams, shared blocks, holes; with and without new system calls."""
 
 import os
 import pathlib
@@ -11,23 +11,23 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy import segments as gather
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import chunks, copier
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options, Qcow2Writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.raw_writer import RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, ImageChanged
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import file_io
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import (
+    CHUNK,
     COMPRESSED,
     DATA,
     SCATTERED,
-    STRETCH,
     ZERO,
     Extent,
     Layer,
-    Share,
+    Partition,
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.raw import Raw, RawWriter
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.raw import Raw
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import RawReader
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
@@ -60,18 +60,18 @@ def random_extents(source: random.Random, size: int) -> Iterator[Extent]:
         position += length
 
 
-@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("keep_zeros", [False, True])
 @pytest.mark.parametrize("unit", [512, 4096, 65536, 2 * MIB])
 @pytest.mark.parametrize("seed", range(5))
-def test_stretches_lose_nothing_and_split_no_unit(seed: int, unit: int, keep_zeros: bool, turns: int) -> None:
+def test_stretches_lose_nothing_and_split_no_unit(seed: int, unit: int, keep_zeros: bool, partitions: int) -> None:
     size = 40 * MIB + 512
     extents = list(random_extents(random.Random(seed), size))
     found = {}
-    for turn in range(turns):
-        for start, inside in gather.stretches(iter(extents), Share(turn, turns), keep_zeros=keep_zeros):
-            assert start not in found and start % STRETCH == 0 and start // STRETCH % turns == turn
-            found[start] = gather.segments(inside, unit, size)
+    for partition in range(partitions):
+        for start, inside in chunks.chunked(iter(extents), Partition(partition, partitions), keep_zeros=keep_zeros):
+            assert start not in found and start % CHUNK == 0 and start // CHUNK % partitions == partition
+            found[start] = chunks.segments(inside, unit, size)
     seen: List[Extent] = []
     for start, segments in sorted(found.items()):
         end = start
@@ -81,7 +81,7 @@ def test_stretches_lose_nothing_and_split_no_unit(seed: int, unit: int, keep_zer
             assert end % unit == 0 or end == size
             assert all(segment.start <= e.start and e.start + e.length <= end for e in segment.extents)
             seen.extend(segment.extents)
-        assert end <= start + STRETCH
+        assert end <= start + CHUNK
     wanted = [e for e in extents if keep_zeros or e.kind != ZERO]
     assert _bytes_of(seen) == _bytes_of(wanted)
 
@@ -107,7 +107,7 @@ def test_runs_of_what_is_not_zero(unit: int) -> None:
         data = b"".join(units)[: -source.randrange(unit) or None]
         front, back = source.randrange(100), source.randrange(100)
         buffer = memoryview(os.urandom(front) + data + os.urandom(back))
-        runs = list(copier.nonzero_runs(buffer, front, front + len(data), unit))
+        runs = list(chunks.nonzero_runs(buffer, front, front + len(data), unit))
         inside = bytearray(len(data))
         for start, stop in runs:
             assert (start - front) % unit == 0 and ((stop - front) % unit == 0 or stop == front + len(data))
@@ -165,7 +165,7 @@ def test_as_on_an_old_python(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
         view[: len(data)] = data
         return len(data)
 
-    monkeypatch.setattr(gather, "read_into", read_into)
+    monkeypatch.setattr(chunks, "read_into", read_into)
     monkeypatch.setattr(file_io, "read_into", read_into)
     monkeypatch.setattr(file_io, "ctypes", None)
     monkeypatch.setattr(file_io, "_sync_file_range", None)

@@ -12,7 +12,7 @@ from typing import Any, Iterator
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import check
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import DATA, SCATTERED, STRETCH, Extent, Scattered
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import CHUNK, DATA, SCATTERED, Extent, Scattered
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.measure import measure
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Damage, Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_tables import runs, whole_clusters
@@ -45,7 +45,7 @@ def apart(extents: Iterator[Extent], image: Qcow1) -> Iterator[Extent]:
             yield extent
             continue
         cluster, place = image.cluster_size, 0
-        assert extent.length == cluster * len(extent.offsets) and extent.start % STRETCH + extent.length <= STRETCH
+        assert extent.length == cluster * len(extent.offsets) and extent.start % CHUNK + extent.length <= CHUNK
         while place < len(extent.offsets):
             count = 1
             while place + count < len(extent.offsets) and extent.offsets[place + count] == extent.offsets[place] + count * cluster:

@@ -11,9 +11,9 @@ from typing import Any, Iterator, List, Tuple
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy import crew
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy.crew import SMALL, Crew, Room
+from ansible_collections.vmimage.qcow.plugins.module_utils import _workers
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils._workers import SMALL, Partitions, Room
 
 LARGE = SMALL + 1
 COUNT = 60
@@ -33,21 +33,21 @@ def descriptors() -> List[str]:
     return sorted(os.listdir("/proc/self/fd"))[:-1]
 
 
-def numbers(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, Any]]:
+def numbers(partition: int, partitions: int, room: Room) -> Iterator[Tuple[int, Any]]:
     """Numbers, each with its own bytes in memory."""
-    for number in range(turn, COUNT, turns):
+    for number in range(partition, COUNT, partitions):
         memory = room(number)
         memory[:] = bytes([number]) * number
-        yield number, (os.getpid(), turns)
+        yield number, (os.getpid(), partitions)
 
 
 @pytest.mark.parametrize("held", [0, SMALL, LARGE])
 def test_all_of_it_in_order(held: int) -> None:
     seen = []
-    with Crew(numbers, COUNT, held) as members:
-        for number, (pid, turns), memory in members:
+    with Partitions(numbers, COUNT, held) as members:
+        for number, (pid, partitions), memory in members:
             assert bytes(memory[:number]) == bytes([number]) * number
-            assert (pid == os.getpid()) == (turns == 1) == (held <= SMALL)
+            assert (pid == os.getpid()) == (partitions == 1) == (held <= SMALL)
             seen.append(number)
     assert seen == list(range(COUNT))
 
@@ -57,15 +57,15 @@ def test_without_processes_where_there_are_none_to_be_had(monkeypatch: pytest.Mo
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fork)
-    with Crew(numbers, COUNT, LARGE) as members:
+    with Partitions(numbers, COUNT, LARGE) as members:
         assert [number for number, _item, _memory in members] == list(range(COUNT))
 
 
 def test_leaving_early() -> None:
-    with Crew(numbers, COUNT, LARGE) as members:
+    with Partitions(numbers, COUNT, LARGE) as members:
         assert next(iter(members))[0] == 0
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Crew(asleep, 1, LARGE):
+    with pytest.raises(KeyboardInterrupt), Partitions(asleep, 1, LARGE):
         raise KeyboardInterrupt
     assert time.monotonic() - started < 30
 
@@ -78,30 +78,30 @@ def asleep(_turn: int, _turns: int, room: Room) -> Iterator[Tuple[int, Any]]:
 
 
 def test_an_error_comes_in_its_place() -> None:
-    def failing(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, Any]]:
-        for number, item in numbers(turn, turns, room):
+    def failing(partition: int, partitions: int, room: Room) -> Iterator[Tuple[int, Any]]:
+        for number, item in numbers(partition, partitions, room):
             if number == 31:
                 raise DamagedImage("is damaged", b"/some/image", hint="Nothing was changed.", offset=31)
             yield number, item
 
     seen = []
-    with pytest.raises(DamagedImage) as caught, Crew(failing, COUNT, LARGE) as members:
+    with pytest.raises(DamagedImage) as caught, Partitions(failing, COUNT, LARGE) as members:
         for number, _item, _memory in members:
             seen.append(number)
-    assert seen == list(range(len(seen))) and 30 - crew._MOST <= seen[-1] <= 30
+    assert seen == list(range(len(seen))) and 30 - _workers._MOST <= seen[-1] <= 30
     error = caught.value
     assert (error.path, error.hint, error.details, error.reason) == (b"/some/image", "Nothing was changed.", {"offset": 31}, "damaged")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_is_killed(number: signal.Signals) -> None:
-    def killed(turn: int, turns: int, room: Room) -> Iterator[Tuple[int, Any]]:
-        for key, item in numbers(turn, turns, room):
+    def killed(partition: int, partitions: int, room: Room) -> Iterator[Tuple[int, Any]]:
+        for key, item in numbers(partition, partitions, room):
             if key == 31:
                 os.kill(os.getpid(), number)
             yield key, item
 
-    with pytest.raises(QcowError, match="signal %d.*Run again" % number), Crew(killed, COUNT, LARGE) as members:
+    with pytest.raises(QcowError, match="%s.*Run again" % signal.Signals(number).name), Partitions(killed, COUNT, LARGE) as members:
         for _item in members:
             pass
 
@@ -110,8 +110,8 @@ def test_they_end_when_we_are_killed() -> None:
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with Crew(numbers, COUNT, LARGE) as members:
-            os.write(tell, repr([member.pid for member in members._members]).encode())
+        with Partitions(numbers, COUNT, LARGE) as members:
+            os.write(tell, repr([member.pid for member in members._workers]).encode())
             os.kill(os.getpid(), signal.SIGKILL)
     os.close(tell)
     with os.fdopen(told) as stream:
