@@ -14,9 +14,8 @@ from .._host.files import remove_durably
 from .._host.in_use import WRITER, find_users
 from .._host.qemu_img import QemuImg
 from .._image.extent import SECTOR
-from . import states
 from .commit import inode_at
-from .record import Record
+from .record import Record, State
 from .source import Source, open_layer
 
 NOOP = "noop"
@@ -39,8 +38,8 @@ def plan_cleanup(record: Record, *, min_age: float, now: float) -> Removal:
     :raises QcowError: where it is old enough, but must not be deleted.
     """
     retired = record.file("retired")
-    if record.state != states.DONE or retired is None:
-        words = {states.CLEANED: "deleted before", states.ROLLED_BACK: "rolled back", states.DONE: "the original was not retired"}
+    if record.state != State.DONE or retired is None:
+        words = {State.CLEANED: "deleted before", State.ROLLED_BACK: "rolled back", State.DONE: "the original was not retired"}
         return Removal(record, NOOP, [words.get(record.state, "unfinished")])
     age = now - retired_at(record)
     if age < min_age:
@@ -125,14 +124,14 @@ def clean(removal: Removal) -> None:
     """
     record = removal.record
     retired = record.path_of("retired")
-    record.note(states.CLEANING)
+    record.note(State.CLEANING)
     try:
         remove_durably(retired, inode=record.facts["src"]["ino"])
     except QcowError:
         if inode_at(retired) is not None:
-            record.note(states.DONE)
+            record.note(State.DONE)
         raise
-    record.note(states.CLEANED, returned=removal.returns)
+    record.note(State.CLEANED, returned=removal.returns)
 
 
 def summary(results: List[Dict[str, Any]]) -> Dict[str, int]:

@@ -17,8 +17,7 @@ from .._errors import ImageChanged, ImageInUse, QcowError
 from .._host.files import publish_new, remove_durably, replace_keeping, retire
 from .._host.in_use import WRITER, find_users
 from .._paths import show
-from . import states
-from .record import Record, named, now
+from .record import Record, State, named, now
 from .references import References
 from .request import HELPERS, temporary_beside, temporary_name
 
@@ -31,19 +30,19 @@ def finish(record: Record, references: References, source_fd: int, guard: Any, *
     :param hold: only publish; what rests on the original has still to follow.
     :raises QcowError: the message's hint says what is in place then.
     """
-    if record.state == states.VERIFIED:
+    if record.state == State.VERIFIED:
         _publish(record, source_fd, guard)
     if hold:
         return
     try:
-        if record.state == states.PUBLISHED:
+        if record.state == State.PUBLISHED:
             references.repoint(record)
-            record.note(states.REPOINTED)
-        if record.state == states.REPOINTED and record.file("retire_to") is not None:
+            record.note(State.REPOINTED)
+        if record.state == State.REPOINTED and record.file("retire_to") is not None:
             _retire(record, references, source_fd, guard)
-        record.note(states.DONE)
+        record.note(State.DONE)
     except QcowError as error:
-        if record.state != states.FAILED:
+        if record.state != State.FAILED:
             error.hint = "The result is in place as {0}; nothing is lost. Run again to finish.".format(show(record.path_of("dest")))
         raise
 
@@ -84,7 +83,7 @@ def abandon(record: Record, reason: str) -> None:
         facts["temporary"] = record.facts.get("temporary") or named(temporary_path(record))
         raise
     finally:
-        record.note(states.FAILED, **facts)
+        record.note(State.FAILED, **facts)
 
 
 def temporary_path(record: Record) -> bytes:
@@ -102,7 +101,7 @@ def withdraw(record: Record, references: References, reason: str) -> None:
     references.restore(record)
     if not record.facts.get("adopted"):
         remove_durably(record.path_of("dest"), inode=record.facts["result"]["ino"])
-    record.note(states.FAILED, error=reason, temporary=None)
+    record.note(State.FAILED, error=reason, temporary=None)
 
 
 def _remove_result(record: Record) -> None:
@@ -138,7 +137,7 @@ def _publish(record: Record, source_fd: int, guard: Any) -> None:
             reason=getattr(error, "reason", "error"),
             hint="Nothing is lost. Look after the storage and run again to finish.",
         ) from error
-    record.note(states.PUBLISHED, temporary=None)
+    record.note(State.PUBLISHED, temporary=None)
 
 
 def _retire(record: Record, references: References, source_fd: int, guard: Any) -> None:
@@ -153,7 +152,7 @@ def _retire(record: Record, references: References, source_fd: int, guard: Any) 
     except (ImageInUse, ImageChanged) as error:
         _give_back(record, references, error)
         raise
-    record.note(states.RETIRED, retired=record.facts["retire_to"], retired_time=now())
+    record.note(State.RETIRED, retired=record.facts["retire_to"], retired_time=now())
 
 
 def _last_look(record: Record, references: References, source_fd: int, guard: Any) -> None:
@@ -193,7 +192,7 @@ def _give_back(record: Record, references: References, error: QcowError) -> None
         retire(backup, src, inode=inode)
         if not record.facts.get("adopted"):
             remove_durably(dest, inode=record.facts["result"]["ino"])
-    record.note(states.FAILED, error=str(error), temporary=None)
+    record.note(State.FAILED, error=str(error), temporary=None)
 
 
 def require_unused(record: Record, source_fd: int) -> None:

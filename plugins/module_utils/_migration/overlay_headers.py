@@ -18,8 +18,7 @@ from .._host.in_use import find_users
 from .._image import qcow2
 from .._image.qcow2_header import Backing, backing_of, rebased
 from .._paths import decode_exact, show
-from . import states
-from .record import Record, Records, named
+from .record import Record, Records, State, named
 from .references import Updater
 
 WANTED = "dependants"
@@ -91,7 +90,7 @@ class NeededBases(Updater):
     def repoint(self, record: Record) -> None:
         """See :meth:`Updater.repoint`. Changes nothing."""
         for overlay in self._overlays(record):
-            if not any(other.state in states.IN_PLACE for other in _records_beside(record).of_source(overlay)):
+            if not any(other.state in State.IN_PLACE for other in _records_beside(record).of_source(overlay)):
                 raise StateError(
                     "still the backing file of {0}, which is not migrated".format(show(overlay)), record.file("src"), reason="needed"
                 )
@@ -104,7 +103,7 @@ class NeededBases(Updater):
         found = []
         for overlay in self._overlays(record):
             for other in _records_beside(record).of_source(overlay):
-                if other.state in states.IN_PLACE and other.facts.get("backing") and other.id not in going_back:
+                if other.state in State.IN_PLACE and other.facts.get("backing") and other.id not in going_back:
                     found.append("{0} rests on it (record {1}): roll that back first".format(show(other.path_of("dest")), other.id))
         return found
 

@@ -24,10 +24,9 @@ from .._verify.compare import verify
 from .backing import KEEP, RECLUSTER, Replacement, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
 from .output import is_device, require_usable
 from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
-from .record import Record, Records
+from .record import Record, Records, State
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
 from .source import MAX_RANGES, Losses, Source, open_reader, ranges_of, require_sound
-from .states import IN_PLACE
 
 _LOOKS = 10
 _BETWEEN_LOOKS = 0.2  # seconds
@@ -112,7 +111,7 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
 
 def _last_done(records: List[Record]) -> Optional[Record]:
     for record in reversed(records):
-        if record.state in IN_PLACE:
+        if record.state in State.IN_PLACE:
             return record
     return None
 

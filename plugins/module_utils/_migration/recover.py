@@ -17,24 +17,24 @@ from .._errors import ImageChanged, ImageInUse, QcowError, StateError
 from .._host.files import remove_durably
 from .._host.in_use import Guard
 from .._paths import encode_exact, show
-from . import domain_recovery, states
+from . import domain_recovery
 from .commit import abandon, finish, in_place, inode_at, published, result_unchanged, temporary_path, withdraw, written
-from .record import Record
+from .record import Record, State
 from .references import References
 from .rollback import resume
 from .session import Session
 from .source import Source
 
 _SAYS = {
-    states.PLANNED: "interrupted before the copy began; the original is as it was",
-    states.COPYING: "interrupted during copy or verification; the original is as it was and the temporary file will be removed",
-    states.VERIFIED: "interrupted with a proven result; it will be put in place if the original has not changed since",
-    states.PUBLISHED: "interrupted with the result in place; what refers to it and the original's new name are left to do",
-    states.REPOINTED: "interrupted with the result in place; the original is still to be renamed",
-    states.RETIRED: "complete, but for the last line of its record",
-    states.FAILED: "failed, and its temporary file could not be removed; that will be tried again",
-    states.ROLLING_BACK: "interrupted during a rollback, which will be finished",
-    states.CLEANING: "interrupted while its retired original was deleted",
+    State.PLANNED: "interrupted before the copy began; the original is as it was",
+    State.COPYING: "interrupted during copy or verification; the original is as it was and the temporary file will be removed",
+    State.VERIFIED: "interrupted with a proven result; it will be put in place if the original has not changed since",
+    State.PUBLISHED: "interrupted with the result in place; what refers to it and the original's new name are left to do",
+    State.REPOINTED: "interrupted with the result in place; the original is still to be renamed",
+    State.RETIRED: "complete, but for the last line of its record",
+    State.FAILED: "failed, and its temporary file could not be removed; that will be tried again",
+    State.ROLLING_BACK: "interrupted during a rollback, which will be finished",
+    State.CLEANING: "interrupted while its retired original was deleted",
 }
 
 
@@ -101,17 +101,17 @@ def explain(record: Record) -> Dict[str, Any]:
 
 
 def _recover(record: Record, references: References) -> str:
-    if record.state == states.ROLLING_BACK:
+    if record.state == State.ROLLING_BACK:
         resume(record, references)
         return "finished the rollback"
-    if record.state == states.CLEANING:
+    if record.state == State.CLEANING:
         return _settle_cleaning(record)
-    if record.state in (states.PLANNED, states.COPYING, states.FAILED):
-        words = "removed the temporary file" if record.state == states.COPYING else "cleaned up"
+    if record.state in (State.PLANNED, State.COPYING, State.FAILED):
+        words = "removed the temporary file" if record.state == State.COPYING else "cleaned up"
         abandon(record, record.facts.get("error") or "interrupted")
         return words
-    if record.state == states.RETIRED:
-        record.note(states.DONE)
+    if record.state == State.RETIRED:
+        record.note(State.DONE)
         return "finished the record"
     return _complete(record, references)
 
@@ -119,9 +119,9 @@ def _recover(record: Record, references: References) -> str:
 def _settle_cleaning(record: Record) -> str:
     """The deletion was decided on; whether it happened shows. It is not repeated here: the next cleanup looks at everything again."""
     if inode_at(record.file("retired")) == record.facts["src"]["ino"]:
-        record.note(states.DONE)
+        record.note(State.DONE)
         return "the retired original is still there"
-    record.note(states.CLEANED)
+    record.note(State.CLEANED)
     return "the retired original is deleted"
 
 
@@ -131,10 +131,10 @@ def _complete(record: Record, references: References) -> str:
     result_in_place = published(record)
     if name is None:
         return _without_original(record, result_in_place)
-    if in_place(record) and record.state != states.VERIFIED and not result_in_place and name == record.path_of("src"):
+    if in_place(record) and record.state != State.VERIFIED and not result_in_place and name == record.path_of("src"):
         _discard_given_back(record)
         return "the original had got its name back; removed the result"
-    if record.state == states.VERIFIED and not result_in_place and inode_at(temporary_path(record)) != record.facts["result"]["ino"]:
+    if record.state == State.VERIFIED and not result_in_place and inode_at(temporary_path(record)) != record.facts["result"]["ino"]:
         abandon(record, "the result is gone")
         return "the result did not survive; the original is as it was"
     try:
@@ -157,10 +157,10 @@ def _original(record: Record) -> Optional[bytes]:
 
 def _without_original(record: Record, result_in_place: bool) -> str:
     if result_in_place and inode_at(record.path_of("src")) in (None, record.facts["result"]["ino"]):
-        record.note(states.DONE, error="the original is gone", temporary=None)
+        record.note(State.DONE, error="the original is gone", temporary=None)
         return "the original has been removed by somebody; the proven result is in place"
     if result_in_place:
-        record.note(states.FAILED, error="another file has the original's name", temporary=None)
+        record.note(State.FAILED, error="another file has the original's name", temporary=None)
         return "another file has taken the original's name; it and the result were left as they are"
     abandon(record, "the original is gone")
     return "the original has been removed or replaced by somebody; removed the result"
@@ -175,7 +175,7 @@ def _require_unchanged(record: Record, source: Source) -> None:
 
 def _turn_back(record: Record, references: References, error: QcowError, result_in_place: bool) -> str:
     """The original is being used or was written since: it is the truth, unless somebody has begun to use the result."""
-    if record.state == states.FAILED:
+    if record.state == State.FAILED:
         raise error
     if not published(record):
         abandon(record, str(error))
@@ -196,4 +196,4 @@ def _discard_given_back(record: Record) -> None:
     leftover = temporary_path(record)
     if inode_at(leftover) == record.facts["result"]["ino"]:
         remove_durably(leftover, inode=record.facts["result"]["ino"])
-    record.note(states.FAILED, error="a writer came before the original was retired", temporary=None)
+    record.note(State.FAILED, error="a writer came before the original was retired", temporary=None)

@@ -16,11 +16,10 @@ from .._host.in_use import Guard, find_users
 from .._image.chain import Node
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
-from . import states
 from .chains import Surroundings
 from .commit import in_place, inode_at, temporary_path
 from .overlay_headers import repointed
-from .record import Record, Records, named
+from .record import Record, Records, State, named
 from .references import References
 from .source import Source, open_layer, open_reader
 
@@ -49,18 +48,18 @@ def plan_rollback(record: Record, references: References, *, discard_changes: bo
     :param keep: not to delete the result in any case: something that is kept rests on it.
     :raises QcowError: where the rollback has to be refused; nothing is changed then.
     """
-    if record.state in (states.ROLLED_BACK, states.FAILED):
+    if record.state in (State.ROLLED_BACK, State.FAILED):
         return Reversal(
-            record, NOOP, ["rolled back before" if record.state == states.ROLLED_BACK else "nothing to undo: the migration failed"]
+            record, NOOP, ["rolled back before" if record.state == State.ROLLED_BACK else "nothing to undo: the migration failed"]
         )
-    if record.state in (states.CLEANED, states.CLEANING):
+    if record.state in (State.CLEANED, State.CLEANING):
         raise StateError(
             "the original was deleted by a cleanup ({0}); this migration cannot be rolled back any more".format(record.facts.get("time")),
             record.file("retired") or record.path_of("src"),
             reason="cleaned",
             hint="Nothing was changed. The result {0} holds what the guest sees.".format(show(record.path_of("dest"))),
         )
-    if record.state != states.DONE:
+    if record.state != State.DONE:
         raise StateError(
             "the migration is unfinished ({0})".format(record.state), record.path_of("src"), hint="Run the migration again first."
         )
@@ -98,7 +97,7 @@ def _require_backing(record: Record) -> None:
     records = Records(os.path.dirname(os.path.dirname(record.path)))
     for entry in record.facts.get("chain") or ():
         path = decode_exact(entry["path"], entry.get("path_base64"))
-        if not os.path.lexists(path) and not any(other.state == states.DONE for other in records.of_source(path)):
+        if not os.path.lexists(path) and not any(other.state == State.DONE for other in records.of_source(path)):
             raise QcowError(
                 "its backing file {0} is gone and has no record to bring it back".format(show(path)),
                 record.path_of("src"),
@@ -178,7 +177,7 @@ def roll_back(reversal: Reversal, references: References) -> None:
     facts: Dict[str, Any] = {"result_now": None if reversal.result is None else reversal.result._asdict()}
     if reversal.kept is not None:
         facts["rolled_back_to"] = named(reversal.kept)
-    reversal.record.note(states.ROLLING_BACK, **facts)
+    reversal.record.note(State.ROLLING_BACK, **facts)
     resume(reversal.record, references)
 
 
@@ -198,13 +197,13 @@ def resume(record: Record, references: References) -> None:
                 _require_idle(source)
                 untouched = (source.identity.size, source.identity.mtime_ns) == (result["size"], result["mtime_ns"])
                 if not untouched and record.file("rolled_back_to") is None:
-                    record.note(states.ROLLING_BACK, rolled_back_to=named(record.path_of("dest") + KEPT_SUFFIX + record.id.encode("ascii")))
+                    record.note(State.ROLLING_BACK, rolled_back_to=named(record.path_of("dest") + KEPT_SUFFIX + record.id.encode("ascii")))
                 guard.check()
                 _restore_names(record)
                 references.restore(record)
                 guard.check()
                 _set_result_aside(record, result["ino"])
-    record.note(states.ROLLED_BACK, retired=None)
+    record.note(State.ROLLED_BACK, retired=None)
 
 
 def _place(record: Record, result: Optional[Dict[str, Any]]) -> Optional[bytes]:
