@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .._copy.copier import copy_extents
-from .._copy.raw_writer import DeviceWriter
+from .._copy.writers import DeviceWriter
 from .._errors import ImageChanged, QcowError, StateError
 from .._host.attributes import carry_over, prepare
 from .._host.files import create_temporary, identity, sync_directory

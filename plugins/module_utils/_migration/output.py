@@ -16,9 +16,8 @@ import stat
 from typing import Callable, Dict, List, Optional, Tuple
 
 from .._copy.copier import copy_extents
-from .._copy.qcow2_writer import Qcow2Writer
-from .._copy.raw_writer import RawWriter, preallocate
 from .._copy.transcode import transcode
+from .._copy.writers import Qcow2Writer, RawWriter, preallocate
 from .._errors import ImageInUse, NoSpace, QcowError, ToolFailed, ToolMissing, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._host.files import create_temporary, open_source
 from .._host.in_use import find_users
