@@ -9,12 +9,11 @@ import os
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from .._errors import DamagedImage, ImageChanged, ImageInUse, QcowError, StateError
-from .._host.files import remove_durably
-from .._host.in_use import WRITER, find_users
+from .._errors import DamagedImage, ImageChanged, QcowError, StateError
+from .._host.files import inode_at, remove_durably
+from .._host.in_use import WRITER, find_users, require_unused
 from .._host.qemu_img import QemuImg
 from .._image.extent import SECTOR
-from .commit import inode_at
 from .record import Record, State
 from .source import Source, open_layer
 
@@ -69,16 +68,11 @@ def _returns(record: Record, retired: bytes) -> int:
     """
     was = record.facts["src"]
     with Source(retired) as source:
-        there = source.identity
-        if (there.ino, there.size, there.mtime_ns) != (was["ino"], was["size"], was["mtime_ns"]):
+        if not source.identity.is_recorded(was):
             raise ImageChanged(
                 "is not the file that was retired, or was written since", retired, hint="It was kept. Compare it with the result."
             )
-        users = find_users(source.fd)
-        if users:
-            raise ImageInUse(
-                "the retired original is in use: {0}".format("; ".join(use.who for use in users)), retired, hint="It was kept."
-            )
+        require_unused(source.fd, "the retired original", retired, "It was kept. Stop what uses it and run again.")
         status = os.fstat(source.fd)
     return status.st_blocks * SECTOR if status.st_nlink == 1 else 0
 

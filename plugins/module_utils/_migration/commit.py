@@ -11,11 +11,11 @@ look it would go on with a file that has lost its name.
 """
 
 import os
-from typing import Any, Dict, Optional
+from typing import Any, Dict
 
 from .._errors import ImageChanged, ImageInUse, QcowError
-from .._host.files import publish_new, remove_durably, replace_keeping, retire
-from .._host.in_use import WRITER, find_users
+from .._host.files import identity_at, inode_at, publish_new, remove_durably, replace_keeping, retire
+from .._host.in_use import WRITER, require_unused
 from .._paths import show
 from .record import Record, State, named, now
 from .references import References
@@ -50,14 +50,6 @@ def finish(record: Record, references: References, source_fd: int, guard: Any, *
 def in_place(record: Record) -> bool:
     """Whether the result takes the original's own name."""
     return record.path_of("src") == record.path_of("dest")
-
-
-def inode_at(path: Optional[bytes]) -> Optional[int]:
-    """The inode number of what has a name; ``None`` where nothing has it."""
-    try:
-        return None if path is None else os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def published(record: Record) -> bool:
@@ -123,7 +115,7 @@ def _publish(record: Record, source_fd: int, guard: Any) -> None:
     try:
         guard.check()
         if backup is not None and not published(record) and not record.facts.get("domain_access"):
-            require_unused(record, source_fd)
+            _require_original_unused(record, source_fd)
         if in_place(record) and backup is not None:
             replace_keeping(temporary, dest, backup, inode=inode)
         else:
@@ -159,7 +151,7 @@ def _last_look(record: Record, references: References, source_fd: int, guard: An
     """Before the original loses its name. A writer makes the original the truth again, and the result out of date."""
     try:
         guard.check()
-        require_unused(record, source_fd)
+        _require_original_unused(record, source_fd)
     except (ImageInUse, ImageChanged) as error:
         if written(error) and result_unchanged(record):
             withdraw(record, references, str(error))
@@ -174,9 +166,8 @@ def written(error: QcowError) -> bool:
 
 def result_unchanged(record: Record) -> bool:
     """Whether the result is still what was published."""
-    was = record.facts["result"]
-    status = os.lstat(record.path_of("dest"))
-    return (status.st_ino, status.st_size, status.st_mtime_ns) == (was["ino"], was["size"], was["mtime_ns"])
+    there = identity_at(record.path_of("dest"))
+    return there is not None and there.is_recorded(record.facts["result"])
 
 
 def _give_back(record: Record, references: References, error: QcowError) -> None:
@@ -195,16 +186,6 @@ def _give_back(record: Record, references: References, error: QcowError) -> None
     record.note(State.FAILED, error=str(error), temporary=None)
 
 
-def require_unused(record: Record, source_fd: int) -> None:
-    """Refuse to take the name away from an original that anybody has open, be it for reading only.
-
-    :raises ImageInUse: naming who.
-    """
-    users = find_users(source_fd)
-    if users:
-        raise ImageInUse(
-            "the original is in use: {0}".format("; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in users)),
-            record.path_of("src"),
-            hint="It was left in its place. Stop what uses it and run again.",
-            users=[use._asdict() for use in users],
-        )
+def _require_original_unused(record: Record, source_fd: int) -> None:
+    """Refuse to take the name away from an original that anybody has open."""
+    require_unused(source_fd, "the original", record.path_of("src"), "It was left in its place. Stop what uses it and run again.")

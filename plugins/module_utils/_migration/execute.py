@@ -13,7 +13,7 @@ from .._copy.copier import copy_extents
 from .._copy.writers import DeviceWriter
 from .._errors import ImageChanged, QcowError, StateError
 from .._host.attributes import carry_over, prepare
-from .._host.files import create_temporary, identity, sync_directory
+from .._host.files import create_temporary, identity, identity_at, sync_directory
 from .._image.extent import SECTOR, filled
 from .._paths import show
 from .._verify.compare import verify
@@ -321,11 +321,8 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
 
 def _require_still_named(source: Source) -> None:
     """What was read must still be what the image's name means: the result is published, and the original retired, by name."""
-    try:
-        status = os.lstat(source.path)
-    except OSError:
-        status = None
-    if status is None or (status.st_dev, status.st_ino) != (source.identity.dev, source.identity.ino):
+    there = identity_at(source.path)
+    if there is None or not there.same_file(source.identity):
         raise ImageChanged(
             "was replaced by another file, moved or removed while it was being read.", source.path, hint="Nothing was published. Run again."
         )

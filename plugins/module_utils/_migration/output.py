@@ -20,7 +20,7 @@ from .._copy.transcode import transcode
 from .._copy.writers import Qcow2Writer, RawWriter, preallocate
 from .._errors import ImageInUse, NoSpace, QcowError, ToolFailed, ToolMissing, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._host.files import create_temporary, open_source
-from .._host.in_use import find_users
+from .._host.in_use import require_unused
 from .._host.qemu_img import Node, QemuImg
 from .._image.detect import HEAD, UNKNOWN, identify, signatures
 from .._image.extent import filled
@@ -55,14 +55,7 @@ def require_usable(request: Request, dest: bytes, size: int) -> None:
         there = os.lseek(fd, 0, os.SEEK_END)
         if there < size:
             raise NoSpace("the device has {0} bytes, the disk needs {1}".format(there, size), dest, hint="Nothing was changed.")
-        users = find_users(fd)
-        if users:
-            raise ImageInUse(
-                "the device is in use: {0}".format("; ".join("{0} ({1})".format(use.who, use.how) for use in users)),
-                dest,
-                hint="Nothing was changed.",
-                users=[use._asdict() for use in users],
-            )
+        require_unused(fd, "the device", dest, "Nothing was changed. Choose another device, or stop what uses it.")
         if not request.overwrite_device:
             _require_blank(fd, dest, there)
     finally:

@@ -12,9 +12,9 @@ import base64
 import os
 from typing import AbstractSet, Any, Dict, List, NamedTuple, Optional, Set
 
-from .._errors import ImageChanged, ImageInUse, QcowError, StateError
+from .._errors import ImageChanged, QcowError, StateError
 from .._host.files import open_source
-from .._host.in_use import find_users
+from .._host.in_use import require_unused
 from .._image import qcow2
 from .._image.qcow2_header import Backing, backing_of, rebased
 from .._paths import decode_exact, show
@@ -60,16 +60,7 @@ def check(path: bytes, backing: Backing) -> Dependant:
 
 
 def _require_unused(fd: int, path: bytes) -> None:
-    users = find_users(fd)
-    if users:
-        raise ImageInUse(
-            "this overlay of the image is in use: {0}".format(
-                "; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in users)
-            ),
-            path,
-            hint="Its backing file cannot move. Stop what uses it and run again.",
-            users=[use._asdict() for use in users],
-        )
+    require_unused(fd, "this overlay of the image", path, "Its backing file cannot move. Stop what uses it and run again.")
 
 
 def _first_cluster(fd: int, path: bytes) -> bytes:

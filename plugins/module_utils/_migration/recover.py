@@ -15,11 +15,11 @@ import os
 from typing import Any, Callable, Dict, List, Optional
 
 from .._errors import ImageChanged, ImageInUse, QcowError, StateError
-from .._host.files import remove_durably
+from .._host.files import inode_at, remove_durably
 from .._host.in_use import Guard
 from .._libvirt import api, control, domain_xml, redefine
 from .._paths import decode_exact, encode_exact, show
-from .commit import abandon, finish, in_place, inode_at, published, result_unchanged, temporary_path, withdraw, written
+from .commit import abandon, finish, in_place, published, result_unchanged, temporary_path, withdraw, written
 from .record import Record, State
 from .references import References
 from .rollback import resume

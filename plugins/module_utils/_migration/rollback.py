@@ -10,14 +10,14 @@ A result that a guest has written since is never deleted: it is refused, or, whe
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
-from .._errors import ImageChanged, ImageInUse, QcowError, StateError, TargetExists
-from .._host.files import FileIdentity, check_name, remove_durably, replace_keeping, retire
-from .._host.in_use import Guard, find_users
+from .._errors import ImageChanged, QcowError, StateError, TargetExists
+from .._host.files import FileIdentity, check_name, inode_at, remove_durably, replace_keeping, retire
+from .._host.in_use import Guard, require_unused
 from .._image.chain import Node
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
 from .chains import Surroundings
-from .commit import in_place, inode_at, temporary_path
+from .commit import in_place, temporary_path
 from .overlay_headers import repointed
 from .record import Record, Records, State, named
 from .references import References
@@ -84,8 +84,7 @@ def _require_original(record: Record) -> None:
     if inode_at(where) is None:
         raise QcowError("the original is gone", where, reason="missing", hint="Nothing was changed. Restore it from a backup.")
     with Source(where) as source:
-        there = source.identity
-        if (there.ino, there.size, there.mtime_ns) != (was["ino"], was["size"], was["mtime_ns"]):
+        if not source.identity.is_recorded(was):
             raise ImageChanged(
                 "the original is not what it was when it was migrated", where, hint="Nothing was changed. Compare the two first."
             )
@@ -107,14 +106,7 @@ def _require_backing(record: Record) -> None:
 
 
 def _require_idle(source: Source) -> None:
-    users = find_users(source.fd)
-    if users:
-        raise ImageInUse(
-            "is in use: {0}".format("; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in users)),
-            source.path,
-            hint="Nothing was changed. Stop what uses it and run again.",
-            users=[use._asdict() for use in users],
-        )
+    require_unused(source.fd, "the image", source.path, "Nothing was changed. Stop what uses it and run again.")
 
 
 def _with_result(record: Record, discard_changes: bool, keep: bool) -> Reversal:
@@ -143,8 +135,7 @@ def _changes(record: Record, source: Source) -> str:
 
     Times and inode numbers can be forged or change for good reasons; what counts is what the guest sees, where that can be told.
     """
-    was, there = record.facts.get("result") or {}, source.identity
-    touched = (there.ino, there.size, there.mtime_ns) != (was.get("ino"), was.get("size"), was.get("mtime_ns"))
+    touched = not source.identity.is_recorded(record.facts.get("result") or {})
     proof = record.facts.get("fingerprint")
     if proof is None or not _readable_alone(record, source):
         return "it is another file, or its size or modification time is another" if touched else ""
