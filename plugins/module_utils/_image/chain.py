@@ -307,12 +307,14 @@ def _decide(
     if found == UNKNOWN:
         if not is_base or rules.raw_bases:
             return "raw"
-        raise UnsafeImage("nothing says what the base is", path, reason="format-unknown", hint="If it is raw, say so in backing_formats.")
+        raise UnsafeImage(
+            "nothing says what the base is", path, reason="format-unknown", hint="If it is raw, declare it in backing_formats."
+        )
     what = "an archive or another container" if found in _NOT_IMAGES else "an image that cannot be read here"
     raise UnsupportedImage(
         "the backing file looks like {0} ({1})".format(what, found),
         path,
-        hint="If it is a raw disk, say so in backing_formats. Nothing was changed.",
+        hint="If it is a raw disk, declare it in backing_formats. Nothing was changed.",
     )
 
 

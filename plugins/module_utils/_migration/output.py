@@ -48,7 +48,7 @@ def require_usable(request: Request, dest: bytes, size: int) -> None:
     :raises QcowError: why not.
     """
     if request.format != "raw":
-        raise UnsupportedImage("a block device takes raw results only", dest, hint="Say format=raw. Nothing was changed.")
+        raise UnsupportedImage("a block device takes raw results only", dest, hint="Set format=raw. Nothing was changed.")
     real = os.path.realpath(dest)
     fd = open_source(real, block_devices=True)
     try:

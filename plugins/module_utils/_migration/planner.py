@@ -207,17 +207,17 @@ def choose_engine(request: Request) -> str:
     """The engine for a request: ours, unless it is asked for another or for something that only qemu-img writes."""
     if request.dest is not None and is_device(request.dest):
         if request.engine == QEMU_IMG:
-            raise UnsupportedImage("block devices are written natively only", request.src, hint="Say engine=auto. Nothing was changed.")
+            raise UnsupportedImage("block devices are written natively only", request.src, hint="Set engine=auto. Nothing was changed.")
         return NATIVE
     if request.engine == QEMU_IMG:
         if request.salvage:
-            raise UnsupportedImage("qemu-img reads damage as zeros without a word", request.src, hint="Salvage with engine=auto.")
+            raise UnsupportedImage("qemu-img reads damage as zeros without a word", request.src, hint="Set engine=auto to salvage it.")
         return QEMU_IMG
     if request.format == "qcow2" and (request.compression == "zstd" or request.encryption == "luks"):
         if request.engine == NATIVE:
             what = "zstd compression" if request.compression == "zstd" else "LUKS encryption"
             raise UnsupportedImage(
-                "{0} is written by qemu-img only".format(what), request.src, hint="Say engine=auto. Nothing was changed."
+                "{0} is written by qemu-img only".format(what), request.src, hint="Set engine=auto. Nothing was changed."
             )
         return STAGED
     return NATIVE
@@ -242,7 +242,7 @@ def _replacement_of(base: Member, src: bytes, records: Records, bases: Bases) ->
         "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
         src,
         reason="chain",
-        hint="Nothing was changed. Migrate both together, or say chains=flatten.",
+        hint="Nothing was changed. Migrate both together, or set chains=flatten.",
     )
 
 
@@ -253,7 +253,7 @@ def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> N
             "the result would take the original's own name, and the original is to be kept",
             request.src,
             reason="exists",
-            hint="Nothing was changed. Say original=retire, or give another dest.",
+            hint="Nothing was changed. Set original=retire, or give another dest.",
         )
     if retired is not None:
         check_name(retired)

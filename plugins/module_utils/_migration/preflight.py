@@ -117,7 +117,7 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
         if found and report:
             plan = plan._replace(reasons=plan.reasons + ["still named in {0}".format(places)])
         elif found:
-            why = "It is named in {0}, which nothing here can change. Say keep_name=true, or change that and say references=report.".format(
+            why = "It is named in {0}, which nothing here can change. Set keep_name=true, or change that and set references=report.".format(
                 places
             )
             plan = plan._replace(

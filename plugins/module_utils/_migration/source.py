@@ -352,7 +352,7 @@ def _require_verdict(report: Report, path: bytes) -> None:
             "; and {0} more".format(total - len(listed)) if total > len(listed) else "",
         ),
         path,
-        hint="The image was not changed. Restore it from a backup, or say salvage to keep what can be read.",
+        hint="The image was not changed. Restore it from a backup, or set salvage=true to keep what can be read.",
         ranges=[{"start": f.start, "length": f.length, "offset": f.offset, "what": f.text} for f in listed],
     )
 
