@@ -46,8 +46,9 @@ check() {
 }
 
 packages() {
-    local missing=() p
-    for p in mmdebstrap systemd-container xfsprogs btrfs-progs openssh-client netcat-openbsd busybox-static cpio iproute2 procps; do
+    local missing=() needed p
+    mapfile -t needed < <(sed -nE 's/^([^# ]+) \[.*\<lab\>.*/\1/p' "$HERE/../../bindep.txt")
+    for p in "${needed[@]}"; do
         dpkg-query -W -f '${Status}\n' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
     done
     [ ${#missing[@]} = 0 ] && return

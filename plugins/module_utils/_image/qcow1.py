@@ -28,7 +28,6 @@ _ZEROS = bytes(_L1_CHUNK)
 _new = tuple.__new__  # an Extent without the cost of its own constructor
 _offset_of = itemgetter(4)
 
-
 KIND_TABLE_OUTSIDE = "table-outside-file"
 KIND_TABLE_CUT = "table-cut-off"
 KIND_MISALIGNED = "misaligned"
