@@ -19,10 +19,15 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
 
+from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import JobStatus, Report
 
 MODULE = "vmimage.qcow.qcow_convert"
+DEFAULTS = {"progress_interval": "15s", "reconnect_timeout": "1h", "time_limit": "365d"}
+WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
+"""The environment variable that tells the job the token by which its progress is found."""
+
 FIRST = 2.0
 """Seconds until the first report; from there on each takes half as long again, up to the interval."""
 
@@ -82,20 +87,15 @@ class ActionModule(ActionBase):
         )
         return args
 
-    def _number(self, option: str, default: int) -> int:
+    def _seconds(self, option: str) -> float:
         try:
-            return int(self._task.args.get(option, default))
-        except (TypeError, ValueError):
-            return 0  # the module will say what is wrong with it
+            return seconds_of({**DEFAULTS, **self._task.args}, option)
+        except OptionError:
+            return 0.0  # the module will say what is wrong with it
 
     def _can_watch(self) -> bool:
         """Whether to run a job of our own: not in check mode, not inside the task's own ``async``, not where the connection cannot."""
-        if (
-            self._task.async_val
-            or self._task.check_mode
-            or self._number("progress_interval", 15) <= 0
-            or self._number("time_limit", 1) <= 0
-        ):
+        if self._task.async_val or self._task.check_mode or self._seconds("progress_interval") <= 0 or self._seconds("time_limit") < 1:
             return False
         return not (self._connection.has_native_async or self._connection.always_pipeline_modules)
 
@@ -115,12 +115,14 @@ class ActionModule(ActionBase):
     def _watch(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any] | None:
         """Start the job, watch it and fetch its result; ``None`` where it could not even be started."""
         token = secrets.token_hex(8)
-        args = dict(self._args, _watched_as=token)
-        self._task.async_val = self._number("time_limit", 31536000)
+        environment = self._task.environment
+        self._task.async_val = int(self._seconds("time_limit"))
+        self._task.environment = [*(environment or []), {WATCHED_AS: token}]
         try:
-            job = self._execute_module(MODULE, args, task_vars=task_vars, wrap_async=True)
+            job = self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=True)
         finally:
             self._task.async_val = 0
+            self._task.environment = environment
         if not job.get("ansible_job_id") or not job.get("results_file"):
             display.vv(f"{MODULE} cannot run as a job of its own here: {job.get('msg', job)}", host=self._host)
             return None
@@ -134,7 +136,7 @@ class ActionModule(ActionBase):
 
     def _until_it_ends(self, results_file: str, status: str, token: str) -> dict[str, t.Any] | None:
         """Look at the job until it has ended; a failure where it has gone without a result."""
-        interval = float(self._number("progress_interval", 15))
+        interval = self._seconds("progress_interval")
         wait = min(FIRST, interval)
         report = Report(token)
         unreachable_since: float | None = None
@@ -150,7 +152,7 @@ class ActionModule(ActionBase):
                 if unreachable_since is None:
                     unreachable_since = time.monotonic()
                     self._say("the connection is lost, the job goes on there; trying to reach it again")
-                if time.monotonic() - unreachable_since > self._number("reconnect_timeout", 3600):
+                if time.monotonic() - unreachable_since > self._seconds("reconnect_timeout"):
                     raise AnsibleConnectionFailure(
                         f"The host has not been reachable for {time.monotonic() - unreachable_since:.0f} s. The migration may go on there; "
                         f"run again to see. {error}"
@@ -207,7 +209,7 @@ class ActionModule(ActionBase):
         return result
 
     def _patiently(self, call: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.Any]:
-        end = time.monotonic() + self._number("reconnect_timeout", 3600)
+        end = time.monotonic() + self._seconds("reconnect_timeout")
         while True:
             try:
                 return call()

@@ -28,8 +28,8 @@ ARGUMENTS: dict[str, dict[str, t.Any]] = {
     "fleet": {"type": "bool", "default": True},
     "play": {"type": "str", "choices": list(host_report.PLAYS)},
     "results": {"type": "dict"},
-    "paths": {"type": "list", "elements": "str", "default": []},
-    "plan": {"type": "bool", "default": False},
+    "requested_paths": {"type": "list", "elements": "str", "default": []},
+    "write_plan": {"type": "bool", "default": True},
     "plan_speed": {"type": "str", "default": "200M"},
     "fail_on_found": {"type": "bool", "default": False},
 }
@@ -84,12 +84,12 @@ class ActionModule(ActionBase):
 def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_report.Results, left: list[str]) -> None:
     """Write the report of one host, and its plan."""
     os.makedirs(directory, exist_ok=True)
-    play, paths = args["play"], args["paths"]
+    play, paths = args["play"], args["requested_paths"]
     moment = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     files = {
         f"{play}-{host}.json": json.dumps(host_report.report(play, host, moment, paths, results, left), indent=1, ensure_ascii=False) + "\n"
     }
-    if play == "scan" and args["plan"]:
+    if play == "scan" and args["write_plan"]:
         files[plan.name_of(host)] = plan.text(host, directory, moment, paths, results.planned, args["plan_speed"])
     for name, content in files.items():
         with _Replacing(directory, name, True) as replaced:

@@ -18,6 +18,10 @@ _UNITS = " KMGTP"
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]?)(?:i?b)?\s*$", re.IGNORECASE)
 
 
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)\s*$", re.IGNORECASE)
+
+
 class OptionError(QcowError):
     """An option has a value that cannot be meant; nothing was done."""
 
@@ -75,6 +79,22 @@ def bytes_of(params: Params, name: str, least: int = 1) -> Optional[int]:
     value = int(float(found.group(1)) * (1 << 10 * _UNITS.index(found.group(2).upper() or " ")))
     if value < least:
         raise OptionError("{0}: {1} is less than {2} bytes, the least that can be meant".format(name, params[name], least))
+    return value
+
+
+def seconds_of(params: Params, name: str, least: float = 0) -> float:
+    """Seconds from an option that takes a unit (``90``, ``90s``, ``5m``, ``2h``, ``1d``).
+
+    :raises OptionError: it is no length of time, or less than ``least`` seconds.
+    """
+    found = _TIME.match(str(params[name]))
+    if found is None:
+        raise OptionError(
+            "{0}: {1} is no length of time. Give seconds, or a number with s, m, h or d (90s, 5m, 2h)".format(name, params[name])
+        )
+    value = float(found.group(1)) * _SECONDS[found.group(2).lower()]
+    if value < least:
+        raise OptionError("{0}: {1} is less than {2:g} s, the least that can be meant".format(name, params[name], least))
     return value
 
 

@@ -19,8 +19,9 @@ description:
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.actiongroup_qcow
-  - vmimage.qcow.images
-  - vmimage.qcow.records
+  - vmimage.qcow.options.records
+  - vmimage.qcow.options.lock
+  - vmimage.qcow.options.state
 attributes:
   check_mode:
     support: full
@@ -106,7 +107,7 @@ from ..module_utils._errors import QcowError
 from ..module_utils._migration.cleanup import summary
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.undo import Choice, answer_of, clean_all
-from ..module_utils._options import absolute, paths_of, require_at_least
+from ..module_utils._options import absolute, paths_of, require_at_least, seconds_of
 
 
 def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -125,7 +126,7 @@ def main() -> None:
             "missing_ok": {"type": "bool", "default": False},
             "records": {"type": "list", "elements": "str", "default": []},
             "min_age_days": {"type": "float", "default": 14},
-            "lock_timeout": {"type": "int", "default": 0},
+            "lock_timeout": {"type": "str", "default": "0s"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -133,12 +134,12 @@ def main() -> None:
     params = module.params
     recovered: List[Dict[str, Any]] = []
     try:
-        require_at_least(params, lock_timeout=0, min_age_days=0)
+        require_at_least(params, min_age_days=0)
         choice = Choice(
             state_dir=absolute(params["state_dir"], "state_dir"),
             paths=paths_of(params, "paths"),
             records=tuple(params["records"]),
-            wait=params["lock_timeout"],
+            wait=seconds_of(params, "lock_timeout"),
             check_mode=module.check_mode,
             missing_ok=params["missing_ok"],
         )

@@ -20,7 +20,9 @@ description:
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.actiongroup_qcow
-  - vmimage.qcow.images
+  - vmimage.qcow.options.lock
+  - vmimage.qcow.options.libvirt
+  - vmimage.qcow.options.state
 attributes:
   check_mode:
     support: full
@@ -49,7 +51,7 @@ options:
     type: str
     choices: [qcow2, raw]
     default: qcow2
-  domains:
+  domain_names:
     description: Names or UUIDs of the domains to move. If not given, all that use O(src).
     type: list
     elements: str
@@ -57,7 +59,7 @@ options:
     description:
       - What to do with a domain that is running.
       - V(refuse) fails and changes nothing.
-      - V(shutdown) asks the guest to shut down and waits O(shutdown_timeout) seconds. A guest that does not listen goes on running, and nothing changes.
+      - V(shutdown) asks the guest to shut down and waits for O(shutdown_timeout). A guest that does not listen goes on running, and nothing changes.
       - V(live) moves the running domain without a stop. It writes to an overlay while O(src) is converted and verified, then a block copy brings O(dest) up
         to date and the domain pivots to it. O(dest) comes out as sparse as O(src) is. Needs QEMU 4.2 and libvirt 6.0 on the host, O(format=qcow2), and
         free space beside O(src) for what the guest writes meanwhile.
@@ -65,9 +67,9 @@ options:
     choices: [refuse, shutdown, live]
     default: refuse
   shutdown_timeout:
-    description: How many seconds a guest has to shut down.
-    type: int
-    default: 120
+    description: How long a guest has to shut down with O(running=shutdown). In seconds, or with a unit (V(90s), V(5m)).
+    type: str
+    default: 120s
   restart:
     description:
       - Whether to start the domains again that were shut down. One that does not start is put back on O(src) and started from there, and the module fails.
@@ -80,14 +82,6 @@ options:
     description: Whether to refresh the active storage pools that hold O(src) or O(dest). Inactive pools are left alone.
     type: bool
     default: true
-  lock_timeout:
-    description: How many seconds to wait for another run on the same host to end.
-    type: int
-    default: 0
-  uri:
-    description: Where libvirt is.
-    type: str
-    default: qemu:///system
 notes:
   - O(src) is neither renamed nor removed.
   - The exact old definition of each domain, which may hold passwords, is kept in the directory C(domains) below O(state_dir), readable by root
@@ -199,7 +193,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.domain_move import Job, run
 from ..module_utils._migration.recover import warnings_of
-from ..module_utils._options import absolute, bytes_of, require_at_least
+from ..module_utils._options import absolute, bytes_of, seconds_of
 
 
 def main() -> None:
@@ -208,14 +202,14 @@ def main() -> None:
             "src": {"type": "path", "required": True},
             "dest": {"type": "path", "required": True},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
-            "domains": {"type": "list", "elements": "str"},
+            "domain_names": {"type": "list", "elements": "str"},
             "running": {"type": "str", "choices": ["refuse", "shutdown", "live"], "default": "refuse"},
-            "shutdown_timeout": {"type": "int", "default": 120},
+            "shutdown_timeout": {"type": "str", "default": "120s"},
             "restart": {"type": "bool", "default": True},
             "bandwidth": {"type": "str"},
             "refresh_pools": {"type": "bool", "default": True},
-            "lock_timeout": {"type": "int", "default": 0},
-            "uri": {"type": "str", "default": "qemu:///system"},
+            "lock_timeout": {"type": "str", "default": "0s"},
+            "libvirt_uri": {"type": "str", "default": "qemu:///system"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -223,17 +217,16 @@ def main() -> None:
     params = module.params
     recovered: List[Dict[str, Any]] = []
     try:
-        require_at_least(params, shutdown_timeout=0, lock_timeout=0)
         job = Job(
             src=absolute(params["src"], "src"),
             dest=absolute(params["dest"], "dest"),
             format=params["format"],
             state_dir=absolute(params["state_dir"], "state_dir"),
-            uri=params["uri"],
-            domains=params["domains"],
+            uri=params["libvirt_uri"],
+            domains=params["domain_names"],
             running=params["running"],
-            shutdown_timeout=params["shutdown_timeout"],
-            wait=params["lock_timeout"],
+            shutdown_timeout=seconds_of(params, "shutdown_timeout"),
+            wait=seconds_of(params, "lock_timeout"),
             restart=params["restart"],
             bandwidth=bytes_of(params, "bandwidth"),
             refresh_pools=params["refresh_pools"],

@@ -20,8 +20,9 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.info_module
   - vmimage.qcow.attributes.actiongroup_qcow
-  - vmimage.qcow.images
-  - vmimage.qcow.search
+  - vmimage.qcow.options.libvirt
+  - vmimage.qcow.options.search
+  - vmimage.qcow.options.state
 options:
   paths:
     description:
@@ -64,7 +65,7 @@ options:
     description: Whether to find out who has a QCOW version 1 image open.
     type: bool
     default: true
-  domains:
+  query_libvirt:
     description:
       - Whether to ask libvirt which domains use the images, running or not, by their disks, snapshots, checkpoints and declared backing files.
       - Where libvirt cannot be asked, the definitions it keeps as files are read, and a warning says so.
@@ -77,18 +78,14 @@ options:
     type: list
     elements: path
     default: []
-  libvirt_uri:
-    description: Where libvirt is asked. A host without libvirt has no domains.
-    type: str
-    default: qemu:///system
-  records:
+  list_records:
     description:
       - Which records of migrations on this host to return.
       - V(unfinished) are those of interrupted runs (or of one that is at work just now). V(all) are all.
     type: str
     choices: [unfinished, all]
     default: unfinished
-  chains:
+  follow_chains:
     description:
       - Whether to follow backing files, and to find out which of the images rest on which. The headers of all qcow2 images are read for that.
     type: bool
@@ -364,12 +361,12 @@ def main() -> None:
             "check": {"type": "str", "choices": ["none", "structure", "content"], "default": "structure"},
             "fingerprint": {"type": "bool", "default": False},
             "in_use": {"type": "bool", "default": True},
-            "chains": {"type": "bool", "default": True},
+            "follow_chains": {"type": "bool", "default": True},
             "backing_dirs": {"type": "list", "elements": "path", "default": []},
-            "domains": {"type": "bool", "default": True},
+            "query_libvirt": {"type": "bool", "default": True},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
             "reference_dirs": {"type": "list", "elements": "path", "default": []},
-            "records": {"type": "str", "choices": ["unfinished", "all"], "default": "unfinished"},
+            "list_records": {"type": "str", "choices": ["unfinished", "all"], "default": "unfinished"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -387,12 +384,12 @@ def main() -> None:
             check=params["check"],
             fingerprint=params["fingerprint"],
             in_use=params["in_use"],
-            chains=params["chains"],
+            chains=params["follow_chains"],
             backing_dirs=paths_of(params, "backing_dirs"),
         )
         directories = paths_of(params, "reference_dirs")
         images, summary, errors = look(question, records)
-        if params["domains"]:
+        if params["query_libvirt"]:
             for problem in add_domains(images, summary, Domains(params["libvirt_uri"])):
                 module.warn(problem)
         if directories:
@@ -406,7 +403,7 @@ def main() -> None:
         "candidates": [{"src": image["path"], "src_base64": image["path_base64"]} for image in images if image["candidate"]],
         "errors": errors,
         "summary": summary,
-        "records": [entry for entry in every if entry["unfinished"] or params["records"] == "all"],
+        "records": [entry for entry in every if entry["unfinished"] or params["list_records"] == "all"],
     }
     if errors:
         module.fail_json(msg=message_of(errors), **answer)

@@ -60,15 +60,15 @@ options:
         M(vmimage.qcow.qcow_convert) in check mode, and C(done) of the module that has changed something.
       - It is kept in O(path) as C(PLAY-HOST.json), but not in check mode, and told in RV(lines) and RV(problems).
     type: dict
-  paths:
+  requested_paths:
     description: The paths that O(results) are about.
     type: list
     elements: str
     default: []
-  plan:
-    description: Whether to write C(plan-HOST.yml) beside the report of a scan.
+  write_plan:
+    description: Whether to write C(plan-HOST.yml) beside the report, with O(play=scan).
     type: bool
-    default: false
+    default: true
   plan_speed:
     description: Bytes a second that the times in the plan are estimated with.
     type: str

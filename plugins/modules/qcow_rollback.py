@@ -20,9 +20,10 @@ description:
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.actiongroup_qcow
-  - vmimage.qcow.images
-  - vmimage.qcow.records
-  - vmimage.qcow.domains
+  - vmimage.qcow.options.records
+  - vmimage.qcow.options.lock
+  - vmimage.qcow.options.state
+  - vmimage.qcow.options.libvirt
 attributes:
   check_mode:
     support: full
@@ -114,7 +115,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.undo import Choice, answer_of, roll_back_all
-from ..module_utils._options import absolute, paths_of, require_at_least
+from ..module_utils._options import absolute, paths_of, seconds_of
 
 
 def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -140,7 +141,7 @@ def main() -> None:
             "discard_changes": {"type": "bool", "default": False},
             "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
-            "lock_timeout": {"type": "int", "default": 0},
+            "lock_timeout": {"type": "str", "default": "0s"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -150,12 +151,11 @@ def main() -> None:
         module.fail_json(msg="say what to roll back: paths or records")
     recovered: List[Dict[str, Any]] = []
     try:
-        require_at_least(params, lock_timeout=0)
         choice = Choice(
             state_dir=absolute(params["state_dir"], "state_dir"),
             paths=paths_of(params, "paths"),
             records=tuple(params["records"]),
-            wait=params["lock_timeout"],
+            wait=seconds_of(params, "lock_timeout"),
             check_mode=module.check_mode,
             missing_ok=params["missing_ok"],
             domains=params["domains"],

@@ -53,12 +53,12 @@ def facts(path: bytes) -> Facts:
 
 
 class Corpus:
-    """A folder with images and decoys, made from scratch."""
+    """A folder with images and lookalikes, made from scratch."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self.root = os.fsencode(root)
         self.images: list[Image] = []
-        self.decoys: list[bytes] = []
+        self.lookalikes: list[bytes] = []
         os.makedirs(self.root)
 
     def path(self, name: bytes) -> bytes:
@@ -143,47 +143,47 @@ class Corpus:
             self._add(self.path(name), disk)
         os.unlink(source)
 
-    def add_decoys(self) -> None:
+    def add_lookalikes(self) -> None:
         """Everything that is no version 1 image; all of it has to stay as it is."""
-        self._decoy(b"decoys/raw.img", random.Random(7).randbytes(MIB))
-        self._decoy(b"decoys/notes.qcow", b"QFI is a magic, but this is text\n")
-        self._decoy(b"decoys/empty.qcow", b"")
-        self._decoy(b"decoys/version4.qcow", b"QFI\xfb\0\0\0\x04" + bytes(4096))
-        self._decoy(b"decoys/inside.raw", bytes(512) + smallest(MIB))
-        self._decoy(b"decoys/seven.qcow", b"QFI\xfb\0\0\0")
+        self._lookalike(b"lookalikes/raw.img", random.Random(7).randbytes(MIB))
+        self._lookalike(b"lookalikes/notes.qcow", b"QFI is a magic, but this is text\n")
+        self._lookalike(b"lookalikes/empty.qcow", b"")
+        self._lookalike(b"lookalikes/version4.qcow", b"QFI\xfb\0\0\0\x04" + bytes(4096))
+        self._lookalike(b"lookalikes/inside.raw", bytes(512) + smallest(MIB))
+        self._lookalike(b"lookalikes/seven.qcow", b"QFI\xfb\0\0\0")
         if "qcow2" in oracle.supported_formats():
-            oracle.run("create", "-f", "qcow2", self.path(b"decoys/real.qcow2"), "4M")
-            oracle.run("create", "-f", "qcow2", "-o", "compat=0.10", self.path(b"decoys/version2.qcow"), "4M")
-            self.decoys += [self.path(b"decoys/real.qcow2"), self.path(b"decoys/version2.qcow")]
-        os.mkfifo(self.path(b"decoys/fifo.qcow"))
+            oracle.run("create", "-f", "qcow2", self.path(b"lookalikes/real.qcow2"), "4M")
+            oracle.run("create", "-f", "qcow2", "-o", "compat=0.10", self.path(b"lookalikes/version2.qcow"), "4M")
+            self.lookalikes += [self.path(b"lookalikes/real.qcow2"), self.path(b"lookalikes/version2.qcow")]
+        os.mkfifo(self.path(b"lookalikes/fifo.qcow"))
         with socket.socket(socket.AF_UNIX) as server:
             # A socket's name may be 107 bytes long at most: bind it from inside its folder.
             before = os.getcwd()
-            os.chdir(os.path.dirname(self.path(b"decoys/socket.qcow")))
+            os.chdir(os.path.dirname(self.path(b"lookalikes/socket.qcow")))
             try:
                 server.bind("socket.qcow")
             finally:
                 os.chdir(before)
-        os.symlink(b"missing.qcow", self.path(b"decoys/dangling.qcow"))
-        os.symlink(b"loop-b.qcow", self.path(b"decoys/loop-a.qcow"))
-        os.symlink(b"loop-a.qcow", self.path(b"decoys/loop-b.qcow"))
-        os.symlink(b"..", self.path(b"decoys/up"))
-        self._decoy(b"locked/notes.txt", b"nothing to see\n")
+        os.symlink(b"missing.qcow", self.path(b"lookalikes/dangling.qcow"))
+        os.symlink(b"loop-b.qcow", self.path(b"lookalikes/loop-a.qcow"))
+        os.symlink(b"loop-a.qcow", self.path(b"lookalikes/loop-b.qcow"))
+        os.symlink(b"..", self.path(b"lookalikes/up"))
+        self._lookalike(b"locked/notes.txt", b"nothing to see\n")
         os.chmod(self.path(b"locked"), 0)
-        self.decoys.append(self.path(b"locked"))
+        self.lookalikes.append(self.path(b"locked"))
         for name in (b"fifo.qcow", b"socket.qcow", b"dangling.qcow", b"loop-a.qcow", b"loop-b.qcow", b"up"):
-            self.decoys.append(self.path(b"decoys/" + name))
-        self.decoys.append(os.path.dirname(self.path(b"decoys/x")))
+            self.lookalikes.append(self.path(b"lookalikes/" + name))
+        self.lookalikes.append(os.path.dirname(self.path(b"lookalikes/x")))
 
-    def _decoy(self, name: bytes, content: bytes) -> None:
+    def _lookalike(self, name: bytes, content: bytes) -> None:
         path = self.path(name)
         with open(path, "wb") as target:
             target.write(content)
-        self.decoys.append(path)
+        self.lookalikes.append(path)
 
-    def decoy_facts(self) -> dict[bytes, Facts]:
-        """Facts of all decoys."""
-        return {path: facts(path) for path in self.decoys}
+    def lookalike_facts(self) -> dict[bytes, Facts]:
+        """Facts of all lookalikes."""
+        return {path: facts(path) for path in self.lookalikes}
 
     def files(self) -> set[bytes]:
         """Every path in the corpus."""

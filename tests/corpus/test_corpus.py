@@ -63,13 +63,13 @@ def test_corpus_is_migrated(wanted: str, corpus: Corpus, tmp_path: pathlib.Path)
     corpus.add_qemu_img_images()
     if not corpus.add_genuine_images():
         warnings.warn("without the genuine images, which are not in %s" % genuine.directory(), pytest.PytestWarning, stacklevel=1)
-    corpus.add_decoys()
-    decoys, originals, files = corpus.decoy_facts(), {image.path: facts(image.path) for image in corpus.images}, corpus.files()
+    corpus.add_lookalikes()
+    lookalikes, originals, files = corpus.lookalike_facts(), {image.path: facts(image.path) for image in corpus.images}, corpus.files()
 
     planned = play(tmp_path, corpus.root, "--check", "--diff", migrate_format=wanted)
     assert_done(planned)
     assert corpus.files() == files
-    assert corpus.decoy_facts() == decoys
+    assert corpus.lookalike_facts() == lookalikes
     assert {path: facts(path) for path in originals} == originals
 
     done = play(tmp_path, corpus.root, migrate_format=wanted)
@@ -82,7 +82,7 @@ def test_corpus_is_migrated(wanted: str, corpus: Corpus, tmp_path: pathlib.Path)
     for image in corpus.images:
         assert_migrated(image, wanted)
         assert facts(image.path + RETIRED) == originals[image.path]
-    assert corpus.decoy_facts() == decoys
+    assert corpus.lookalike_facts() == lookalikes
     expected = (
         (files - {image.path for image in corpus.images}) | {dest for _src, dest in did} | {image.path + RETIRED for image in corpus.images}
     )
@@ -100,7 +100,7 @@ def test_corpus_is_migrated(wanted: str, corpus: Corpus, tmp_path: pathlib.Path)
     assert_done(again)
     assert again.changed == 0
     assert corpus.files() == expected
-    assert corpus.decoy_facts() == decoys
+    assert corpus.lookalike_facts() == lookalikes
 
 
 def test_originals_that_are_kept_are_not_migrated_twice(corpus: Corpus, tmp_path: pathlib.Path) -> None:

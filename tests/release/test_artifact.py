@@ -111,5 +111,5 @@ def test_playbooks_work(place: Place) -> None:
     assert "changed=0 " in play("migrate")
     assert "changed=1 " in play("rollback")
     assert (place.home / "images/web01.qcow").exists() and not (place.home / "images/web01.qcow2").exists()
-    play("cleanup", "-e", "cleanup_soak_days=0")
+    play("cleanup", "-e", "cleanup_min_age_days=0")
     assert not list((place.home / "images").rglob("*.orig"))

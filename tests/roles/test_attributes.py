@@ -63,7 +63,7 @@ class Bench:
             self.daemon = Libvirtd(scratch / "libvirt")
             Guest(self.daemon, "shop", [disk(self.image, "qcow")])
             assert self._play("qcow_convert", {"src": str(self.image)}).returncode == 0
-            self.arguments["uri"] = self.daemon.uri
+            self.arguments["libvirt_uri"] = self.daemon.uri
 
     def close(self) -> None:
         if self.daemon is not None:

@@ -78,7 +78,7 @@ def test_every_host_is_rolled_back_and_cleaned_up(fleet: Fleet) -> None:
     assert fleet.run("migrate").returncode == 0
     subprocess.run(["qemu-io", "-c", "write -P 7 0 512", str(fleet.trees["kvm1"] / "one.qcow2")], check=True, stdout=subprocess.DEVNULL)
     os.unlink(fleet.trees["kvm2"] / "one.qcow2")
-    assert fleet.run("cleanup", "--check", cleanup_soak_days=0).returncode == 2
+    assert fleet.run("cleanup", "--check", cleanup_min_age_days=0).returncode == 2
     back = fleet.run("rollback")
     assert back.returncode == 2 and back.counts["kvm1"]["failures"] == 1, back.output
     assert (fleet.trees["kvm3"] / "one.qcow").exists()

@@ -98,11 +98,11 @@ def test_the_whole_job(core: str, tmp_path: pathlib.Path) -> None:
     assert back.changed == 1 and tree.files() == untouched
     assert_ended(controller.run("migrate", migrate_paths=images, migrate_state_dir=state))
     tree.assert_migrated()
-    would = assert_ended(controller.run("cleanup", "--check", cleanup_soak_days=0, cleanup_state_dir=state))
+    would = assert_ended(controller.run("cleanup", "--check", cleanup_min_age_days=0, cleanup_state_dir=state))
     assert would.changed == 1 and tree.files() == files
-    assert_ended(controller.run("cleanup", cleanup_soak_days=0, cleanup_state_dir=state))
+    assert_ended(controller.run("cleanup", cleanup_min_age_days=0, cleanup_state_dir=state))
     assert not [path for path in tree.files() if path.endswith(RETIRED)]
-    assert assert_ended(controller.run("cleanup", cleanup_soak_days=0, cleanup_state_dir=state)).changed == 0
+    assert assert_ended(controller.run("cleanup", cleanup_min_age_days=0, cleanup_state_dir=state)).changed == 0
 
 
 def rows_of(page: str) -> list[list[str]]:

@@ -298,7 +298,7 @@ NUMBERS = {
     },
     "scan": {"plan_speed": "0"},
     "rollback": {"lock_timeout": -1},
-    "cleanup": {"soak_days": -1, "lock_timeout": -1},
+    "cleanup": {"min_age_days": -1, "lock_timeout": -1},
 }
 
 
@@ -309,7 +309,7 @@ def test_numbers_that_cannot_be_meant_are_refused_by_name(playbook: str, tmp_pat
     played = place.run(playbook, **{playbook + "_paths": place.images})
     assert played.returncode == 2, played.output
     for name in NUMBERS[playbook]:
-        host, told = name.replace("_", ""), {"soak_days": "min_age_days"}.get(name, name)
+        host, told = name.replace("_", ""), name
         assert played.counts[host]["failures"] == 1 and told + ": " in played.output, played.output
         assert playbook == "scan" or problems(played, host).startswith(told + ": ")
     assert place.names() == ["one.qcow"]

@@ -23,7 +23,7 @@ from .._image.qcow2_header import MAX_L1_SIZE, Qcow2Options, complete_header, he
 from .._image.raw import data_ranges
 from .chunks import HOLE, nonzero_runs
 from .copier import Copied, OnProgress
-from .qcow2_writer import COMPRESSED_FLAG, COPIED
+from .writers import COMPRESSED_FLAG, COPIED
 
 MAX_CLUSTERS = 20 << 20
 """Clusters of a file whose references are counted: two bytes of memory each."""

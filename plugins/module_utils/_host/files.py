@@ -12,7 +12,7 @@ compared: they may change at the next boot).
 import errno
 import os
 import stat
-from typing import NamedTuple, Optional
+from typing import Any, Mapping, NamedTuple, Optional
 
 from .._errors import ImageChanged, QcowError, StateError, TargetExists, UnsafeImage
 from .._paths import show
@@ -43,6 +43,28 @@ class FileIdentity(NamedTuple):
     def same_content(self, other: "FileIdentity") -> bool:
         """Whether both are the same inode with the same size and modification time."""
         return self[:4] == other[:4]
+
+    def is_recorded(self, facts: Mapping[str, Any]) -> bool:
+        """Whether it is the file that a record has noted, and has not been written since.
+
+        :param facts: ``ino``, ``size`` and ``mtime_ns``. Device numbers change with a restart of the host and do not count.
+        """
+        return (facts.get("ino"), facts.get("size"), facts.get("mtime_ns")) == (self.ino, self.size, self.mtime_ns)
+
+
+def identity_at(path: bytes) -> Optional[FileIdentity]:
+    """The identity of the file that has a name; ``None`` where nothing has it. A symbolic link is not followed."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def inode_at(path: Optional[bytes]) -> Optional[int]:
+    """The inode number of what has a name; ``None`` where nothing has it."""
+    there = None if path is None else identity_at(path)
+    return None if there is None else there.ino
 
 
 def identity(fd: int) -> FileIdentity:
@@ -185,19 +207,9 @@ def create_temporary(directory: bytes, name: bytes, mode: int = 0o600) -> int:
         raise _refused(path, "cannot be created", error) from error
 
 
-def _inode(path: bytes) -> Optional[int]:
-    try:
-        return os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def _same(first: bytes, second: bytes) -> bool:
-    try:
-        one, two = os.lstat(first), os.lstat(second)
-    except FileNotFoundError:
-        return False
-    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+    one, two = identity_at(first), identity_at(second)
+    return one is not None and two is not None and one.same_file(two)
 
 
 def _taken(path: bytes) -> TargetExists:
@@ -237,9 +249,9 @@ def _move_without_overwriting(source: bytes, dest: bytes) -> None:
 def _rename_durably(source: bytes, dest: bytes, inode: Optional[int]) -> None:
     check_name(dest)
     try:
-        there = _inode(source)
+        there = inode_at(source)
         if there is None:
-            if _inode(dest) is None or inode is None or _inode(dest) != inode:
+            if inode_at(dest) is None or inode is None or inode_at(dest) != inode:
                 raise QcowError("is gone, and {0} is not what it would have become.".format(show(dest)), path=source, reason="missing")
         elif inode is not None and there != inode:
             raise ImageChanged(
@@ -284,66 +296,66 @@ def _sync_file(path: bytes) -> None:
         os.close(fd)
 
 
-def retire(path: bytes, aside: bytes, *, inode: Optional[int] = None) -> None:
-    """Rename an original to ``aside`` durably; never overwrites. Parameters and errors as for :func:`publish_new`."""
-    _rename_durably(path, aside, inode)
+def retire(path: bytes, backup: bytes, *, inode: Optional[int] = None) -> None:
+    """Rename an original to ``backup`` durably; never overwrites. Parameters and errors as for :func:`publish_new`."""
+    _rename_durably(path, backup, inode)
 
 
-def replace_keeping(tmp: bytes, dest: bytes, aside: bytes, *, inode: int) -> None:
-    """The file ``tmp`` takes the name ``dest`` while the old file stays reachable as ``aside``. ``dest`` exists at every instant.
+def replace_keeping(tmp: bytes, dest: bytes, backup: bytes, *, inode: int) -> None:
+    """The file ``tmp`` takes the name ``dest`` while the old file stays reachable as ``backup``. ``dest`` exists at every instant.
 
     :param inode: the inode number of the result (``tmp`` before the first run), as recorded.
-    :raises TargetExists: ``aside`` is taken by something else. :raises StateError: what lies there fits no step of this operation.
+    :raises TargetExists: ``backup`` is taken by something else. :raises StateError: what lies there fits no step of this operation.
     :raises QcowError: reason ``unsupported-filesystem`` where neither hard links nor exchanging exist; ``missing``; ``error``.
     """
-    check_name(aside)
+    check_name(backup)
     _sync_file(tmp)
     try:
-        if _inode(dest) is None:
+        if inode_at(dest) is None:
             raise QcowError("is gone; there is nothing to replace.", path=dest, reason="missing")
-        if _inode(dest) == inode:
-            _finish_exchange(tmp, dest, aside)
-        elif _inode(tmp) != inode:
+        if inode_at(dest) == inode:
+            _finish_exchange(tmp, dest, backup)
+        elif inode_at(tmp) != inode:
             raise StateError(
                 "neither it nor {0} is the recorded result (inode {1}).".format(show(dest), inode), path=tmp, hint="Nothing was changed."
             )
-        elif _keep_as(dest, aside):
-            _sync_parents(aside)
+        elif _keep_as(dest, backup):
+            _sync_parents(backup)
             os.rename(tmp, dest)
         else:
             _exchange(tmp, dest)
             _sync_parents(dest, tmp)
-            _move_without_overwriting(tmp, aside)
-        _sync_parents(dest, aside, tmp)
+            _move_without_overwriting(tmp, backup)
+        _sync_parents(dest, backup, tmp)
     except OSError as error:
         raise _refused(dest, "cannot be replaced by {0}".format(show(tmp)), error) from error
 
 
-def _finish_exchange(tmp: bytes, dest: bytes, aside: bytes) -> None:
+def _finish_exchange(tmp: bytes, dest: bytes, backup: bytes) -> None:
     """``dest`` is the result already; the old file may still carry the temporary name."""
-    if _inode(tmp) is not None and not _same(tmp, dest):
-        if _same(tmp, aside):
+    if inode_at(tmp) is not None and not _same(tmp, dest):
+        if _same(tmp, backup):
             os.unlink(tmp)
         else:
-            _move_without_overwriting(tmp, aside)
-    elif _inode(aside) is None:
-        raise StateError("the old file was expected here and is gone.", path=aside, hint="The new file is in place and was not touched.")
+            _move_without_overwriting(tmp, backup)
+    elif inode_at(backup) is None:
+        raise StateError("the old file was expected here and is gone.", path=backup, hint="The new file is in place and was not touched.")
 
 
-def _keep_as(dest: bytes, aside: bytes) -> bool:
+def _keep_as(dest: bytes, backup: bytes) -> bool:
     """Link the old file to its second name; False where this filesystem or our rights do not allow hard links."""
     try:
-        os.link(dest, aside, follow_symlinks=False)
+        os.link(dest, backup, follow_symlinks=False)
         return True
     except FileExistsError:
-        if _same(dest, aside):
+        if _same(dest, backup):
             return True
-        raise _taken(aside) from None
+        raise _taken(backup) from None
     except OSError as error:
         if error.errno not in _CANNOT_LINK:
             raise
-        if os.path.lexists(aside):
-            raise _taken(aside) from error
+        if os.path.lexists(backup):
+            raise _taken(backup) from error
         return False
 
 
@@ -368,7 +380,7 @@ def remove_durably(path: bytes, *, inode: Optional[int] = None) -> bool:
     :raises ImageChanged: another file has the name. :raises QcowError: where it cannot be removed.
     """
     try:
-        there = _inode(path)
+        there = inode_at(path)
         if there is not None and inode is not None and there != inode:
             raise ImageChanged(
                 "is not the file that was recorded (inode {0}, expected {1}).".format(there, inode), path=path, hint="It was left as it is."

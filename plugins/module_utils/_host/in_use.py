@@ -66,6 +66,25 @@ def find_users(fd: int, *, ignore_pids: Iterable[int] = (), seen: Optional[Dict[
     return found
 
 
+def in_use(what: str, users: List[Use], path: Optional[bytes], hint: str) -> ImageInUse:
+    """The error that says who has something in use; its details' ``users`` hold the same for programs.
+
+    :param what: the subject of the sentence.
+    """
+    said = "; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in users)
+    return ImageInUse("{0} is in use: {1}".format(what, said), path, hint=hint, users=[use._asdict() for use in users])
+
+
+def require_unused(fd: int, what: str, path: bytes, hint: str) -> None:
+    """Refuse a file that anybody else has open, be it for reading only.
+
+    :raises ImageInUse: see :func:`in_use`.
+    """
+    users = find_users(fd)
+    if users:
+        raise in_use(what, users, path, hint)
+
+
 def find_users_many(identities: Iterable[Tuple[int, ...]], *, ignore_pids: Iterable[int] = ()) -> Dict[Key, List[Use]]:
     """Users of many regular files with one look at all processes and devices; ask :func:`lock_users` for the locks of each.
 
@@ -290,9 +309,4 @@ class Guard:
 
     def _in_use(self, users: List[Use]) -> ImageInUse:
         users = users or [Use(WRITER, "somebody", "a lock or lease was refused")]
-        return ImageInUse(
-            "is in use by a writer: {0}.".format("; ".join("{0} ({1})".format(use.who, use.how) for use in users)),
-            path=self._path,
-            hint="Nothing was changed. Stop what uses it and run again.",
-            users=[use._asdict() for use in users],
-        )
+        return in_use("the image", users, self._path, "Nothing was changed. Stop what uses it and run again.")

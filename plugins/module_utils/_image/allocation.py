@@ -4,7 +4,7 @@
 
 """A ledger of file bytes: who owns what, where two own the same, and what nobody owns.
 
-A lane takes the ranges of one class of owners in any order. Sorting where ranges begin and where they end, each by itself, is enough to
+A range set takes the ranges of one class of owners in any order. Sorting where ranges begin and where they end, each by itself, is enough to
 know how many owners any byte has; so a range costs 16 bytes, whatever it belongs to.
 """
 
@@ -33,13 +33,13 @@ Ranges = Tuple[array, array]
 """``(starts, ends)`` in bytes, ascending and without overlaps; neighbours that touch are one."""
 
 
-class Lane:
+class RangeSet:
     """The ranges of one class of owners. ``starts`` and ``ends`` (exclusive), in bytes, may be appended to directly, always both."""
 
     def __init__(self) -> None:
         self.starts = array("Q")
         self.ends = array("Q")
-        self._shared: Optional[Lane] = None
+        self._shared: Optional[RangeSet] = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -60,10 +60,10 @@ class Lane:
 
     def compact(self) -> None:
         """Say the same in fewer ranges where possible."""
-        owned, shared = self.settle()
+        owned, shared = self.resolve()
         self.starts, self.ends = owned
         if shared[0]:
-            self._shared = Lane()
+            self._shared = RangeSet()
             self._shared.starts, self._shared.ends = shared
 
     @property
@@ -82,17 +82,17 @@ class Lane:
         if self._shared is not None:
             self._shared.narrow(high)
 
-    def settle(self) -> Tuple[Ranges, Ranges]:
-        """``(owned, shared)``: the bytes with an owner, and those with more than one. Empties the lane."""
+    def resolve(self) -> Tuple[Ranges, Ranges]:
+        """``(owned, shared)``: the bytes with an owner, and those with more than one. Empties it."""
         earlier, self._shared = self._shared, None
-        owned, shared = self._settle()
+        owned, shared = self._resolve()
         if earlier is not None:
             earlier.starts.extend(shared[0])
             earlier.ends.extend(shared[1])
-            shared = earlier._settle()[0]
+            shared = earlier._resolve()[0]
         return owned, shared
 
-    def _settle(self) -> Tuple[Ranges, Ranges]:
+    def _resolve(self) -> Tuple[Ranges, Ranges]:
         self.starts = in_order(self.starts)
         self.ends = in_order(self.ends)
         starts, ends = self.starts, self.ends
@@ -187,37 +187,37 @@ class Clashes:
 
     def __init__(self) -> None:
         self.total = 0
-        self._lane = Lane()
+        self._found = RangeSet()
         self._ranges: Optional[Ranges] = None
 
     def add(self, ranges: Ranges) -> None:
         """Take in more of them."""
         for start, end in pairs(ranges):
             self.total += end - start
-            if len(self._lane) < MOST_CLASHES:
-                self._lane.add(start, end)
+            if len(self._found) < MOST_CLASHES:
+                self._found.add(start, end)
 
     def ranges(self) -> Ranges:
         """The known ones; nothing can be added any more."""
         if self._ranges is None:
-            self._ranges = self._lane.settle()[0]
+            self._ranges = self._found.resolve()[0]
         return self._ranges
 
 
-def _weight(lane: Lane) -> int:
-    return lane.weight
+def _weight(ranges: RangeSet) -> int:
+    return ranges.weight
 
 
 class Ledger:
     """Who owns which bytes of a file, in as many passes as memory asks for; each pass must enter everything again.
 
-    Lanes: ``tables`` (and header, name), ``data`` (clusters), ``streams`` (compressed ones), ``slack`` (room that belongs to one of
-    these, and may belong to another one too). Single clusters at their natural place need not go through a lane: ``marks`` counts the
+    Range sets: ``tables`` (and header, name), ``data`` (clusters), ``streams`` (compressed ones), ``padding`` (room that belongs to one of
+    these, and may belong to another one too). Single clusters at their natural place need not go through a range set: ``marks`` counts the
     owners of each cluster of the file, up to two, one byte for each. To be marked in the first pass only.
     """
 
     def __init__(self, file_size: int, cluster_bits: int) -> None:
-        self.tables, self.data, self.streams, self.slack = self._lanes = [Lane() for _lane in range(4)]
+        self.tables, self.data, self.streams, self.padding = self._sets = [RangeSet() for _number in range(4)]
         self.marks = bytearray(min(file_size >> cluster_bits, MOST_MARKS))
         self.overlaps = Clashes()  # a table or the header, and something else
         self.links = Clashes()  # two clusters
@@ -225,7 +225,7 @@ class Ledger:
         self._file_size = file_size
         self._low = 0
         self._high = _END
-        self._page = [0] * 4
+        self._batch = [0] * 4
         self._gap = None  # type: Optional[Tuple[int, int]]
 
     @property
@@ -254,25 +254,25 @@ class Ledger:
                 expected = -1
         return runs
 
-    def turn_page(self) -> None:
+    def end_batch(self) -> None:
         """To be called after every few thousand entries: makes room where there are too many."""
         if self._low or self._high < _END:
-            for lane, first in zip(self._lanes, self._page):
-                lane.trim(first, self._low, self._high)
-        if sum(lane.weight for lane in self._lanes) > MOST_RANGES:
-            for lane in self._lanes:
-                lane.compact()
-            if sum(lane.weight for lane in self._lanes) > MOST_RANGES // 2:
-                self._high = max(max(self._lanes, key=_weight).middle(), self._low + 1)
-                for lane in self._lanes:
-                    lane.narrow(self._high)
-        self._page = [len(lane) for lane in self._lanes]
+            for ranges, first in zip(self._sets, self._batch):
+                ranges.trim(first, self._low, self._high)
+        if sum(ranges.weight for ranges in self._sets) > MOST_RANGES:
+            for ranges in self._sets:
+                ranges.compact()
+            if sum(ranges.weight for ranges in self._sets) > MOST_RANGES // 2:
+                self._high = max(max(self._sets, key=_weight).middle(), self._low + 1)
+                for ranges in self._sets:
+                    ranges.narrow(self._high)
+        self._batch = [len(ranges) for ranges in self._sets]
 
-    def settle(self) -> Iterator[Tuple[int, int]]:
+    def resolve(self) -> Iterator[Tuple[int, int]]:
         """End a pass. Yields ``(start, end)`` of the bytes that nobody owns."""
-        self.turn_page()
-        (tables, twice_tables), (data, twice_data), (streams, twice_streams), (slack, _any) = [lane.settle() for lane in self._lanes]
-        self._page = [0] * 4
+        self.end_batch()
+        (tables, twice_tables), (data, twice_data), (streams, twice_streams), (padding, _any) = [ranges.resolve() for ranges in self._sets]
+        self._batch = [0] * 4
         marked = self._marked(_ANY)
         for clash in (twice_tables, common(tables, data), common(tables, streams), common(tables, marked)):
             self.overlaps.add(clash)
@@ -282,7 +282,7 @@ class Ledger:
             self.links.add(self._marked(_TWICE))
         low, high = self._low, min(self._high, self._file_size)
         self._low, self._high = self._high, _END
-        for start, end in gaps([tables, data, streams, slack, marked], low, high):
+        for start, end in gaps([tables, data, streams, padding, marked], low, high):
             if self._gap is not None and self._gap[1] != start:
                 yield self._gap
             elif self._gap is not None:

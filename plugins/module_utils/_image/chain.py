@@ -9,6 +9,7 @@ where a symbolic link leads. QEMU would also obey protocols and devices and gues
 """
 
 import os
+import posixpath
 import re
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -27,8 +28,16 @@ FOREIGN = ("vmdk", "vdi", "vpc", "vhdx", "qed", "parallels")
 """Formats that only qemu-img reads, under these driver names."""
 
 _NOT_IMAGES = ("gzip", "xz", "zstd", "bzip2", "zip", "7z", "squashfs", "iso")  # archives, and what a raw disk may well begin with
-_KERNEL_TREES = (b"/proc", b"/sys", b"/dev")
-_PROTOCOL = re.compile(rb"[^/]*:")
+
+RELATIVE = "relative"
+ABSOLUTE = "absolute"
+EMPTY = "empty"
+PROTOCOL = "protocol"
+DEVICE = "device"
+KERNEL = "kernel"
+
+_KERNEL = (b"/proc", b"/sys")
+_DEVICE = (b"/dev",)
 
 Key = Tuple[int, int]
 """``(st_dev, st_ino)``: what a file is, whatever it is called."""
@@ -113,6 +122,48 @@ def _require_alone(read_at: ReadAt, format_name: str, path: bytes) -> None:
         )
 
 
+class BackingName(NamedTuple):
+    """What a backing file's name is, by its bytes alone."""
+
+    kind: str  # one of the words above
+    name: bytes  # cut at the first NUL, as QEMU does
+    tail: bytes  # what followed the NUL
+    climbs: bool  # has a component ".."
+    text: str  # for a person
+
+    @property
+    def followable(self) -> bool:
+        """Whether it can only ever name a file in a directory; the directory is for the caller to allow."""
+        return self.kind in (RELATIVE, ABSOLUTE)
+
+
+def classify_backing_name(stored: bytes) -> BackingName:
+    """What a backing file's name would make QEMU open.
+
+    QEMU takes everything before a colon for a protocol unless a slash comes first (``path_has_protocol``), so ``weird:name`` is one too.
+    """
+    name, nul, tail = stored.partition(b"\0")
+    normal = re.sub(rb"/+", b"/", posixpath.normpath(name)) if name else b""
+    climbs = b".." in name.split(b"/")
+    if not name:
+        kind, text = EMPTY, "the name is empty"
+    elif re.match(rb"[^/]*:", name):
+        kind, text = PROTOCOL, "{0} is a protocol or driver to QEMU, not a file: {1}".format(show(name.split(b":")[0]) + ":", show(name))
+    elif _below(normal, _KERNEL):
+        kind, text = KERNEL, "{0} shows the kernel's or a program's state, not a disk".format(show(name))
+    elif _below(normal, _DEVICE):
+        kind, text = DEVICE, "{0} is a device".format(show(name))
+    elif name.startswith(b"/"):
+        kind, text = ABSOLUTE, show(name)
+    else:
+        kind, text = RELATIVE, show(name)
+    return BackingName(kind, name, tail if nul else b"", climbs, text)
+
+
+def _below(name: bytes, roots: tuple) -> bool:
+    return any(name == root or name.startswith(root + b"/") for root in roots)
+
+
 def locate(image: bytes, name: bytes) -> bytes:
     """The path that a backing name means.
 
@@ -121,7 +172,7 @@ def locate(image: bytes, name: bytes) -> bytes:
     """
     if b"\0" in name:
         raise UnsafeImage("the backing file name contains a NUL byte: {0}".format(show(name)), image, hint="Nothing was followed.")
-    if _PROTOCOL.match(name):
+    if classify_backing_name(name).kind == PROTOCOL:
         raise UnsafeImage(
             "the backing file {0} is not a file name: to QEMU it is the protocol {1}".format(show(name), show(name.split(b":")[0])),
             image,
@@ -178,7 +229,7 @@ def follow(path: bytes, fd: int, open_file: Opener, rules: Rules) -> Iterator[Tu
 
 def _require_safe(below: bytes, above: Member, directories: Tuple[bytes, ...]) -> None:
     real = os.path.realpath(below)
-    if any(real == tree or real.startswith(tree + b"/") for tree in _KERNEL_TREES):
+    if classify_backing_name(real).kind in (KERNEL, DEVICE):
         raise UnsafeImage(
             "the backing file {0} is a device or belongs to the kernel".format(show(below)),
             above.path,
@@ -256,12 +307,14 @@ def _decide(
     if found == UNKNOWN:
         if not is_base or rules.raw_bases:
             return "raw"
-        raise UnsafeImage("nothing says what the base is", path, reason="format-unknown", hint="If it is raw, say so in backing_formats.")
+        raise UnsafeImage(
+            "nothing says what the base is", path, reason="format-unknown", hint="If it is raw, declare it in backing_formats."
+        )
     what = "an archive or another container" if found in _NOT_IMAGES else "an image that cannot be read here"
     raise UnsupportedImage(
         "the backing file looks like {0} ({1})".format(what, found),
         path,
-        hint="If it is a raw disk, say so in backing_formats. Nothing was changed.",
+        hint="If it is a raw disk, declare it in backing_formats. Nothing was changed.",
     )
 
 

@@ -93,7 +93,7 @@ class _Check:
         self._gather_tables()
         while not self.owners.complete:
             self._pass()
-            for start, end in self.owners.settle():
+            for start, end in self.owners.resolve():
                 self._judge_gap(start, end)
             self.first_pass = False
         self._name_clashes()
@@ -162,7 +162,7 @@ class _Check:
             self.owners.tables.add(start, end)
         for start, offset, times in self._tables():
             self._walk_table(start, offset, times)
-            self.owners.turn_page()
+            self.owners.end_batch()
 
     def _walk_table(self, start: int, offset: int, times: int) -> None:
         image = self.image
@@ -182,7 +182,7 @@ class _Check:
             return
         entries = image.read_l2(start, offset)
         self.owners.tables.add(offset, offset + 8 * len(entries))
-        self.owners.slack.add(offset + 8 * len(entries), end)
+        self.owners.padding.add(offset + 8 * len(entries), end)
         if self.first_pass and start == 0:
             self.first_table = offset, entries
         if any(entries):
@@ -248,7 +248,7 @@ class _Check:
                     whole = -(-length // cluster)
                     clusters += whole
                     if length & mask:
-                        owners.slack.add(offset + stored, min(offset + whole * cluster, self.image.file_size))
+                        owners.padding.add(offset + stored, min(offset + whole * cluster, self.image.file_size))
                     if offset & mask:
                         unaligned += whole
                 extents += 1

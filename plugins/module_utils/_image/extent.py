@@ -240,3 +240,48 @@ def chain_extents(layers: List[Layer]) -> Iterator[Extent]:
     for layer in reversed(layers[:-1]):
         stream = overlaid(layer.extents(), stream, layer.virtual_size)
     return stream
+
+
+class Need(NamedTuple):
+    """Bytes, rounded up: clusters that turn out to be all zeros are not written after all, and streams may be shorter."""
+
+    guest: int  # guest bytes that the extents hold
+    file: int  # bytes the result's file will occupy at most
+
+
+def measure(
+    extents: Iterable[Extent], *, cluster_size: int, virtual_size: int, tables: bool, entry_size: int = 8, backed: bool = False
+) -> Need:
+    """What a result with clusters of ``cluster_size`` bytes will need.
+
+    :param tables: whether the result has L1, L2 and refcount tables (qcow2), or none (raw).
+    :param entry_size: bytes of an L2 entry: 8, or 16 with extended L2 entries.
+    :param backed: whether the result has a backing file, so that zeros need table entries too.
+    """
+    coverage = cluster_size // entry_size * cluster_size
+    guest = clusters = l2_tables = 0
+    last_cluster = last_table = -1
+    for extent in extents:
+        start, length, kind = extent[:3]
+        end = start + length - 1
+        if kind != ZERO:
+            guest += length
+            last = end // cluster_size
+            if last > last_cluster:
+                first = start // cluster_size
+                clusters += last - (first if first > last_cluster else last_cluster + 1) + 1
+                last_cluster = last
+        elif not backed:
+            continue
+        if tables:
+            last = end // coverage
+            if last > last_table:
+                first = start // coverage
+                l2_tables += last - (first if first > last_table else last_table + 1) + 1
+                last_table = last
+    if not tables:
+        return Need(guest, clusters * cluster_size)
+    l1 = -(-8 * -(-virtual_size // coverage) // cluster_size)
+    counted = 2 + clusters + l2_tables + l1
+    blocks = 1 + -(-counted // (cluster_size // 2 - 1))
+    return Need(guest, (counted + blocks + -(-8 * blocks // cluster_size)) * cluster_size)

@@ -9,7 +9,6 @@ past the end of the file. We do not: everything that cannot be true is :class:`D
 """
 
 import os
-import sys
 import zlib
 from array import array
 from itertools import repeat
@@ -123,7 +122,7 @@ class Qcow1(Layer):
                     return
             raw = os.pread(self.fd, min(_L1_CHUNK, end - position), position)
             if raw != _ZEROS[: len(raw)]:
-                yield (position - self.header.l1_offset) // 8, _entries(raw, self.l1_byteorder)
+                yield (position - self.header.l1_offset) // 8, qcow1_tables.entries_of(raw, self.l1_byteorder)
             position += _L1_CHUNK
 
     def l2_tables(self) -> Iterator[Tuple[int, int]]:
@@ -133,7 +132,7 @@ class Qcow1(Layer):
         """
         coverage = self.header.l2_coverage
         for first, entries in self.l1_chunks():
-            for number in _used(entries):
+            for number in qcow1_tables.used(entries):
                 offset = entries[number]
                 start = (first + number) * coverage
                 if not self.partition.touches(start, coverage):
@@ -158,7 +157,7 @@ class Qcow1(Layer):
             lost = start + whole * header.cluster_size
             length = min(start + needed * header.cluster_size, self.virtual_size) - lost
             self._on_damage(Damage(lost, length, offset, "the L2 table is cut off by the end of the file", KIND_TABLE_CUT))
-        return _entries(raw[: 8 * whole], "big")
+        return qcow1_tables.entries_of(raw[: 8 * whole], "big")
 
     def extents(self) -> Iterator[Extent]:
         """See :meth:`Layer.extents`. Damaged ranges come as zeros after ``on_damage`` has let them pass."""
@@ -254,7 +253,7 @@ class Qcow1(Layer):
         run_start = run_offset = run_length = 0
         expected = -1
         position = start
-        for entry in _without_tail(entries):
+        for entry in qcow1_tables.without_tail(entries):
             if entry == expected:
                 run_length += cluster
                 expected += cluster
@@ -348,33 +347,6 @@ class Qcow1(Layer):
                 hint="Give passphrase_file. Nothing was changed.",
             )
         return self._decryptor(start, data)
-
-
-def _used(entries: array) -> Iterator[int]:
-    """Indexes of the entries that are not zero; passes over the others at the speed of memory."""
-    raw = entries.tobytes()
-    for first in range(0, len(entries), 64):
-        if raw[8 * first : 8 * first + 512] != _ZEROS[:512]:
-            for number, entry in enumerate(entries[first : first + 64], first):
-                if entry:
-                    yield number
-
-
-def _without_tail(entries: array) -> array:
-    """A table without most of the zeros at its end: tables of a sparse disk are often used at their beginning only."""
-    raw = entries.tobytes()
-    used = len(raw)
-    while used >= 256 and raw[used // 16 * 8 : used] == _ZEROS[: used - used // 16 * 8]:
-        used = used // 16 * 8
-    return entries[: used // 8] if used < len(raw) else entries
-
-
-def _entries(raw: bytes, byteorder: str) -> array:
-    entries = array("Q")
-    entries.frombytes(raw)
-    if sys.byteorder != byteorder:
-        entries.byteswap()
-    return entries
 
 
 def inflate_stream(stream: bytes, cluster: int) -> Tuple[bytes, Optional[str], Optional[str]]:

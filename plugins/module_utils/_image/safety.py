@@ -8,73 +8,21 @@ Pure: what a name would lead to is judged, never looked at. Whether a finding fo
 should never be followed without somebody saying so.
 """
 
-import posixpath
-import re
-from typing import List, NamedTuple, Optional
+from typing import List, Optional
 
 from .._errors import QcowError
 from .._paths import show
+from .chain import DEVICE, EMPTY, KERNEL, PROTOCOL, classify_backing_name
 from .detect import ReadAt, signatures
 from .extent import SECTOR
 from .findings import ERROR, NOTE, WARNING, Finding
 from .qcow1_header import HEADER_SIZE, Header, parse_header
-
-RELATIVE = "relative"
-ABSOLUTE = "absolute"
-EMPTY = "empty"
-PROTOCOL = "protocol"
-DEVICE = "device"
-KERNEL = "kernel"
 
 MAX_L1_SIZE = 64 << 20
 """Bytes of an L1 table above which its size is worth a word: 16 TiB of disk in the default shape."""
 
 _FRONT = 4096
 _PADDING = slice(34, 36)
-_KERNEL = (b"/proc", b"/sys")
-_DEVICE = (b"/dev",)
-
-
-class BackingName(NamedTuple):
-    """What a backing file's name is, by its bytes alone."""
-
-    kind: str  # one of the words above
-    name: bytes  # cut at the first NUL, as QEMU does
-    tail: bytes  # what followed the NUL
-    climbs: bool  # has a component ".."
-    text: str  # for a person
-
-    @property
-    def followable(self) -> bool:
-        """Whether it can only ever name a file in a directory; the directory is for the caller to allow."""
-        return self.kind in (RELATIVE, ABSOLUTE)
-
-
-def classify_backing_name(stored: bytes) -> BackingName:
-    """What a backing file's name would make QEMU open.
-
-    QEMU takes everything before a colon for a protocol unless a slash comes first (``path_has_protocol``), so ``weird:name`` is one too.
-    """
-    name, nul, tail = stored.partition(b"\0")
-    normal = re.sub(rb"/+", b"/", posixpath.normpath(name)) if name else b""
-    climbs = b".." in name.split(b"/")
-    if not name:
-        kind, text = EMPTY, "the name is empty"
-    elif re.match(rb"[^/]*:", name):
-        kind, text = PROTOCOL, "{0} is a protocol or driver to QEMU, not a file: {1}".format(show(name.split(b":")[0]) + ":", show(name))
-    elif _below(normal, _KERNEL):
-        kind, text = KERNEL, "{0} shows the kernel's or a program's state, not a disk".format(show(name))
-    elif _below(normal, _DEVICE):
-        kind, text = DEVICE, "{0} is a device".format(show(name))
-    elif name.startswith(b"/"):
-        kind, text = ABSOLUTE, show(name)
-    else:
-        kind, text = RELATIVE, show(name)
-    return BackingName(kind, name, tail if nul else b"", climbs, text)
-
-
-def _below(name: bytes, roots: tuple) -> bool:
-    return any(name == root or name.startswith(root + b"/") for root in roots)
 
 
 def inspect(head: bytes, file_size: int, read_at: Optional[ReadAt] = None) -> List[Finding]:

@@ -7,11 +7,11 @@
 import os
 from typing import List, NamedTuple, Optional, Tuple
 
-from .._copy.raw_writer import RawWriter
 from .._copy.transcode import why_not
+from .._copy.writers import RawWriter
 from .._errors import UnsupportedImage
 from .._image.chain import Member, Rules
-from .._image.measure import Need, measure
+from .._image.extent import Need, measure
 from .._image.qcow1 import Qcow1
 from .._image.qcow2_header import DEFAULT_CLUSTER_SIZE, Qcow2Options, require_possible
 from .request import Request
@@ -133,10 +133,10 @@ def require_writable(request: Request, backing: Optional[Backing], cluster_size:
     """
     if request.format == "raw":
         if request.preallocation == "metadata":
-            raise UnsupportedImage("a raw result has no metadata to preallocate", request.src, hint="Say preallocation=falloc or full.")
+            raise UnsupportedImage("a raw result has no metadata to preallocate", request.src, hint="Set preallocation=falloc or full.")
         return
     if request.compat == "0.10" and (request.compression == "zstd" or request.encryption == "luks"):
-        raise UnsupportedImage("compat 0.10 knows neither zstd nor LUKS", request.src, hint="Say compat=1.1. Nothing was changed.")
+        raise UnsupportedImage("compat 0.10 knows neither zstd nor LUKS", request.src, hint="Set compat=1.1. Nothing was changed.")
     if request.encryption == "luks" and request.compression != "none":
         raise UnsupportedImage("an encrypted result cannot be compressed", request.src, hint="Leave one of them out. Nothing was changed.")
     require_possible(qcow2_options(request, backing, cluster_size), size)
@@ -151,13 +151,13 @@ def require_thin_possible(request: Request, *, native: bool) -> None:
         raise UnsupportedImage(
             "an overlay cannot be kept thin through qemu-img",
             request.src,
-            hint="Say chains=flatten, or leave out what only qemu-img writes (zstd, LUKS). Nothing was changed.",
+            hint="Set chains=flatten, or leave out what only qemu-img writes (zstd, LUKS). Nothing was changed.",
         )
     if request.preallocation != "off":
-        raise UnsupportedImage("an overlay cannot be preallocated", request.src, hint="Say chains=flatten or preallocation=off.")
+        raise UnsupportedImage("an overlay cannot be preallocated", request.src, hint="Set chains=flatten or preallocation=off.")
     if request.compat == "0.10":
         raise UnsupportedImage(
-            "an overlay needs zero clusters, which compat 0.10 has not", request.src, hint="Say chains=flatten or compat=1.1."
+            "an overlay needs zero clusters, which compat 0.10 has not", request.src, hint="Set chains=flatten or compat=1.1."
         )
 
 

@@ -9,14 +9,12 @@ import os
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from .._errors import DamagedImage, ImageChanged, ImageInUse, QcowError, StateError
-from .._host.files import remove_durably
-from .._host.in_use import WRITER, find_users
+from .._errors import DamagedImage, ImageChanged, QcowError, StateError
+from .._host.files import inode_at, remove_durably
+from .._host.in_use import WRITER, find_users, require_unused
 from .._host.qemu_img import QemuImg
 from .._image.extent import SECTOR
-from . import states
-from .commit import inode_at
-from .record import Record
+from .record import Record, State
 from .source import Source, open_layer
 
 NOOP = "noop"
@@ -39,8 +37,8 @@ def plan_cleanup(record: Record, *, min_age: float, now: float) -> Removal:
     :raises QcowError: where it is old enough, but must not be deleted.
     """
     retired = record.file("retired")
-    if record.state != states.DONE or retired is None:
-        words = {states.CLEANED: "deleted before", states.ROLLED_BACK: "rolled back", states.DONE: "the original was not retired"}
+    if record.state != State.DONE or retired is None:
+        words = {State.CLEANED: "deleted before", State.ROLLED_BACK: "rolled back", State.DONE: "the original was not retired"}
         return Removal(record, NOOP, [words.get(record.state, "unfinished")])
     age = now - retired_at(record)
     if age < min_age:
@@ -70,16 +68,11 @@ def _returns(record: Record, retired: bytes) -> int:
     """
     was = record.facts["src"]
     with Source(retired) as source:
-        there = source.identity
-        if (there.ino, there.size, there.mtime_ns) != (was["ino"], was["size"], was["mtime_ns"]):
+        if not source.identity.is_recorded(was):
             raise ImageChanged(
                 "is not the file that was retired, or was written since", retired, hint="It was kept. Compare it with the result."
             )
-        users = find_users(source.fd)
-        if users:
-            raise ImageInUse(
-                "the retired original is in use: {0}".format("; ".join(use.who for use in users)), retired, hint="It was kept."
-            )
+        require_unused(source.fd, "the retired original", retired, "It was kept. Stop what uses it and run again.")
         status = os.fstat(source.fd)
     return status.st_blocks * SECTOR if status.st_nlink == 1 else 0
 
@@ -125,14 +118,14 @@ def clean(removal: Removal) -> None:
     """
     record = removal.record
     retired = record.path_of("retired")
-    record.note(states.CLEANING)
+    record.note(State.CLEANING)
     try:
         remove_durably(retired, inode=record.facts["src"]["ino"])
     except QcowError:
         if inode_at(retired) is not None:
-            record.note(states.DONE)
+            record.note(State.DONE)
         raise
-    record.note(states.CLEANED, returned=removal.returns)
+    record.note(State.CLEANED, returned=removal.returns)
 
 
 def summary(results: List[Dict[str, Any]]) -> Dict[str, int]:

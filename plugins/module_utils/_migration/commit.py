@@ -11,14 +11,13 @@ look it would go on with a file that has lost its name.
 """
 
 import os
-from typing import Any, Dict, Optional
+from typing import Any, Dict
 
 from .._errors import ImageChanged, ImageInUse, QcowError
-from .._host.files import publish_new, remove_durably, replace_keeping, retire
-from .._host.in_use import WRITER, find_users
+from .._host.files import identity_at, inode_at, publish_new, remove_durably, replace_keeping, retire
+from .._host.in_use import WRITER, require_unused
 from .._paths import show
-from . import states
-from .record import Record, named, now
+from .record import Record, State, named, now
 from .references import References
 from .request import HELPERS, temporary_beside, temporary_name
 
@@ -31,19 +30,19 @@ def finish(record: Record, references: References, source_fd: int, guard: Any, *
     :param hold: only publish; what rests on the original has still to follow.
     :raises QcowError: the message's hint says what is in place then.
     """
-    if record.state == states.VERIFIED:
+    if record.state == State.VERIFIED:
         _publish(record, source_fd, guard)
     if hold:
         return
     try:
-        if record.state == states.PUBLISHED:
+        if record.state == State.PUBLISHED:
             references.repoint(record)
-            record.note(states.REPOINTED)
-        if record.state == states.REPOINTED and record.file("retire_to") is not None:
+            record.note(State.REPOINTED)
+        if record.state == State.REPOINTED and record.file("retire_to") is not None:
             _retire(record, references, source_fd, guard)
-        record.note(states.DONE)
+        record.note(State.DONE)
     except QcowError as error:
-        if record.state != states.FAILED:
+        if record.state != State.FAILED:
             error.hint = "The result is in place as {0}; nothing is lost. Run again to finish.".format(show(record.path_of("dest")))
         raise
 
@@ -51,14 +50,6 @@ def finish(record: Record, references: References, source_fd: int, guard: Any, *
 def in_place(record: Record) -> bool:
     """Whether the result takes the original's own name."""
     return record.path_of("src") == record.path_of("dest")
-
-
-def inode_at(path: Optional[bytes]) -> Optional[int]:
-    """The inode number of what has a name; ``None`` where nothing has it."""
-    try:
-        return None if path is None else os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def published(record: Record) -> bool:
@@ -84,7 +75,7 @@ def abandon(record: Record, reason: str) -> None:
         facts["temporary"] = record.facts.get("temporary") or named(temporary_path(record))
         raise
     finally:
-        record.note(states.FAILED, **facts)
+        record.note(State.FAILED, **facts)
 
 
 def temporary_path(record: Record) -> bytes:
@@ -102,7 +93,7 @@ def withdraw(record: Record, references: References, reason: str) -> None:
     references.restore(record)
     if not record.facts.get("adopted"):
         remove_durably(record.path_of("dest"), inode=record.facts["result"]["ino"])
-    record.note(states.FAILED, error=reason, temporary=None)
+    record.note(State.FAILED, error=reason, temporary=None)
 
 
 def _remove_result(record: Record) -> None:
@@ -124,7 +115,7 @@ def _publish(record: Record, source_fd: int, guard: Any) -> None:
     try:
         guard.check()
         if backup is not None and not published(record) and not record.facts.get("domain_access"):
-            require_unused(record, source_fd)
+            _require_original_unused(record, source_fd)
         if in_place(record) and backup is not None:
             replace_keeping(temporary, dest, backup, inode=inode)
         else:
@@ -138,7 +129,7 @@ def _publish(record: Record, source_fd: int, guard: Any) -> None:
             reason=getattr(error, "reason", "error"),
             hint="Nothing is lost. Look after the storage and run again to finish.",
         ) from error
-    record.note(states.PUBLISHED, temporary=None)
+    record.note(State.PUBLISHED, temporary=None)
 
 
 def _retire(record: Record, references: References, source_fd: int, guard: Any) -> None:
@@ -153,14 +144,14 @@ def _retire(record: Record, references: References, source_fd: int, guard: Any) 
     except (ImageInUse, ImageChanged) as error:
         _give_back(record, references, error)
         raise
-    record.note(states.RETIRED, retired=record.facts["retire_to"], retired_time=now())
+    record.note(State.RETIRED, retired=record.facts["retire_to"], retired_time=now())
 
 
 def _last_look(record: Record, references: References, source_fd: int, guard: Any) -> None:
     """Before the original loses its name. A writer makes the original the truth again, and the result out of date."""
     try:
         guard.check()
-        require_unused(record, source_fd)
+        _require_original_unused(record, source_fd)
     except (ImageInUse, ImageChanged) as error:
         if written(error) and result_unchanged(record):
             withdraw(record, references, str(error))
@@ -175,9 +166,8 @@ def written(error: QcowError) -> bool:
 
 def result_unchanged(record: Record) -> bool:
     """Whether the result is still what was published."""
-    was = record.facts["result"]
-    status = os.lstat(record.path_of("dest"))
-    return (status.st_ino, status.st_size, status.st_mtime_ns) == (was["ino"], was["size"], was["mtime_ns"])
+    there = identity_at(record.path_of("dest"))
+    return there is not None and there.is_recorded(record.facts["result"])
 
 
 def _give_back(record: Record, references: References, error: QcowError) -> None:
@@ -193,19 +183,9 @@ def _give_back(record: Record, references: References, error: QcowError) -> None
         retire(backup, src, inode=inode)
         if not record.facts.get("adopted"):
             remove_durably(dest, inode=record.facts["result"]["ino"])
-    record.note(states.FAILED, error=str(error), temporary=None)
+    record.note(State.FAILED, error=str(error), temporary=None)
 
 
-def require_unused(record: Record, source_fd: int) -> None:
-    """Refuse to take the name away from an original that anybody has open, be it for reading only.
-
-    :raises ImageInUse: naming who.
-    """
-    users = find_users(source_fd)
-    if users:
-        raise ImageInUse(
-            "the original is in use: {0}".format("; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in users)),
-            record.path_of("src"),
-            hint="It was left in its place. Stop what uses it and run again.",
-            users=[use._asdict() for use in users],
-        )
+def _require_original_unused(record: Record, source_fd: int) -> None:
+    """Refuse to take the name away from an original that anybody has open."""
+    require_unused(source_fd, "the original", record.path_of("src"), "It was left in its place. Stop what uses it and run again.")

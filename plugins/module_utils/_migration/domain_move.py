@@ -131,7 +131,7 @@ def _require_movable(connection: api.Connection, answer: Survey, uses: List[Doma
         raise ImageInUse(
             "Domain {0} is running.".format(names),
             job.src,
-            hint="Nothing was changed. Shut it down, or say running=shutdown or running=live.",
+            hint="Nothing was changed. Shut it down, or set running=shutdown or running=live.",
             domains=[answer.domains[uuid].name for uuid in running],
         )
     if not running or job.running != LIVE:

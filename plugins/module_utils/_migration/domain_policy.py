@@ -83,7 +83,7 @@ def _refused(plan: Plan, code: str, why: str) -> Plan:
 
 
 def _way_out(names: str) -> str:
-    return "Domain {0} is running. Shut it down, or say running=shutdown or running=live.".format(names)
+    return "Domain {0} is running. Shut it down, or set running=shutdown or running=live.".format(names)
 
 
 def _against_live(plan: Plan, domains: Domains, running: Dict[str, str]) -> Optional[str]:
@@ -94,11 +94,11 @@ def _against_live(plan: Plan, domains: Domains, running: Dict[str, str]) -> Opti
     names = ", ".join(running.values())
     uses = [use for use in domains.survey().users_of(plan.request.src) if use.uuid in running]
     if len(running) > 1 or any(use.depth for use in uses) or plan.below or plan.chain_group is not None:
-        return "Running domain {0} shares it, or it is part of a chain; that cannot be moved live. Say running=shutdown.".format(names)
+        return "Running domain {0} shares it, or it is part of a chain; that cannot be moved live. Set running=shutdown.".format(names)
     if plan.in_place:
-        return "A result under the same name cannot be made while domain {0} runs. Say running=shutdown.".format(names)
+        return "A result under the same name cannot be made while domain {0} runs. Set running=shutdown.".format(names)
     if plan.action == RETIRE:
-        return "Running domain {0} has written to it since its result was made. Move the result away, or say running=shutdown.".format(
+        return "Running domain {0} has written to it since its result was made. Move the result away, or set running=shutdown.".format(
             names
         )
     connection = api.connect(domains.uri, readonly=True)

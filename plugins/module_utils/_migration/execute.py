@@ -10,19 +10,19 @@ from contextlib import ExitStack
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .._copy.copier import copy_extents
-from .._copy.raw_writer import DeviceWriter
+from .._copy.writers import DeviceWriter
 from .._errors import ImageChanged, QcowError, StateError
 from .._host.attributes import carry_over, prepare
-from .._host.files import create_temporary, identity, sync_directory
+from .._host.files import create_temporary, identity, identity_at, sync_directory
 from .._image.extent import SECTOR, filled
 from .._paths import show
 from .._verify.compare import verify
-from . import overlay_headers, states
+from . import overlay_headers
 from .commit import abandon, finish, published, temporary_path, withdraw
 from .output import is_device, open_exclusively, read_back, second_opinion, write
 from .plan import CONVERT, RETIRE, Plan
 from .progress import Pace
-from .record import Record, Records, named
+from .record import Record, Records, State, named
 from .request import temporary_beside
 from .session import Session
 from .source import Guards, Source, open_reader, ranges_of
@@ -99,11 +99,11 @@ class Migration:
         plan = self.plan
         self.record = record = self._unfinished() or _begin(plan, self.source, self._records)
         try:
-            if record.state == states.PLANNED and plan.action == RETIRE:
+            if record.state == State.PLANNED and plan.action == RETIRE:
                 self._outcome = _adopt(plan, record)
-            elif record.state == states.PLANNED and is_device(plan.dest):
+            elif record.state == State.PLANNED and is_device(plan.dest):
                 self._outcome = _fill_device(plan, self.source, self.guard, record, self._progress)
-            elif record.state == states.PLANNED:
+            elif record.state == State.PLANNED:
                 self._outcome = _produce(plan, self.source, self.guard, record, self._progress)
             finish(record, self._references, self.source.fd, self.guard, hold=True)
         except BaseException as error:
@@ -131,7 +131,7 @@ class Migration:
     def withdraw(self, reason: str) -> None:
         """Take a published result back, because what rests on it could not be converted. One that has replaced its original stays."""
         record = self.record
-        if record is not None and record.state == states.PUBLISHED and not self.plan.in_place and not record.facts.get("adopted"):
+        if record is not None and record.state == State.PUBLISHED and not self.plan.in_place and not record.facts.get("adopted"):
             withdraw(record, self._references, reason)
 
     def _unfinished(self) -> Optional[Record]:
@@ -141,7 +141,7 @@ class Migration:
 
     def _undo(self, error: BaseException) -> None:
         record = self.record
-        if record is not None and record.state in (states.PLANNED, states.COPYING, states.VERIFIED) and not published(record):
+        if record is not None and record.state in (State.PLANNED, State.COPYING, State.VERIFIED) and not published(record):
             _give_up(record, error)
 
 
@@ -236,7 +236,7 @@ def _give_up(record: Record, error: BaseException) -> None:
 def _adopt(plan: Plan, record: Record) -> Outcome:
     """A result that was there already, and was proven when the plan was made."""
     with Source(plan.dest) as there:
-        record.note(states.PUBLISHED, adopted=True, verified=True, result=there.identity._asdict())
+        record.note(State.PUBLISHED, adopted=True, verified=True, result=there.identity._asdict())
     return Outcome(True, plan.dest, record=record.id)
 
 
@@ -244,7 +244,7 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
     """Write the result over a block device and prove it. There is no way back to what the device held, and the record says so."""
     fd = open_exclusively(plan.dest)
     try:
-        record.note(states.COPYING, device=named(plan.dest))
+        record.note(State.COPYING, device=named(plan.dest))
         started = time.monotonic()
         source.materialise(os.path.dirname(plan.request.src), temporary_beside(temporary_path(record), b"base"))
         extents = filled(source.extents(), source.layers[0], plan.virtual_size)
@@ -279,7 +279,7 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
         "mtime_ns": there.st_mtime_ns,
         "ctime_ns": there.st_ctime_ns,
     }
-    record.note(states.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=result_facts)
+    record.note(State.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=result_facts)
     seconds = (copied - started, time.monotonic() - copied)
     return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, guard.warnings, *seconds)
 
@@ -290,7 +290,7 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
     fd = create_temporary(os.path.dirname(temporary), os.path.basename(temporary))
     try:
         inode = os.fstat(fd).st_ino
-        record.note(states.COPYING, temporary=named(temporary, ino=inode))
+        record.note(State.COPYING, temporary=named(temporary, ino=inode))
         warnings = guard.warnings + prepare(fd, source.fd)
         started = time.monotonic()
         written = write(plan, source, fd, temporary, _stage(progress, plan, "copy", guard))
@@ -312,7 +312,7 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
             "allocated_size": os.fstat(fd).st_blocks * SECTOR,
             "cluster_size": plan.cluster_size or None,
         }
-        record.note(states.VERIFIED, fingerprint=proof, verified=plan.request.verify, after=after, result=identity(fd)._asdict())
+        record.note(State.VERIFIED, fingerprint=proof, verified=plan.request.verify, after=after, result=identity(fd)._asdict())
         seconds = (copied - started, time.monotonic() - copied)
         return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, warnings, *seconds)
     finally:
@@ -321,11 +321,8 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
 
 def _require_still_named(source: Source) -> None:
     """What was read must still be what the image's name means: the result is published, and the original retired, by name."""
-    try:
-        status = os.lstat(source.path)
-    except OSError:
-        status = None
-    if status is None or (status.st_dev, status.st_ino) != (source.identity.dev, source.identity.ino):
+    there = identity_at(source.path)
+    if there is None or not there.same_file(source.identity):
         raise ImageChanged(
             "was replaced by another file, moved or removed while it was being read.", source.path, hint="Nothing was published. Run again."
         )

@@ -7,7 +7,7 @@
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from .._errors import QcowError
-from .._host import in_use, text_references, tree
+from .._host import in_use, tree
 from .._image import safety
 from .._image.chain import NATIVE, Graph, Rules
 from .._image.check import check
@@ -22,6 +22,7 @@ from .._verify.compare import fingerprint
 from .chains import Surroundings
 from .domain_references import Domains
 from .record import Records
+from .references import mentions
 from .request import is_retired
 from .search import WALKERS, absent, unseen
 from .source import Source, open_reader
@@ -280,6 +281,6 @@ def _forecast(path: bytes, domains: Domains) -> Dict[str, Any]:
 def add_references(images: List[Dict[str, Any]], summary: Dict[str, Any], directories: Tuple[bytes, ...]) -> None:
     """Give each image of a QCOW format the lines of text files that name it."""
     named = {decode_exact(image["path"], image["path_base64"]): image for image in images if image["format"] == "qcow"}
-    for path, hits in text_references.search(directories, named).items():
+    for path, hits in mentions(directories, named).items():
         named[path]["references"] = [{"file": show(hit.file), "file_base64": encode_exact(hit.file), "line": hit.line} for hit in hits]
     summary["referenced"] = sum(bool(image["references"]) for image in images)

@@ -16,12 +16,11 @@ import stat
 from typing import Callable, Dict, List, Optional, Tuple
 
 from .._copy.copier import copy_extents
-from .._copy.qcow2_writer import Qcow2Writer
-from .._copy.raw_writer import RawWriter, preallocate
 from .._copy.transcode import transcode
+from .._copy.writers import Qcow2Writer, RawWriter, preallocate
 from .._errors import ImageInUse, NoSpace, QcowError, ToolFailed, ToolMissing, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._host.files import create_temporary, open_source
-from .._host.in_use import find_users
+from .._host.in_use import require_unused
 from .._host.qemu_img import Node, QemuImg
 from .._image.detect import HEAD, UNKNOWN, identify, signatures
 from .._image.extent import filled
@@ -49,21 +48,14 @@ def require_usable(request: Request, dest: bytes, size: int) -> None:
     :raises QcowError: why not.
     """
     if request.format != "raw":
-        raise UnsupportedImage("a block device takes raw results only", dest, hint="Say format=raw. Nothing was changed.")
+        raise UnsupportedImage("a block device takes raw results only", dest, hint="Set format=raw. Nothing was changed.")
     real = os.path.realpath(dest)
     fd = open_source(real, block_devices=True)
     try:
         there = os.lseek(fd, 0, os.SEEK_END)
         if there < size:
             raise NoSpace("the device has {0} bytes, the disk needs {1}".format(there, size), dest, hint="Nothing was changed.")
-        users = find_users(fd)
-        if users:
-            raise ImageInUse(
-                "the device is in use: {0}".format("; ".join("{0} ({1})".format(use.who, use.how) for use in users)),
-                dest,
-                hint="Nothing was changed.",
-                users=[use._asdict() for use in users],
-            )
+        require_unused(fd, "the device", dest, "Nothing was changed. Choose another device, or stop what uses it.")
         if not request.overwrite_device:
             _require_blank(fd, dest, there)
     finally:

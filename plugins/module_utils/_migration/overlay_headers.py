@@ -12,14 +12,13 @@ import base64
 import os
 from typing import AbstractSet, Any, Dict, List, NamedTuple, Optional, Set
 
-from .._errors import ImageChanged, ImageInUse, QcowError, StateError
+from .._errors import ImageChanged, QcowError, StateError
 from .._host.files import open_source
-from .._host.in_use import find_users
+from .._host.in_use import require_unused
 from .._image import qcow2
 from .._image.qcow2_header import Backing, backing_of, rebased
 from .._paths import decode_exact, show
-from . import states
-from .record import Record, Records, named
+from .record import Record, Records, State, named
 from .references import Updater
 
 WANTED = "dependants"
@@ -61,16 +60,7 @@ def check(path: bytes, backing: Backing) -> Dependant:
 
 
 def _require_unused(fd: int, path: bytes) -> None:
-    users = find_users(fd)
-    if users:
-        raise ImageInUse(
-            "this overlay of the image is in use: {0}".format(
-                "; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in users)
-            ),
-            path,
-            hint="Its backing file cannot move. Stop what uses it and run again.",
-            users=[use._asdict() for use in users],
-        )
+    require_unused(fd, "this overlay of the image", path, "Its backing file cannot move. Stop what uses it and run again.")
 
 
 def _first_cluster(fd: int, path: bytes) -> bytes:
@@ -91,7 +81,7 @@ class NeededBases(Updater):
     def repoint(self, record: Record) -> None:
         """See :meth:`Updater.repoint`. Changes nothing."""
         for overlay in self._overlays(record):
-            if not any(other.state in states.IN_PLACE for other in _records_beside(record).of_source(overlay)):
+            if not any(other.state in State.IN_PLACE for other in _records_beside(record).of_source(overlay)):
                 raise StateError(
                     "still the backing file of {0}, which is not migrated".format(show(overlay)), record.file("src"), reason="needed"
                 )
@@ -104,7 +94,7 @@ class NeededBases(Updater):
         found = []
         for overlay in self._overlays(record):
             for other in _records_beside(record).of_source(overlay):
-                if other.state in states.IN_PLACE and other.facts.get("backing") and other.id not in going_back:
+                if other.state in State.IN_PLACE and other.facts.get("backing") and other.id not in going_back:
                     found.append("{0} rests on it (record {1}): roll that back first".format(show(other.path_of("dest")), other.id))
         return found
 

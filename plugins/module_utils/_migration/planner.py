@@ -12,8 +12,8 @@ from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage, Ve
 from .._fingerprint import rounded
 from .._host.attributes import protection
 from .._host.file_users import Use
-from .._host.files import FileIdentity, check_name
-from .._host.in_use import WRITER, find_users
+from .._host.files import check_name
+from .._host.in_use import WRITER, find_users, in_use
 from .._image.chain import Key, Member
 from .._image.check import STRUCTURE
 from .._image.detect import UNKNOWN
@@ -24,10 +24,9 @@ from .._verify.compare import verify
 from .backing import KEEP, RECLUSTER, Replacement, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
 from .output import is_device, require_usable
 from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
-from .record import Record, Records
+from .record import Record, Records, State
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
-from .source import MAX_RANGES, Losses, Source, open_reader, ranges_of, require_sound
-from .states import IN_PLACE
+from .source import MAX_RANGES, Losses, Source, identity_of, open_reader, ranges_of, require_sound
 
 _LOOKS = 10
 _BETWEEN_LOOKS = 0.2  # seconds
@@ -92,7 +91,7 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
                 reason="not-v1",
                 hint="It was left as it is.",
             )
-        if done is not None and done.file("dest") == dest and _unchanged(done, source.identity) and os.path.lexists(dest):
+        if done is not None and done.file("dest") == dest and source.identity.is_recorded(done.facts["src"]) and os.path.lexists(dest):
             action, retired = (RETIRE, retired_path(request.src)) if request.retire else (NOOP, None)
             if retired is not None:
                 _require_renamable(source)
@@ -112,15 +111,9 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
 
 def _last_done(records: List[Record]) -> Optional[Record]:
     for record in reversed(records):
-        if record.state in IN_PLACE:
+        if record.state in State.IN_PLACE:
             return record
     return None
-
-
-def _unchanged(record: Record, identity: FileIdentity) -> bool:
-    """Whether the original is still the file that was converted."""
-    src = record.facts["src"]
-    return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (identity.ino, identity.size, identity.mtime_ns)
 
 
 def _look(request: Request, source: Source, bases: Bases) -> Losses:
@@ -214,17 +207,17 @@ def choose_engine(request: Request) -> str:
     """The engine for a request: ours, unless it is asked for another or for something that only qemu-img writes."""
     if request.dest is not None and is_device(request.dest):
         if request.engine == QEMU_IMG:
-            raise UnsupportedImage("block devices are written natively only", request.src, hint="Say engine=auto. Nothing was changed.")
+            raise UnsupportedImage("block devices are written natively only", request.src, hint="Set engine=auto. Nothing was changed.")
         return NATIVE
     if request.engine == QEMU_IMG:
         if request.salvage:
-            raise UnsupportedImage("qemu-img reads damage as zeros without a word", request.src, hint="Salvage with engine=auto.")
+            raise UnsupportedImage("qemu-img reads damage as zeros without a word", request.src, hint="Set engine=auto to salvage it.")
         return QEMU_IMG
     if request.format == "qcow2" and (request.compression == "zstd" or request.encryption == "luks"):
         if request.engine == NATIVE:
             what = "zstd compression" if request.compression == "zstd" else "LUKS encryption"
             raise UnsupportedImage(
-                "{0} is written by qemu-img only".format(what), request.src, hint="Say engine=auto. Nothing was changed."
+                "{0} is written by qemu-img only".format(what), request.src, hint="Set engine=auto. Nothing was changed."
             )
         return STAGED
     return NATIVE
@@ -243,19 +236,14 @@ def _replacement_of(base: Member, src: bytes, records: Records, bases: Bases) ->
     if plan is not None:
         raise QcowError("its base {0} cannot be migrated: {1}".format(show(base.path), "; ".join(plan.reasons)), src, reason="chain")
     done = _last_done(records.of_source(base.real))
-    if done is not None and _is_source_of(base, done) and os.path.lexists(done.path_of("dest")):
+    if done is not None and identity_of(base).is_recorded(done.facts["src"]) and os.path.lexists(done.path_of("dest")):
         return Replacement(done.path_of("dest"), done.facts["format"], None, True)
     raise QcowError(
         "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
         src,
         reason="chain",
-        hint="Nothing was changed. Migrate both together, or say chains=flatten.",
+        hint="Nothing was changed. Migrate both together, or set chains=flatten.",
     )
-
-
-def _is_source_of(base: Member, record: Record) -> bool:
-    src = record.facts["src"]
-    return (src.get("ino"), src.get("size"), src.get("mtime_ns")) == (base.key[1], base.size, base.mtime_ns)
 
 
 def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> None:
@@ -265,7 +253,7 @@ def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> N
             "the result would take the original's own name, and the original is to be kept",
             request.src,
             reason="exists",
-            hint="Nothing was changed. Say original=retire, or give another dest.",
+            hint="Nothing was changed. Set original=retire, or give another dest.",
         )
     if retired is not None:
         check_name(retired)
@@ -293,13 +281,7 @@ def _require_free(source: Source, bases: Bases, *, replaced: bool) -> None:
     users = find_users(source.fd, seen=bases.users)
     against = users if replaced else [use for use in users if use.kind == WRITER]
     if against:
-        raise QcowError(
-            "the image is in use: {0}".format("; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in against)),
-            source.path,
-            reason="in-use",
-            hint="Nothing was changed. Stop what uses it and run again.",
-            users=[use._asdict() for use in against],
-        )
+        raise in_use("the image", against, source.path, "Nothing was changed. Stop what uses it and run again.")
 
 
 def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]) -> Plan:

@@ -10,9 +10,10 @@ import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from .._errors import NoSpace
-from .._host import space, text_references
+from .._host import space
 from .._paths import show
 from .plan import CONVERT, REFUSE, RETIRE, Plan
+from .references import mentions
 
 DEFER = "defer"
 """The action of a plan that another run is to carry out."""
@@ -106,7 +107,7 @@ def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve) -> List[Pla
 def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, report: bool) -> List[Plan]:
     """The plans, those refused that would take the name away from an image that text files name; with ``report`` they only say so."""
     losing = [plan for plan in plans if plan.action in (CONVERT, RETIRE) and plan.retired is not None and not plan.in_place]
-    hits = text_references.search(directories, {plan.request.src for plan in losing}) if directories and losing else {}
+    hits = mentions(directories, {plan.request.src for plan in losing}) if directories and losing else {}
     if not hits:
         return plans
     judged = []
@@ -116,10 +117,12 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
         if found and report:
             plan = plan._replace(reasons=plan.reasons + ["still named in {0}".format(places)])
         elif found:
-            why = "It is named in {0}, which nothing here can change. Say keep_name=true, or change that and say references=report.".format(
+            why = "It is named in {0}, which nothing here can change. Set keep_name=true, or change that and set references=report.".format(
                 places
             )
-            plan = _refused(plan, "referenced", "{0}: {1} Nothing was changed.".format(show(plan.request.src), why))
+            plan = plan._replace(
+                action=REFUSE, code="referenced", reasons=["{0}: {1} Nothing was changed.".format(show(plan.request.src), why)]
+            )
         judged.append(plan)
     return judged
 

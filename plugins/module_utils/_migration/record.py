@@ -18,12 +18,46 @@ from typing import Any, Dict, Iterator, List, Optional
 from .._errors import QcowError, StateError
 from .._host.files import remove_durably, sync_directory
 from .._paths import decode_exact, encode_exact, show
-from .states import FAILED, FINISHED, PLANNED
 
 SCHEMA = 1
 
 _SUFFIX = b".jsonl"
 _NEW = b".new"
+
+
+class State:
+    """The states of a migration. Each is written down before the step that it allows."""
+
+    PLANNED = "planned"
+    """Decided; nothing but the record has been written."""
+
+    COPYING = "copying"
+    """A temporary file, or a device, is being filled."""
+
+    VERIFIED = "verified"
+    """The temporary file is complete, proven and durable; it may get the result's name."""
+
+    PUBLISHED = "published"
+    """The result has its name; what refers to the original may be pointed to it."""
+
+    REPOINTED = "repointed"
+    """Nothing refers to the original any more; it may be renamed."""
+
+    RETIRED = "retired"
+    """The original has the name under which it is kept."""
+
+    DONE = "done"
+    FAILED = "failed"
+    ROLLING_BACK = "rolling-back"
+    ROLLED_BACK = "rolled-back"
+    CLEANING = "cleaning"
+    CLEANED = "cleaned"
+
+    IN_PLACE = (PUBLISHED, REPOINTED, RETIRED, DONE, CLEANING, CLEANED)
+    """States in which the result has its name."""
+
+    FINISHED = (DONE, FAILED, ROLLED_BACK, CLEANED)
+    """States after which nothing is left to do, but for a temporary file that could not be removed."""
 
 
 class Record:
@@ -65,7 +99,7 @@ class Record:
     @property
     def unfinished(self) -> bool:
         """Whether a run ended before it had brought this migration, rollback or cleanup to its end."""
-        return self.state not in FINISHED or (self.state == FAILED and self.facts.get("temporary") is not None)
+        return self.state not in State.FINISHED or (self.state == State.FAILED and self.facts.get("temporary") is not None)
 
     def note(self, state: str, **facts: Any) -> None:
         """Append a state with what is known now, and sync it.
@@ -108,7 +142,7 @@ class Records:
         seconds, fraction = divmod(time.time(), 1)
         moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
         identifier = "{0}.{1:06d}Z-{2}".format(moment, int(fraction * 1000000), os.urandom(4).hex())  # sorts by time
-        line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=PLANNED, time=now())
+        line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=State.PLANNED, time=now())
         path = os.path.join(self.directory, identifier.encode("ascii") + _SUFFIX)
         try:
             make_directory(self.directory)

@@ -11,30 +11,32 @@ The record tells which step was allowed last; the names and inode numbers on the
   what was copied and nobody writes it. Otherwise the result is withdrawn.
 """
 
-from typing import Any, Dict, List, Optional
+import os
+from typing import Any, Callable, Dict, List, Optional
 
 from .._errors import ImageChanged, ImageInUse, QcowError, StateError
-from .._host.files import remove_durably
+from .._host.files import inode_at, remove_durably
 from .._host.in_use import Guard
-from .._paths import encode_exact, show
-from . import domain_recovery, states
-from .commit import abandon, finish, in_place, inode_at, published, result_unchanged, temporary_path, withdraw, written
-from .record import Record
+from .._libvirt import api, control, domain_xml, redefine
+from .._paths import decode_exact, encode_exact, show
+from .commit import abandon, finish, in_place, published, result_unchanged, temporary_path, withdraw, written
+from .record import Record, State
 from .references import References
 from .rollback import resume
+from .running_domains import REDEFINED, SNAPSHOT, STOPPED
 from .session import Session
 from .source import Source
 
 _SAYS = {
-    states.PLANNED: "interrupted before the copy began; the original is as it was",
-    states.COPYING: "interrupted during copy or verification; the original is as it was and the temporary file will be removed",
-    states.VERIFIED: "interrupted with a proven result; it will be put in place if the original has not changed since",
-    states.PUBLISHED: "interrupted with the result in place; what refers to it and the original's new name are left to do",
-    states.REPOINTED: "interrupted with the result in place; the original is still to be renamed",
-    states.RETIRED: "complete, but for the last line of its record",
-    states.FAILED: "failed, and its temporary file could not be removed; that will be tried again",
-    states.ROLLING_BACK: "interrupted during a rollback, which will be finished",
-    states.CLEANING: "interrupted while its retired original was deleted",
+    State.PLANNED: "interrupted before the copy began; the original is as it was",
+    State.COPYING: "interrupted during copy or verification; the original is as it was and the temporary file will be removed",
+    State.VERIFIED: "interrupted with a proven result; it will be put in place if the original has not changed since",
+    State.PUBLISHED: "interrupted with the result in place; what refers to it and the original's new name are left to do",
+    State.REPOINTED: "interrupted with the result in place; the original is still to be renamed",
+    State.RETIRED: "complete, but for the last line of its record",
+    State.FAILED: "failed, and its temporary file could not be removed; that will be tried again",
+    State.ROLLING_BACK: "interrupted during a rollback, which will be finished",
+    State.CLEANING: "interrupted while its retired original was deleted",
 }
 
 
@@ -68,12 +70,12 @@ def recover_all(session: Session) -> List[Dict[str, Any]]:
 
     :return: see :func:`recover`.
     """
-    return domain_recovery.recover_definitions(session) + recover(session) + domain_recovery.restart(session)
+    return recover_definitions(session) + recover(session) + restart_domains(session)
 
 
 def explain_all(session: Session) -> List[Dict[str, Any]]:
     """What :func:`recover_all` would look after; nothing is done."""
-    return domain_recovery.explain(session) + [dict(explain(record), failed=False) for record in session.records.unfinished()]
+    return explain_domains(session) + [dict(explain(record), failed=False) for record in session.records.unfinished()]
 
 
 def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
@@ -101,17 +103,17 @@ def explain(record: Record) -> Dict[str, Any]:
 
 
 def _recover(record: Record, references: References) -> str:
-    if record.state == states.ROLLING_BACK:
+    if record.state == State.ROLLING_BACK:
         resume(record, references)
         return "finished the rollback"
-    if record.state == states.CLEANING:
+    if record.state == State.CLEANING:
         return _settle_cleaning(record)
-    if record.state in (states.PLANNED, states.COPYING, states.FAILED):
-        words = "removed the temporary file" if record.state == states.COPYING else "cleaned up"
+    if record.state in (State.PLANNED, State.COPYING, State.FAILED):
+        words = "removed the temporary file" if record.state == State.COPYING else "cleaned up"
         abandon(record, record.facts.get("error") or "interrupted")
         return words
-    if record.state == states.RETIRED:
-        record.note(states.DONE)
+    if record.state == State.RETIRED:
+        record.note(State.DONE)
         return "finished the record"
     return _complete(record, references)
 
@@ -119,9 +121,9 @@ def _recover(record: Record, references: References) -> str:
 def _settle_cleaning(record: Record) -> str:
     """The deletion was decided on; whether it happened shows. It is not repeated here: the next cleanup looks at everything again."""
     if inode_at(record.file("retired")) == record.facts["src"]["ino"]:
-        record.note(states.DONE)
+        record.note(State.DONE)
         return "the retired original is still there"
-    record.note(states.CLEANED)
+    record.note(State.CLEANED)
     return "the retired original is deleted"
 
 
@@ -131,10 +133,10 @@ def _complete(record: Record, references: References) -> str:
     result_in_place = published(record)
     if name is None:
         return _without_original(record, result_in_place)
-    if in_place(record) and record.state != states.VERIFIED and not result_in_place and name == record.path_of("src"):
+    if in_place(record) and record.state != State.VERIFIED and not result_in_place and name == record.path_of("src"):
         _discard_given_back(record)
         return "the original had got its name back; removed the result"
-    if record.state == states.VERIFIED and not result_in_place and inode_at(temporary_path(record)) != record.facts["result"]["ino"]:
+    if record.state == State.VERIFIED and not result_in_place and inode_at(temporary_path(record)) != record.facts["result"]["ino"]:
         abandon(record, "the result is gone")
         return "the result did not survive; the original is as it was"
     try:
@@ -157,10 +159,10 @@ def _original(record: Record) -> Optional[bytes]:
 
 def _without_original(record: Record, result_in_place: bool) -> str:
     if result_in_place and inode_at(record.path_of("src")) in (None, record.facts["result"]["ino"]):
-        record.note(states.DONE, error="the original is gone", temporary=None)
+        record.note(State.DONE, error="the original is gone", temporary=None)
         return "the original has been removed by somebody; the proven result is in place"
     if result_in_place:
-        record.note(states.FAILED, error="another file has the original's name", temporary=None)
+        record.note(State.FAILED, error="another file has the original's name", temporary=None)
         return "another file has taken the original's name; it and the result were left as they are"
     abandon(record, "the original is gone")
     return "the original has been removed or replaced by somebody; removed the result"
@@ -175,7 +177,7 @@ def _require_unchanged(record: Record, source: Source) -> None:
 
 def _turn_back(record: Record, references: References, error: QcowError, result_in_place: bool) -> str:
     """The original is being used or was written since: it is the truth, unless somebody has begun to use the result."""
-    if record.state == states.FAILED:
+    if record.state == State.FAILED:
         raise error
     if not published(record):
         abandon(record, str(error))
@@ -196,4 +198,122 @@ def _discard_given_back(record: Record) -> None:
     leftover = temporary_path(record)
     if inode_at(leftover) == record.facts["result"]["ino"]:
         remove_durably(leftover, inode=record.facts["result"]["ino"])
-    record.note(states.FAILED, error="a writer came before the original was retired", temporary=None)
+    record.note(State.FAILED, error="a writer came before the original was retired", temporary=None)
+
+
+# ---- domains ----
+
+_SAYS_OF_DOMAINS = {
+    STOPPED: "domain {0} will be started again",
+    SNAPSHOT: "domain {0} will be put back on its image",
+    REDEFINED: "the definition of domain {0} will be put back",
+}
+
+
+def recover_definitions(session: Session) -> List[Dict[str, Any]]:
+    """Put domains that a run which died has left on an overlay back on their images, and definitions that it has changed in part. To be done before
+    its records are dealt with.
+
+    :return: entries like those of :func:`recover`, one for each image.
+    """
+    return _recover_domains(session, {SNAPSHOT: _off_the_snapshot, REDEFINED: _same_for_all})
+
+
+def restart_domains(session: Session) -> List[Dict[str, Any]]:
+    """Start domains that a run which died had shut down. To be done when the records have been dealt with."""
+    return _recover_domains(session, {STOPPED: _start})
+
+
+def explain_domains(session: Session) -> List[Dict[str, Any]]:
+    """What the next run will do about domains, for check mode."""
+    return [
+        answer
+        for entry in session.journal.entries()
+        for answer in _entries(entry, _SAYS_OF_DOMAINS[entry["kind"]].format(entry["domain"]), False)
+    ]
+
+
+Recovery = Callable[[api.Connection, Dict[str, Any]], str]
+"""Does what an entry of the journal asks for; returns in words what was done. May be done again."""
+
+
+def _recover_domains(session: Session, how: Dict[str, Recovery]) -> List[Dict[str, Any]]:
+    answers: List[Dict[str, Any]] = []
+    for entry in session.journal.entries():
+        if entry["kind"] not in how:
+            continue
+        try:
+            connection = api.connect(session.domains.uri, readonly=False)
+            try:
+                words = how[entry["kind"]](connection, entry)
+            finally:
+                api.close(connection)
+            session.journal.clear(entry["key"])
+            answers += _entries(entry, words, False)
+        except QcowError as error:
+            answers += _entries(entry, "Domain {0} was left by an interrupted run. {1}".format(entry["domain"], error), True)
+    return answers
+
+
+def _entries(entry: Dict[str, Any], words: str, failed: bool) -> List[Dict[str, Any]]:
+    common = {"record": None, "dest": None, "dest_base64": None, "state": entry["kind"], "failed": failed, "msg": words}
+    return [dict(common, src=item["path"], src_base64=item["path_base64"]) for item in entry["src"]]
+
+
+def _off_the_snapshot(connection: api.Connection, entry: Dict[str, Any]) -> str:
+    overlays = {item["target"]: decode_exact(item["path"], item["path_base64"]) for item in entry["overlays"]}
+    taken = control.Snapshot(
+        entry["domain"], entry["uuid"], tuple(control.Overlay(target, b"", path) for target, path in sorted(overlays.items())), None
+    )
+    if not control.on_overlay(connection, taken):
+        _remove_chain_end(connection, entry)
+        for path in overlays.values():
+            if os.path.lexists(path):
+                remove_durably(path)
+        return "domain {0} is on no overlay any more".format(entry["domain"])
+    if not api.domain(connection, entry["uuid"]).isActive():
+        raise QcowError(
+            "It is off now, and what it wrote lately is in {0}, on top of its image.".format(
+                ", ".join(show(path) for path in overlays.values())
+            ),
+            reason="snapshot",
+            hint="Do not remove that file. Start the domain (virsh start {0}) and run again: it is then put back on its image.".format(
+                entry["domain"]
+            ),
+        )
+    control.commit_back(connection, taken)
+    now = api.definition(connection, api.domain(connection, entry["uuid"]))
+    redefine.restore(connection, domain_xml.put_back(now, entry["before"]), running=True)
+    return "domain {0} had been left on an overlay; it was put back on its image".format(entry["domain"])
+
+
+def _remove_chain_end(connection: api.Connection, entry: Dict[str, Any]) -> None:
+    """It pivoted before the run died: libvirt's end-of-chain mark goes from its definition where there was none before."""
+    handle = api.domain(connection, entry["uuid"])
+    if handle.isPersistent():
+        now = api.definition(connection, handle)
+        for target, before in entry["before"].items():
+            if "<backingStore" not in before:
+                now = domain_xml.without_chain_end(now, target)
+        redefine.restore(connection, now, running=True)
+
+
+def _same_for_all(connection: api.Connection, entry: Dict[str, Any]) -> str:
+    """All definitions as they were; or, where a domain has been started meanwhile on what it was changed to, all of them changed."""
+    found = [(facts, api.find_definition(connection, facts["uuid"])) for facts in entry["definitions"]]
+    there = [(facts, *known) for facts, known in found if known is not None]  # one that was undefined since has nothing to be put back
+    forward = any(active and _disks(text, facts) == facts["after"] for facts, text, active in there)
+    wanted = "after" if forward else "before"
+    for facts, text, active in there:
+        if _disks(text, facts) != facts[wanted]:
+            redefine.restore(connection, domain_xml.put_back(text, facts[wanted]), running=active)
+    return "the definition of domain {0} was {1}".format(entry["domain"], "changed to the end" if forward else "put back")
+
+
+def _disks(text: str, facts: Dict[str, Any]) -> Dict[str, str]:
+    return domain_xml.disk_elements(text, facts["before"])
+
+
+def _start(connection: api.Connection, entry: Dict[str, Any]) -> str:
+    control.start(connection, entry["uuid"])
+    return "domain {0} had been shut down for the migration; it runs again".format(entry["domain"])

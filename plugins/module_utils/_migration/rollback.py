@@ -10,17 +10,16 @@ A result that a guest has written since is never deleted: it is refused, or, whe
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
-from .._errors import ImageChanged, ImageInUse, QcowError, StateError, TargetExists
-from .._host.files import FileIdentity, check_name, remove_durably, replace_keeping, retire
-from .._host.in_use import Guard, find_users
+from .._errors import ImageChanged, QcowError, StateError, TargetExists
+from .._host.files import FileIdentity, check_name, inode_at, remove_durably, replace_keeping, retire
+from .._host.in_use import Guard, require_unused
 from .._image.chain import Node
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
-from . import states
 from .chains import Surroundings
-from .commit import in_place, inode_at, temporary_path
+from .commit import in_place, temporary_path
 from .overlay_headers import repointed
-from .record import Record, Records, named
+from .record import Record, Records, State, named
 from .references import References
 from .source import Source, open_layer, open_reader
 
@@ -49,18 +48,18 @@ def plan_rollback(record: Record, references: References, *, discard_changes: bo
     :param keep: not to delete the result in any case: something that is kept rests on it.
     :raises QcowError: where the rollback has to be refused; nothing is changed then.
     """
-    if record.state in (states.ROLLED_BACK, states.FAILED):
+    if record.state in (State.ROLLED_BACK, State.FAILED):
         return Reversal(
-            record, NOOP, ["rolled back before" if record.state == states.ROLLED_BACK else "nothing to undo: the migration failed"]
+            record, NOOP, ["rolled back before" if record.state == State.ROLLED_BACK else "nothing to undo: the migration failed"]
         )
-    if record.state in (states.CLEANED, states.CLEANING):
+    if record.state in (State.CLEANED, State.CLEANING):
         raise StateError(
             "the original was deleted by a cleanup ({0}); this migration cannot be rolled back any more".format(record.facts.get("time")),
             record.file("retired") or record.path_of("src"),
             reason="cleaned",
             hint="Nothing was changed. The result {0} holds what the guest sees.".format(show(record.path_of("dest"))),
         )
-    if record.state != states.DONE:
+    if record.state != State.DONE:
         raise StateError(
             "the migration is unfinished ({0})".format(record.state), record.path_of("src"), hint="Run the migration again first."
         )
@@ -85,8 +84,7 @@ def _require_original(record: Record) -> None:
     if inode_at(where) is None:
         raise QcowError("the original is gone", where, reason="missing", hint="Nothing was changed. Restore it from a backup.")
     with Source(where) as source:
-        there = source.identity
-        if (there.ino, there.size, there.mtime_ns) != (was["ino"], was["size"], was["mtime_ns"]):
+        if not source.identity.is_recorded(was):
             raise ImageChanged(
                 "the original is not what it was when it was migrated", where, hint="Nothing was changed. Compare the two first."
             )
@@ -98,7 +96,7 @@ def _require_backing(record: Record) -> None:
     records = Records(os.path.dirname(os.path.dirname(record.path)))
     for entry in record.facts.get("chain") or ():
         path = decode_exact(entry["path"], entry.get("path_base64"))
-        if not os.path.lexists(path) and not any(other.state == states.DONE for other in records.of_source(path)):
+        if not os.path.lexists(path) and not any(other.state == State.DONE for other in records.of_source(path)):
             raise QcowError(
                 "its backing file {0} is gone and has no record to bring it back".format(show(path)),
                 record.path_of("src"),
@@ -108,14 +106,7 @@ def _require_backing(record: Record) -> None:
 
 
 def _require_idle(source: Source) -> None:
-    users = find_users(source.fd)
-    if users:
-        raise ImageInUse(
-            "is in use: {0}".format("; ".join("{0} ({1}, {2})".format(use.who, use.kind, use.how) for use in users)),
-            source.path,
-            hint="Nothing was changed. Stop what uses it and run again.",
-            users=[use._asdict() for use in users],
-        )
+    require_unused(source.fd, "the image", source.path, "Nothing was changed. Stop what uses it and run again.")
 
 
 def _with_result(record: Record, discard_changes: bool, keep: bool) -> Reversal:
@@ -131,7 +122,7 @@ def _with_result(record: Record, discard_changes: bool, keep: bool) -> Reversal:
             raise ImageChanged(
                 "has been written since the migration ({0})".format(what),
                 dest,
-                hint="Nothing was changed. Convert it back if its changes matter, or say discard_changes=true: it is then kept aside.",
+                hint="Nothing was changed. Convert it back if its changes matter, or set discard_changes=true: it is then kept aside.",
             )
         kept = dest + KEPT_SUFFIX + record.id.encode("ascii")
         check_name(kept)
@@ -144,8 +135,7 @@ def _changes(record: Record, source: Source) -> str:
 
     Times and inode numbers can be forged or change for good reasons; what counts is what the guest sees, where that can be told.
     """
-    was, there = record.facts.get("result") or {}, source.identity
-    touched = (there.ino, there.size, there.mtime_ns) != (was.get("ino"), was.get("size"), was.get("mtime_ns"))
+    touched = not source.identity.is_recorded(record.facts.get("result") or {})
     proof = record.facts.get("fingerprint")
     if proof is None or not _readable_alone(record, source):
         return "it is another file, or its size or modification time is another" if touched else ""
@@ -178,7 +168,7 @@ def roll_back(reversal: Reversal, references: References) -> None:
     facts: Dict[str, Any] = {"result_now": None if reversal.result is None else reversal.result._asdict()}
     if reversal.kept is not None:
         facts["rolled_back_to"] = named(reversal.kept)
-    reversal.record.note(states.ROLLING_BACK, **facts)
+    reversal.record.note(State.ROLLING_BACK, **facts)
     resume(reversal.record, references)
 
 
@@ -198,13 +188,13 @@ def resume(record: Record, references: References) -> None:
                 _require_idle(source)
                 untouched = (source.identity.size, source.identity.mtime_ns) == (result["size"], result["mtime_ns"])
                 if not untouched and record.file("rolled_back_to") is None:
-                    record.note(states.ROLLING_BACK, rolled_back_to=named(record.path_of("dest") + KEPT_SUFFIX + record.id.encode("ascii")))
+                    record.note(State.ROLLING_BACK, rolled_back_to=named(record.path_of("dest") + KEPT_SUFFIX + record.id.encode("ascii")))
                 guard.check()
                 _restore_names(record)
                 references.restore(record)
                 guard.check()
                 _set_result_aside(record, result["ino"])
-    record.note(states.ROLLED_BACK, retired=None)
+    record.note(State.ROLLED_BACK, retired=None)
 
 
 def _place(record: Record, result: Optional[Dict[str, Any]]) -> Optional[bytes]:

@@ -14,10 +14,9 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from .._errors import QcowError
 from .._libvirt import api, control, domain_xml, redefine
-from . import states
 from .commit import in_place, withdraw
 from .domain_references import PendingPivot, overlay_path
-from .record import named
+from .record import State, named
 from .request import Request
 from .rollback import plan_rollback, roll_back
 from .session import Session
@@ -210,7 +209,7 @@ class OnSnapshot(_RunningDomains):
     def _withdraw(self, src: bytes) -> None:
         """A result that was not pivoted to is out of date: the guest has written to the original again."""
         for record in self._session.records.of_source(src):
-            if record.state in (states.PUBLISHED, states.REPOINTED) and not in_place(record):
+            if record.state in (State.PUBLISHED, State.REPOINTED) and not in_place(record):
                 withdraw(record, self._session.references, "the running domain could not be moved to it")
 
 

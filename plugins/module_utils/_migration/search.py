@@ -12,9 +12,8 @@ from .._host import tree
 from .._image.detect import QCOW_MAGIC, is_qcow1
 from .._paths import show
 from .chains import Surroundings
-from .record import Records, named
+from .record import Records, State, named
 from .request import is_retired
-from .states import IN_PLACE
 
 WALKERS = 2
 """Processes that walk a tree; only where the first bytes decide what is reported, which is where walking is all the work."""
@@ -73,7 +72,7 @@ def absent(paths: Iterable[bytes], records: Records, *, missing_ok: bool) -> Lis
 
 
 def _migrated(path: bytes, records: Records) -> bool:
-    return any(record.state in IN_PLACE and os.path.lexists(record.file("dest") or b"") for record in records.of_source(path))
+    return any(record.state in State.IN_PLACE and os.path.lexists(record.file("dest") or b"") for record in records.of_source(path))
 
 
 def unseen(entry: tree.Found) -> Dict[str, Any]:

@@ -28,6 +28,11 @@ LostRanges = Mapping[int, Sequence[Tuple[int, int]]]
 """By place in the chain (0: the image itself) the guest ranges ``(start, length)`` that were given up, in bytes."""
 
 
+def identity_of(member: Member) -> FileIdentity:
+    """The identity that a file of a chain had when the chain was resolved; only its content's, see :meth:`.FileIdentity.same_content`."""
+    return FileIdentity(member.key[0], member.key[1], member.size, member.mtime_ns, 0)
+
+
 class Opaque(Layer):
     """A base that only qemu-img reads and that has not been read yet: as far as planning goes, all of it may hold data."""
 
@@ -88,8 +93,7 @@ class Source:
         for member in below:
             fd = open_source(member.real)
             self._below.append(fd)
-            now = identity(fd)
-            if now[:4] != member.key + (member.size, member.mtime_ns):
+            if not identity(fd).same_content(identity_of(member)):
                 raise ImageChanged(
                     "the backing file is not the one that was planned for", member.path, hint="Nothing was changed. Run again."
                 )
@@ -348,7 +352,7 @@ def _require_verdict(report: Report, path: bytes) -> None:
             "; and {0} more".format(total - len(listed)) if total > len(listed) else "",
         ),
         path,
-        hint="The image was not changed. Restore it from a backup, or say salvage to keep what can be read.",
+        hint="The image was not changed. Restore it from a backup, or set salvage=true to keep what can be read.",
         ranges=[{"start": f.start, "length": f.length, "offset": f.offset, "what": f.text} for f in listed],
     )
 

@@ -15,11 +15,10 @@ from .._workers import Interrupted
 from . import cleanup, rollback
 from .domain_references import FOLLOW
 from .preflight import reason_of
-from .record import Record, Records
+from .record import Record, Records, State
 from .recover import explain, explain_all, recover_all
 from .rollback import NewDependents
 from .session import Session
-from .states import FAILED
 
 _ROLES = ("src", "dest", "retired", "retire_to")
 
@@ -56,7 +55,7 @@ def select(
         )
         for path in nowhere
     ]
-    chosen = [record for record in everything if record.id in identifiers or (record.state != FAILED and _below(record, wanted))]
+    chosen = [record for record in everything if record.id in identifiers or (record.state != State.FAILED and _below(record, wanted))]
     return list(reversed(chosen)), unknown
 
 

@@ -12,8 +12,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy import chunks, copier
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options, Qcow2Writer
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy.raw_writer import RawWriter
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.writers import Qcow2Options, Qcow2Writer, RawWriter
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, ImageChanged
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import file_io
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import (

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy.copier import copy_extents
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options, Qcow2Writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.writers import Qcow2Options, Qcow2Writer
 from ansible_collections.vmimage.qcow.plugins.module_utils._fingerprint import rounded
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import thin_extents
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1

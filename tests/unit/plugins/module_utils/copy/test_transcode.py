@@ -12,8 +12,8 @@ from typing import Any, Optional
 import hypothesis
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy.transcode import transcode, why_not
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.writers import Qcow2Options
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader

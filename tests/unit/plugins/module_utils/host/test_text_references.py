@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._host.text_references import MAX_BYTES, search
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.references import MAX_BYTES, mentions
 
 IMAGE = "/srv/100/a.qcow"
 
@@ -32,7 +32,7 @@ def test_a_line_names_an_image(tmp_path: pathlib.Path, text: str, lines: list) -
     (tmp_path / "sub").mkdir()
     file = tmp_path / "sub" / "guest.cfg"
     file.write_text(text)
-    found = search([os.fsencode(tmp_path)], [os.fsencode(IMAGE), b"/srv/other.qcow"])
+    found = mentions([os.fsencode(tmp_path)], [os.fsencode(IMAGE), b"/srv/other.qcow"])
     assert [(hit.file, hit.line) for hit in found.get(os.fsencode(IMAGE), [])] == [(os.fsencode(file), line) for line in lines]
     assert set(found) <= {os.fsencode(IMAGE)}
 
@@ -40,7 +40,7 @@ def test_a_line_names_an_image(tmp_path: pathlib.Path, text: str, lines: list) -
 def test_what_cannot_be_read_names_nothing(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "dangling").symlink_to("nowhere")
-    assert search([os.fsencode(tmp_path), b"/does/not/exist"], [os.fsencode(IMAGE)]) == {}
+    assert mentions([os.fsencode(tmp_path), b"/does/not/exist"], [os.fsencode(IMAGE)]) == {}
 
 
 def test_links_lead_to_the_same_image(tmp_path: pathlib.Path) -> None:
@@ -50,4 +50,4 @@ def test_links_lead_to_the_same_image(tmp_path: pathlib.Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "unit").write_text("%s/real/a.qcow" % tmp_path)
     named = os.fsencode(tmp_path / "link" / "a.qcow")
-    assert len(search([os.fsencode(tmp_path / "etc" / "unit")], [named])[named]) == 1
+    assert len(mentions([os.fsencode(tmp_path / "etc" / "unit")], [named])[named]) == 1

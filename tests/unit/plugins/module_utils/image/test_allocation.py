@@ -26,16 +26,16 @@ def where(flags):
     return list(zip(edges[::2], edges[1::2]))
 
 
-def lane_of(ranges):
-    lane = allocation.Lane()
+def range_set_of(ranges):
+    range_set = allocation.RangeSet()
     for start, end in ranges:
-        lane.add(start, end)
-    return lane
+        range_set.add(start, end)
+    return range_set
 
 
 @given(RANGES)
 def test_owned_and_shared(ranges):
-    owned, shared = lane_of(ranges).settle()
+    owned, shared = range_set_of(ranges).resolve()
     owners = counted(ranges)
     assert list(allocation.pairs(owned)) == where([count > 0 for count in owners])
     assert list(allocation.pairs(shared)) == where([count > 1 for count in owners])
@@ -43,17 +43,17 @@ def test_owned_and_shared(ranges):
 
 @given(RANGES, RANGES)
 def test_said_shorter_it_says_the_same(first, second):
-    lane = lane_of(first)
-    lane.compact()
+    range_set = range_set_of(first)
+    range_set.compact()
     for start, end in second:
-        lane.add(start, end)
-    lane.compact()
-    assert lane.settle() == lane_of(first + second).settle()
+        range_set.add(start, end)
+    range_set.compact()
+    assert range_set.resolve() == range_set_of(first + second).resolve()
 
 
 @given(RANGES, RANGES)
 def test_common_and_gaps(first, second):
-    one, other = lane_of(first).settle()[0], lane_of(second).settle()[0]
+    one, other = range_set_of(first).resolve()[0], range_set_of(second).resolve()[0]
     left, right = counted(first), counted(second)
     both = {place for start, end in allocation.pairs(allocation.common(one, other)) for place in range(start, end)}
     assert both == {place for place in range(SIZE) if left[place] and right[place]}
@@ -76,11 +76,11 @@ def test_passes_find_what_one_look_finds(tables, data, streams, room):
             while not book.complete:
                 passes += 1
                 assert passes <= SIZE, "no progress"
-                for lane, ranges in ((book.tables, tables), (book.data, data), (book.streams, streams)):
+                for range_set, ranges in ((book.tables, tables), (book.data, data), (book.streams, streams)):
                     for start, end in ranges:
-                        lane.add(start, end)
-                        book.turn_page()
-                gaps.extend(book.settle())
+                        range_set.add(start, end)
+                        book.end_batch()
+                gaps.extend(book.resolve())
             return gaps, book.overlaps.total, book.links.total, book.overlaps.ranges(), book.links.ranges()
         finally:
             allocation.MOST_RANGES = earlier

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier, raw_writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier, writers
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import PassphraseError, ToolMissing
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.detect import looks_random, signatures
@@ -99,7 +99,7 @@ def test_right_passphrase_by_both_paths(way, opened, tmp_path):
     image = opened(spec)
     assert crypt.unlock(image, b"pw").ok
     with open(tmp_path / "out", "w+b") as out:
-        copier.copy_extents(image.extents(), [image], raw_writer.RawWriter(out.fileno(), 1 << 20))
+        copier.copy_extents(image.extents(), [image], writers.RawWriter(out.fileno(), 1 << 20))
         assert os.pread(out.fileno(), 1 << 20, 0) == build(spec).guest_bytes()
     plain = bytearray(1 << 20)
     for index, block in guest_blocks([Qcow1Reader(image.fd, image.path, crypt.decryptor(b"pw"))]):
@@ -128,7 +128,7 @@ def test_what_qemu_encrypts_we_decrypt(way, tmp_path):
     with open(path, "rb") as stream, open(tmp_path / "out", "w+b") as out:
         image = Qcow1(stream.fileno(), os.fsencode(path))
         assert crypt.unlock(image, crypt.read_passphrase(os.fsencode(tmp_path / "pw"))).ok
-        copier.copy_extents(image.extents(), [image], raw_writer.RawWriter(out.fileno(), 1 << 20))
+        copier.copy_extents(image.extents(), [image], writers.RawWriter(out.fileno(), 1 << 20))
         assert os.pread(out.fileno(), 1 << 20, 0) == guest
 
 

@@ -6,7 +6,8 @@
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import safety
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.safety import classify_backing_name, inspect
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import classify_backing_name
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.safety import inspect
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, Xen, build, header, smallest
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier, raw_writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier, writers
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import qcow1_header
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks, verify
@@ -42,7 +42,7 @@ def opened(tmp_path):
 def guest_of(image, tmp_path) -> bytes:
     target = os.open(tmp_path / "out.raw", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
-        copier.copy_extents(image.extents(), [image], raw_writer.RawWriter(target, image.virtual_size))
+        copier.copy_extents(image.extents(), [image], writers.RawWriter(target, image.virtual_size))
         return os.pread(target, image.virtual_size, 0)
     finally:
         os.close(target)

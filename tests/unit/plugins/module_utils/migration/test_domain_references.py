@@ -23,10 +23,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import (
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import xml_edit
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.inventory import survey
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import domain_references, states
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import domain_references
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_move import Job, run
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import Domains
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, named
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, State, named
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 
 SECRET = "<graphics type='vnc' port='-1' passwd='s3cret'/>"
@@ -62,7 +62,7 @@ def begun(src: pathlib.Path, dest: pathlib.Path) -> Record:
     record = Records(os.fsencode(str(src.parent / "state"))).begin(
         named(os.fsencode(str(src))), named(os.fsencode(str(dest))), format="qcow2"
     )
-    record.note(states.PUBLISHED)
+    record.note(State.PUBLISHED)
     return record
 
 

@@ -111,7 +111,7 @@ def test_what_a_domain_forbids_is_refused_before_anything_is_written(host: Host)
     results = host.run(raw, snapped, running, free)
     assert [result["failed"] for result in results] == [True, True, True, False]
     assert "Domain trap declares" in results[0]["msg"] and "Snapshot old of domain holder" in results[1]["msg"]
-    assert "Domain busy is running. Shut it down, or say running=shutdown" in results[2]["msg"]
+    assert "Domain busy is running. Shut it down, or set running=shutdown" in results[2]["msg"]
     assert host.names() == ["free.qcow.qcow1.orig", "free.qcow2", "raw.qcow", "running.qcow", "snapped.qcow"]
 
     (refused,) = host.run(raw, domains="refuse")

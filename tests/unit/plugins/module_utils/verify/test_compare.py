@@ -13,7 +13,7 @@ from typing import Any, Optional
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy.copier import copy_extents
-from ansible_collections.vmimage.qcow.plugins.module_utils._copy.qcow2_writer import Qcow2Options, Qcow2Writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._copy.writers import Qcow2Options, Qcow2Writer
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, VerificationFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import COMPRESSED
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1

@@ -1,0 +1,165 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The options of qcow_convert as requests and settings."""
+
+import os
+from typing import Any, Dict, List, Tuple
+
+from .._options import OptionError, absolute, bytes_of, cluster_size_of, path_of, paths_of, require_at_least, reserve_of, seconds_of
+from .._paths import decode_exact, encode_exact, show, to_path
+from .batch import Settings
+from .chains import Surroundings
+from .domain_policy import Policy
+from .record import Records
+from .request import Request
+from .search import Candidates, Search, candidates
+
+WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
+"""The environment variable in which the action plugin names the token that it finds the progress of its job by. No option: it means nothing to
+anybody else."""
+
+
+def passphrase_files_of(params: Dict[str, Any], image: Dict[str, Any]) -> Tuple[Tuple[bytes, bytes], ...]:
+    """Which file has the passphrase of which image; the one for all others is under the empty name."""
+    files = {
+        os.path.realpath(absolute(path, "passphrase_files")): absolute(str(secret), "passphrase_files")
+        for path, secret in params["passphrase_files"].items()
+    }
+    if image.get("passphrase_file"):
+        files[os.path.realpath(exact(image, "src"))] = absolute(image["passphrase_file"], "passphrase_file")
+    if params["passphrase_file"] is not None:
+        files[b""] = absolute(params["passphrase_file"], "passphrase_file")
+    return tuple(sorted(files.items()))
+
+
+def common_request(params: Dict[str, Any]) -> Request:
+    """What all images have in common.
+
+    :raises OptionError: an option cannot be meant.
+    """
+    many = params["src"] is None
+    dest = path_of(params, "dest")
+    into = dest is not None and (many or params["dest"].endswith("/"))
+    return Request(
+        src=b"",
+        dest=None if into else dest,
+        dest_dir=dest if into else None,
+        format=params["format"],
+        keep_name=params["keep_name"],
+        engine=params["engine"],
+        verify=params["verify"],
+        retire=params["original"] == "retire",
+        cluster_size=cluster_size_of(params, "cluster_size"),
+        compression=params["compression"],
+        lazy_refcounts=params["lazy_refcounts"],
+        extended_l2=params["extended_l2"],
+        layout=params["layout"],
+        bandwidth=bytes_of(params, "bandwidth"),
+        page_cache=params["page_cache"],
+        timestamps=params["timestamps"],
+        state_dir=absolute(params["state_dir"], "state_dir"),
+        chains=params["chains"],
+        backing_dirs=paths_of(params, "backing_dirs") + paths_of(params, "paths"),
+        backing_formats=tuple((absolute(path, "backing_formats"), str(name)) for path, name in sorted(params["backing_formats"].items())),
+        raw_bases=params["raw_bases"],
+        force_passphrase=params["force_passphrase"],
+        encryption=params["encryption"],
+        luks_passphrase_file=path_of(params, "luks_passphrase_file"),
+        salvage=params["salvage"],
+        overwrite_device=params["overwrite_device"],
+        preallocation=params["preallocation"],
+        compat=params["compat"],
+    )
+
+
+def requests_of(params: Dict[str, Any], common: Request) -> List[Request]:
+    """What O(src) or O(images) ask for, one request an image.
+
+    :raises OptionError: an option cannot be meant.
+    """
+    images = params["images"] if params["images"] is not None else [{"src": params["src"], "action": "convert", "why": []}]
+    return [request_of(params, common, image) for image in images if image["action"] != "skip"]
+
+
+def request_of(params: Dict[str, Any], common: Request, image: Dict[str, Any]) -> Request:
+    """One entry of O(images).
+
+    :raises OptionError: an option cannot be meant.
+    """
+    request = common._replace(
+        src=exact(image, "src"),
+        format=image.get("format") or params["format"],
+        passphrase_files=passphrase_files_of(params, image),
+        expect=tuple((key, value) for key, value in sorted((image.get("expect") or {}).items()) if value is not None),
+        refused="; ".join(image["why"]) or "the plan does not say why" if image["action"] == "refuse" else "",
+    )
+    if image.get("dest"):
+        dest = exact(image, "dest")
+        inside = image["dest"].endswith("/")
+        request = request._replace(dest=None if inside else dest, dest_dir=dest if inside else None)
+    return request
+
+
+def exact(image: Dict[str, Any], name: str) -> bytes:
+    """The path ``src`` or ``dest`` of an entry of O(images).
+
+    :raises OptionError: it is relative, or its Base64 is none.
+    """
+    try:
+        return decode_exact(image[name], image.get(name + "_base64")) if image.get(name + "_base64") else absolute(image[name], name)
+    except ValueError as error:
+        raise OptionError("{0}_base64: {1}".format(name, error)) from error
+
+
+class Found:
+    """Asks for every image below O(paths), and keeps what was found last."""
+
+    def __init__(self, params: Dict[str, Any], common: Request) -> None:
+        self._search = Search(
+            paths_of(params, "paths"),
+            tuple(to_path(pattern) for pattern in params["exclude"]),
+            params["one_filesystem"],
+            params["missing_ok"],
+        )
+        self._params = params
+        self._common = common
+        self.last = Candidates([], [], 0, 0)
+
+    def __call__(self, around: Surroundings) -> List[Request]:
+        self.last = candidates(self._search, Records(self._common.state_dir), around)
+        images = [{"src": show(path), "src_base64": encode_exact(path)} for path in self.last.paths]
+        return [
+            self._common._replace(src=path, passphrase_files=passphrase_files_of(self._params, image))
+            for path, image in zip(self.last.paths, images)
+        ]
+
+
+def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
+    """How the call is run.
+
+    :raises OptionError: an option cannot be meant.
+    """
+    require_at_least(params, workers=1, max_minutes=0)
+    for name, least in (("progress_interval", 0), ("reconnect_timeout", 0), ("time_limit", 1)):  # the action plugin's
+        seconds_of(params, name, least)
+    reserve, percent = reserve_of(params)
+    return Settings(
+        state_dir=absolute(params["state_dir"], "state_dir"),
+        workers=params["workers"],
+        wait=seconds_of(params, "lock_timeout"),
+        check_mode=check_mode,
+        max_minutes=params["max_minutes"],
+        max_bytes=bytes_of(params, "max_bytes"),
+        fail_on_in_use=params["fail_on_in_use"],
+        watched_as=os.environ.get(WATCHED_AS),
+        domains=params["domains"],
+        libvirt_uri=params["libvirt_uri"],
+        reference_dirs=paths_of(params, "reference_dirs"),
+        references=params["references"],
+        raw_allowed=params["allow_declared_raw"],
+        running=Policy(params["running"], seconds_of(params, "shutdown_timeout")),
+        reserve=reserve,
+        reserve_percent=percent,
+    )
