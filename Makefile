@@ -135,7 +135,7 @@ samples: $(RUN)/ready $(LINK) ## make fresh sample images under build/samples
 check: $(DEV)/ready $(LINK) ## what concerns a change, in two minutes: lint and the fast tests; no root, no system packages
 	@start=$$SECONDS; $(MAKE) -j 2 --output-sync=target lint unit-fast; \
 	printf '\n\033[1m== make check: passed in %d s\033[0m\n%s\n' $$((SECONDS - start)) \
-		'Not run, left to `make test`: tests that are slow or were skipped above, $(LEFT); ansible-test, documentation site, artifact, Molecule.'
+		'Not run, left to `make test`: what was skipped or deselected above; $(strip $(LEFT)); ansible-test, the documentation site, the artifact, Molecule.'
 
 .PHONY: test
 test: packages ## every check and every test
@@ -196,7 +196,7 @@ sanity-%: .venv-core-%/ready
 	@tests/support/ansible-test.sh .venv-core-$* sanity --venv --color no
 
 # The tests that need nothing and wait for nothing; tests/ has more, which only `make test` runs.
-FAST := tests/unit tests/edge_cases tests/docs/test_architecture.py
+FAST := tests/unit tests/edge_cases tests/docs
 LEFT := $(filter-out tests/support/ tests/lab/ tests/output/ $(FAST:%=%/) $(FAST),$(sort $(wildcard tests/*/)))
 
 .PHONY: unit-fast
