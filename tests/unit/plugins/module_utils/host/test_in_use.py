@@ -209,7 +209,9 @@ def test_others_processes_are_counted_where_they_cannot_be_seen(tmp_path):
 def test_a_loop_device(image, read_only):
     require_root()
     path, fd = image
-    done = subprocess.run(["losetup", "--find", "--show", *(["-r"] if read_only else []), path], check=False, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [require_tool("losetup"), "--find", "--show", *(["-r"] if read_only else []), path], check=False, stdout=subprocess.PIPE
+    )
     require(done.returncode == 0, "no loop device")
     device = done.stdout.decode().strip()
     try:
