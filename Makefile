@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # make migrate   needs Python 3.11 and nothing else: no root, no system packages, no qemu-img
-# make test      everything; installs what it needs (see tests/support/system-packages.sh)
+# make check     what concerns a change, in two minutes: no root and no system packages either
+# make test      everything; installs what it needs (see bindep.txt)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -52,7 +53,7 @@ help: ## show what can be made
 # ---- environments ----------------------------------------------------------------------------------------------------------------
 
 .PHONY: setup
-setup: packages $(DEV)/ready $(LINK) ## build the development environment, system packages included
+setup: packages $(DEV)/ready $(DEV)/oracle $(LINK) ## build the development environment, system packages included
 
 .PHONY: packages
 packages:
@@ -68,10 +69,15 @@ $(RUN)/ready: requirements/run.txt
 	@$(RUN)/bin/python $(PIP) -r requirements/run.txt
 	@touch $@
 
-$(DEV)/ready: requirements/dev.txt requirements/oracle.txt
+$(DEV)/ready: requirements/dev.txt
 	$(call say,Building the development environment .venv)
 	@python=$$(tests/support/find-python.sh) && "$$python" -m venv --clear $(DEV)
 	@$(DEV)/bin/python $(PIP) -r requirements/dev.txt
+	@touch $@
+
+# Needs a compiler, and only the differential tests need it.
+$(DEV)/oracle: $(DEV)/ready requirements/oracle.txt
+	$(call say,Building libqcow)
 	@$(DEV)/bin/python $(PIP) -r requirements/oracle.txt \
 		|| { echo "libqcow could not be built (a C compiler and Python's headers are needed): its tests will not run." >&2; [ "$${CI:-}" != true ]; }
 	@touch $@
@@ -95,6 +101,10 @@ $(RELEASE)/ready: requirements/release.txt
 # The release of dev.txt is in .venv already.
 .venv-core-2.19/ready: $(DEV)/ready
 	@ln -sfn .venv .venv-core-2.19
+
+# All that `make test` uses, each on its own: most of the time goes into waiting for files.
+.PHONY: environments
+environments: $(DEV)/oracle $(RUN)/ready $(RELEASE)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK)
 
 .PHONY: lock
 lock: ## resolve requirements/*.in anew
@@ -121,21 +131,31 @@ samples: $(RUN)/ready $(LINK) ## make fresh sample images under build/samples
 
 # ---- checks ----------------------------------------------------------------------------------------------------------------------
 
+.PHONY: check
+check: $(DEV)/ready $(LINK) ## what concerns a change, in two minutes: lint and the fast tests; no root, no system packages
+	@start=$$SECONDS; $(MAKE) -j 2 --output-sync=target lint unit-fast; \
+	printf '\n\033[1m== make check: passed in %d s\033[0m\n%s\n' $$((SECONDS - start)) \
+		'Not run, left to `make test`: what was skipped or deselected above; $(strip $(LEFT)); ansible-test, the documentation site, the artifact, Molecule.'
+
 .PHONY: test
-test: setup ## every check and every test
-	@start=$$SECONDS; $(MAKE) -j 2 --output-sync=recurse lint sanity; \
-	for step in unit unit-pythons integration molecule; do $(MAKE) $$step; done; \
+test: packages ## every check and every test
+	@start=$$SECONDS; \
+	$(MAKE) -j 4 --output-sync=target environments; \
+	$(MAKE) -j 3 --output-sync=target lint docs importer $(CORES:%=sanity-%); \
+	$(MAKE) unit; \
+	$(MAKE) -j 3 --output-sync=target unit-pythons integration-new integration-old; \
+	$(MAKE) molecule; \
 	printf '\n\033[1m== make test: all steps passed in %d s\033[0m\n' $$((SECONDS - start))
 
 .PHONY: lint
-lint: $(DEV)/ready $(LINK) licences docs importer ## ruff, mypy, import contract, yamllint, shellcheck, ansible-lint, docs, changelog, licences, Galaxy's checks
+lint: $(DEV)/ready $(LINK) ## ruff, mypy, import contracts, yamllint, shellcheck, ansible-lint, documentation, changelog, licences
 	$(call say,ruff)
 	@$(DEV)/bin/ruff check .
 	@$(DEV)/bin/ruff format --check .
 	$(call say,mypy)
-	@MYPYPATH=$(BUILD) $(DEV)/bin/mypy -p ansible_collections.vmimage.qcow.plugins.module_utils
-	$(call say,import contract)
-	@$(DEV)/bin/lint-imports --no-cache
+	@MYPYPATH=$(BUILD) $(DEV)/bin/mypy -p ansible_collections.vmimage.qcow.plugins
+	$(call say,import contracts)
+	@$(DEV)/bin/lint-imports --no-cache --no-logo
 	$(call say,yamllint)
 	@$(DEV)/bin/yamllint --strict .
 	$(call say,ansible-lint)
@@ -146,12 +166,9 @@ lint: $(DEV)/ready $(LINK) licences docs importer ## ruff, mypy, import contract
 	@$(DEV)/bin/antsibull-changelog lint
 	$(call say,shellcheck)
 	@if command -v shellcheck >/dev/null; then git ls-files -co --exclude-standard -- '*.sh' .ci/run | xargs -r shellcheck; \
-	else echo "shellcheck is not installed"; [ "$${CI:-}" != true ]; fi
-
-.PHONY: licences
-licences: $(RELEASE)/ready ## every file says its copyright and licence (REUSE)
-	$(call say,reuse)
-	@$(RELEASE)/bin/reuse lint --quiet || $(RELEASE)/bin/reuse lint
+	else echo "NOT RUN: shellcheck is not installed"; [ "$${CI:-}" != true ]; fi
+	$(call say,reuse: every file says its copyright and licence)
+	@$(DEV)/bin/reuse lint --quiet || $(DEV)/bin/reuse lint
 
 .PHONY: docs
 docs: $(RELEASE)/ready $(LINK) ## the documentation site, in build/docs
@@ -178,10 +195,19 @@ sanity-%: .venv-core-%/ready
 	$(call say,ansible-test sanity with ansible-core $*)
 	@tests/support/ansible-test.sh .venv-core-$* sanity --venv --color no
 
-.PHONY: unit
-unit: $(DEV)/ready $(RUN)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK) ## pytest: unit, roles, differential, faults, documentation, artifact; EXTRA="-k name"
+# The tests that need nothing and wait for nothing; tests/ has more, which only `make test` runs.
+FAST := tests/unit tests/edge_cases tests/docs
+LEFT := $(filter-out tests/support/ tests/lab/ tests/output/ $(FAST:%=%/) $(FAST),$(sort $(wildcard tests/*/)))
+
+.PHONY: unit-fast
+unit-fast: $(DEV)/ready $(LINK) ## the part of the tests that `make check` runs; EXTRA="-k name"
 	$(call say,pytest)
-	@$(DEV)/bin/python -m pytest -n 3 --durations 20 $(EXTRA)
+	@$(DEV)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not slow' $(FAST) $(EXTRA)
+
+.PHONY: unit
+unit: $(DEV)/oracle $(RUN)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK) ## pytest: unit, roles, differential, faults, documentation, artifact; EXTRA="-k name"
+	$(call say,pytest)
+	@$(DEV)/bin/python -m pytest -n 3 --dist worksteal --durations 20 $(EXTRA)
 
 .PHONY: sanity-all
 sanity-all: ## the same on every supported core
@@ -194,16 +220,16 @@ unit-pythons: $(LINK) ## images converted, verified, checked and rolled back on 
 	@tests/compat/all-pythons.sh tests/compat/smoke.py
 
 .PHONY: integration integration-new integration-old
-integration: $(DEV)/ready .venv-core-2.16/ready ## ansible-test integration, every target, on new and oldest Python
-	@$(call at_least_one,tests/integration/targets/*/aliases)
+integration: ## ansible-test integration, every target, on new and oldest Python
 	@$(MAKE) -j 2 --output-sync=target integration-new integration-old
 
-integration-new:
+integration-new: $(DEV)/ready
 	$(call say,ansible-test integration)
+	@$(call at_least_one,tests/integration/targets/*/aliases)
 	@tests/support/ansible-test.sh .venv integration $(INTEGRATION)
 
 # Modules run on Python 3.6 through the last core that can do that.
-integration-old:
+integration-old: .venv-core-2.16/ready
 	$(call say,ansible-test integration with modules on Python 3.6)
 	@if PATH=$$PATH:$$(echo $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.6*/bin) command -v python3.6 >/dev/null; then \
 		controller=$$(.venv-core-2.16/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \

@@ -118,6 +118,7 @@ def assert_printed(said: str, printed: str) -> None:
     assert not pieces[-1] or position == len(printed), "printed after the last line: %r" % printed[position:]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_examples_do_what_they_say(page: pathlib.Path, machine: Machine) -> None:

@@ -18,6 +18,7 @@ import pytest
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
 
+pytestmark = pytest.mark.slow
 COLLECTIONS = next(entry for entry in sys.path if os.path.isdir(os.path.join(entry, "ansible_collections", "vmimage", "qcow")))
 # Another ansible-core to try: the directory of its programs.
 BIN = os.environ.get("ANSIBLE_BIN", os.path.dirname(sys.executable))

@@ -11,6 +11,14 @@ import pytest
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Libvirtd
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Libvirt's tests boot guests."""
+    for item in items:
+        if "libvirtd" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
     daemon = Libvirtd(tmp_path_factory.mktemp("libvirtd"))

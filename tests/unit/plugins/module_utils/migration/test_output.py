@@ -138,6 +138,7 @@ def luks_bytes(path: pathlib.Path, secret: pathlib.Path) -> bytes:
     return target.read_bytes()
 
 
+@pytest.mark.slow
 def test_result_in_luks(source: pathlib.Path, secret: pathlib.Path) -> None:
     dest = source.parent / "result"
     result = convert(source, dest, encryption="luks", luks_passphrase_file=os.fsencode(secret))
@@ -163,6 +164,7 @@ def _in_place_of_qemu_img(source: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
     return put
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "qemu-img"])
 def test_a_second_try_of_qemu_img_writes_to_the_same_file(
     source: pathlib.Path, secret: pathlib.Path, in_place_of_qemu_img: Any, engine: str
@@ -190,6 +192,7 @@ def test_an_error_of_qemu_img_names_the_result(source: pathlib.Path, in_place_of
     assert not (source.parent / "result").exists()
 
 
+@pytest.mark.slow
 def test_from_legacy_encryption_to_luks(tmp_path: pathlib.Path, secret: pathlib.Path) -> None:
     oracle.require_qemu_img()
     encrypted = image(password=PASSPHRASE)
