@@ -4,6 +4,7 @@
 
 """The one family of errors. Utilities raise them; modules turn them into ``fail_json`` in one place."""
 
+import errno
 from typing import Any, Dict, Optional
 
 from ._paths import show
@@ -110,3 +111,17 @@ class StateError(QcowError):
     """A record does not allow what was asked, or cannot be read or written."""
 
     default_reason = "state"
+
+
+def reason_of(error: OSError) -> str:
+    """The stable code of an error of the operating system."""
+    reasons = {
+        errno.ENOSPC: "no-space",
+        errno.EDQUOT: "no-space",
+        errno.EIO: "storage",
+        errno.EROFS: "read-only",
+        errno.EACCES: "unreadable",
+        errno.EPERM: "unreadable",
+        errno.ENOENT: "missing",
+    }
+    return reasons.get(error.errno or 0, "error")

@@ -55,48 +55,63 @@ EXAMPLES = r"""
 
 RETURN = r"""
 images:
-  description: One entry for each record that was looked at, newest first. RV(ignore:failed) and RV(ignore:reason) say which were kept against the plan.
+  description: One entry for each record that was looked at, newest first, and one for each of O(paths) and O(records) that names none.
   returned: always
   type: list
   elements: dict
   contains:
-    record:
-      description: The record's name.
-      type: str
-    src:
-      description: The name the original had.
-      type: str
-    retired:
-      description: The name it had when it was retired.
-      type: str
-    dest:
-      description: The migrated image.
-      type: str
-    action:
-      description: V(delete), V(noop) or V(refuse).
-      type: str
-    reasons:
-      description: Why it was decided so.
-      type: list
-      elements: str
-    changed:
-      description: Whether it was, or would be, deleted.
-      type: bool
-    returns:
-      description: Bytes that the filesystem gets back.
-      type: int
-    retired_time:
-      description: When it was retired.
-      type: str
+    record: {description: The record's name., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    src: {description: The original., type: str, sample: /srv/archive/old.qcow}
+    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
+    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+    retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
+    action: {description: "V(delete), V(noop) or V(refuse).", type: str, sample: delete}
+    reasons: {description: Why it was decided so., type: list, elements: str, sample: ["retired for 21.0 days, and its successor is sound"]}
+    changed: {description: "Whether anything was, or would be, changed.", type: bool, sample: true}
+    failed: {description: Whether it was refused or has failed., type: bool, sample: false}
+    reason: {description: "Why it was refused or has failed, as a word for programs.", type: str, sample: needed}
+    msg: {description: "The reasons in one sentence, or what went wrong.", type: str, sample: "retired for 21.0 days, and its successor is sound"}
+    state: {description: What the record says last., type: str, sample: cleaned}
+    time: {description: When the record reached the state that it had before., type: str, sample: "2026-11-01T02:15:12Z"}
+    returns: {description: Bytes that the filesystem gets back., type: int, sample: 2310144}
+    retired_time: {description: When the original was retired., type: str, sample: "2026-11-01T02:15:12Z"}
 summary:
-  description: Numbers of records, and RV(ignore:bytes_returned).
+  description: Numbers of records, and the bytes that filesystems get back.
   returned: always
   type: dict
+  sample: {records: 3, changed: 1, unchanged: 2, failed: 0, bytes_returned: 2310144}
 recovered:
-  description: What was done about the records of interrupted runs; in check mode what would be.
+  description:
+    - What was done about what interrupted runs on this host have left, in check mode what would be.
+    - Always empty where nothing was interrupted.
   returned: always
   type: list
   elements: dict
+  contains:
+    msg: {description: What was done., type: str, sample: removed the temporary file}
+    failed: {description: Whether that could not be done; the next run tries again., type: bool, sample: false}
+    record: {description: The record's name. V(null) for what is said of a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    state: {description: What the record said last., type: str, sample: copying}
+    src: {description: The original., type: str, sample: /srv/archive/old.qcow}
+    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
+    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+reason:
+  description: Why the module failed, as a word for programs.
+  returned: when the call as a whole failed
+  type: str
+  sample: locked
+path:
+  description: The file or directory that the failure is about.
+  returned: when the call as a whole failed
+  type: str
+  sample: /var/lib/vmimage-qcow
+details:
+  description: Further facts about the failure; which ones depends on RV(reason).
+  returned: when the call as a whole failed
+  type: dict
+  sample: {}
 """
 
 from typing import Any, Dict, List

@@ -65,96 +65,195 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-src:
+src: &src
   description: The original.
-  returned: with O(src)
+  returned: with O(src), and in each of RV(images)
   type: str
-dest:
+  sample: /srv/archive/old.qcow
+src_base64: &src_base64
+  description: Its exact name in Base64 where RV(src) cannot be exact.
+  returned: with O(src), and in each of RV(images)
+  type: str
+  sample: null
+dest: &dest
   description: The result.
-  returned: with O(src)
+  returned: with O(src), and in each of RV(images)
   type: str
-engine:
-  description: Which engine wrote the result; V(staged) is C(qemu-img) from what was read natively.
-  returned: with O(src)
+  sample: /srv/archive/old.qcow2
+dest_base64: &dest_base64
+  description: Its exact name in Base64 where RV(dest) cannot be exact.
+  returned: with O(src), and in each of RV(images)
+  type: str
+  sample: null
+action: &action
+  description: V(convert), V(retire) (the result is there and proven, only the original is renamed), V(noop), V(refuse) or V(defer) (left to a later run).
+  returned: with O(src), and in each of RV(images)
+  type: str
+  sample: convert
+reasons: &reasons
+  description: Why it was decided so.
+  returned: with O(src), and in each of RV(images)
+  type: list
+  elements: str
+  sample: [QCOW v1 image of 10737418240 bytes]
+changed: &changed
+  description: Whether anything was, or would be, changed.
+  returned: always
+  type: bool
+  sample: true
+failed: &failed
+  description: Whether it was refused or has failed.
+  returned: in each of RV(images)
+  type: bool
+  sample: false
+msg: &msg
+  description: RV(reasons) in one sentence, or what went wrong and what to do about it.
+  returned: always
+  type: str
+  sample: QCOW v1 image of 10737418240 bytes
+reason: &reason
+  description: Why it was refused, has failed or was deferred, as a word for programs.
+  returned: with O(src), and in each of RV(images); when the call as a whole failed
+  type: str
+  sample: in-use
+details: &details
+  description: Further facts about a failure; which ones depends on RV(reason).
+  returned: with O(src), and in each of RV(images); when the call as a whole failed
+  type: dict
+  sample: {}
+engine: &engine
+  description: Which engine wrote the result. V(staged) is C(qemu-img) from what was read natively.
+  returned: with O(src), and in each of RV(images)
   type: str
   sample: native
-verified:
+verified: &verified
   description: Whether the result was proven identical to the original.
-  returned: with O(src)
+  returned: with O(src), and in each of RV(images)
   type: bool
-fingerprint:
+  sample: true
+fingerprint: &fingerprint
   description: What the guest sees, in both, as one number that does not depend on format or allocation.
-  returned: with O(src)
+  returned: with O(src), and in each of RV(images)
   type: str
-  sample: sha256-64k:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
-source:
-  description: The original as it was found.
-  returned: with O(src)
-  type: dict
-before:
-  description: The original's format, sizes and path.
-  returned: with O(src)
-  type: dict
-after:
-  description: The result's format, sizes and path; in check mode what they will be at most.
-  returned: with O(src)
-  type: dict
-retired:
-  description: The name the original has got, or will get.
-  returned: with O(src)
+  sample: "sha256-64k:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+retired: &retired
+  description: The name that the original has got, or will get.
+  returned: with O(src), and in each of RV(images)
   type: str
-record:
+  sample: /srv/archive/old.qcow.qcow1.orig
+record: &record
   description: The name of the record on the host.
-  returned: with O(src)
+  returned: with O(src), and in each of RV(images)
   type: str
-chain:
-  description: The backing files, from the image's own down to the last, with RV(ignore:path), RV(ignore:path_base64) and RV(ignore:format).
-  returned: with O(src)
+  sample: 20261101T021500.000000Z-1a2b3c4d
+source: &source
+  description: The original as it was found; see O(images[].expect).
+  returned: with O(src), and in each of RV(images)
+  type: dict
+  sample: {size: 2307141, mtime_ns: 1795766942543396575, ino: 2148945}
+copy_bytes: &copy_bytes
+  description: Guest bytes to copy.
+  returned: with O(src), and in each of RV(images)
+  type: int
+  sample: 12288000
+before: &before
+  description: The original.
+  returned: with O(src), and in each of RV(images)
+  type: dict
+  sample: {path: /srv/archive/old.qcow, format: qcow, virtual_size: 268435456, file_size: 2307141, allocated_size: 2310144, cluster_size: 4096}
+after: &after
+  description: The result; in check mode the most that it will be.
+  returned: with O(src), and in each of RV(images)
+  type: dict
+  sample: {path: /srv/archive/old.qcow2, format: qcow2, virtual_size: 268435456, file_size: 12648448, allocated_size: 12648448, cluster_size: 65536}
+chain: &chain
+  description: The backing files, from the image's own down to the last.
+  returned: with O(src), and in each of RV(images)
   type: list
   elements: dict
-backing:
-  description: The backing file of a result that stays an overlay, as its header names it, with RV(ignore:path) and RV(ignore:format).
-  returned: with O(src)
+  sample: [{path: /srv/archive/base.qcow, path_base64: null, format: qcow}]
+backing: &backing
+  description: The backing file of a result that stays an overlay, as its header names it.
+  returned: with O(src), and in each of RV(images)
   type: dict
-repointed:
+  sample: {path: base.qcow2, path_base64: null, format: qcow2}
+repointed: &repointed
   description: The qcow2 overlays whose headers were, or would be, pointed to the result.
-  returned: with O(src)
+  returned: with O(src), and in each of RV(images)
   type: list
   elements: str
-lost:
-  description: With O(salvage), every range that could not be read, with RV(ignore:path), the guest bytes RV(ignore:start) and RV(ignore:length), the
-    place RV(ignore:offset) in the file, and RV(ignore:what) in words.
-  returned: with O(src)
+  sample: [/srv/archive/clone.qcow2]
+lost: &lost
+  description: With O(salvage), every range that could not be read; C(start) and C(length) are guest bytes, C(offset) is the place in the file.
+  returned: with O(src), and in each of RV(images)
   type: list
   elements: dict
-reasons:
-  description: Why it was decided so.
-  returned: with O(src)
+  sample: [{path: /srv/archive/old.qcow, start: 8388608, length: 65536, offset: 1015808, what: the cluster lies outside the file of 1000000 bytes}]
+warnings: &warnings
+  description: What should be known. The module warns of it, too.
+  returned: in each of RV(images)
   type: list
   elements: str
+  sample: []
+seconds: &seconds
+  description: Time that the image took.
+  returned: with O(src), and in each of RV(images)
+  type: float
+  sample: 12.5
+copy_seconds: &copy_seconds
+  description: Of that, for the copy.
+  returned: with O(src), and in each of RV(images)
+  type: float
+  sample: 7.25
+verify_seconds: &verify_seconds
+  description: Of that, for the verification.
+  returned: with O(src), and in each of RV(images)
+  type: float
+  sample: 4.5
+path:
+  description: The file or directory that the failure is about.
+  returned: when the call as a whole failed
+  type: str
+  sample: /var/lib/vmimage-qcow
 images:
-  description: One entry for each of O(images), in their order, with the keys above and RV(ignore:changed), RV(ignore:failed) and RV(ignore:msg).
+  description: One entry for each image, in the order of O(images), or of the walk with O(paths).
   returned: with O(images), O(paths) or O(plan)
   type: list
   elements: dict
+  contains:
+    {
+      src: *src, src_base64: *src_base64, dest: *dest, dest_base64: *dest_base64, action: *action, reasons: *reasons, changed: *changed, failed:
+      *failed, msg: *msg, reason: *reason, details: *details, engine: *engine, verified: *verified, fingerprint: *fingerprint, retired: *retired,
+      record: *record, source: *source, copy_bytes: *copy_bytes, before: *before, after: *after, chain: *chain, backing: *backing, repointed:
+      *repointed, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds, verify_seconds: *verify_seconds
+    }
 summary:
-  description:
-    - How many images were migrated, were done before, were refused or failed, or deferred, and the bytes before and after. With O(paths) also how many
-      files and directories were looked at.
+  description: Numbers of images, and the bytes of those that were converted. With O(paths) also the numbers of files and directories walked.
   returned: with O(images), O(paths) or O(plan)
   type: dict
+  sample: {images: 3, changed: 2, unchanged: 0, failed: 1, deferred: 0, bytes_before: 2744320, bytes_after: 12742656, files: 4711, directories: 12}
 errors:
-  description: What could not be looked at below O(paths), as RV(vmimage.qcow.qcow_info#module:errors). The module has failed where there is anything.
+  description: What could not be looked at below O(paths). The module has failed where there is anything.
   returned: with O(paths)
   type: list
   elements: dict
+  sample: [{path: /srv/archive/private, path_base64: null, msg: "/srv/archive/private: Permission denied. Run with the rights to read it (become)."}]
 recovered:
   description:
-    - What was done about the records of interrupted runs on this host, in check mode what would be. Each entry names RV(ignore:record),
-      RV(ignore:src) and RV(ignore:dest), and says in RV(ignore:msg) what was done.
+    - What was done about what interrupted runs on this host have left, in check mode what would be.
+    - Always empty where nothing was interrupted.
   returned: always
   type: list
   elements: dict
+  contains:
+    msg: {description: What was done., type: str, sample: removed the temporary file}
+    failed: {description: Whether that could not be done; the next run tries again., type: bool, sample: false}
+    record: {description: The record's name. V(null) for what is said of a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    state: {description: What the record said last., type: str, sample: copying}
+    src: {description: The original., type: str, sample: /srv/archive/old.qcow}
+    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
+    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
 """
 
 from typing import Any, Dict, List, Optional
@@ -163,10 +262,10 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
-from ..module_utils._migration.arguments import Found, common_request, requests_of, settings_of
+from ..module_utils._migration.arguments import ARGUMENTS, Found, common_request, requests_of, settings_of
 from ..module_utils._migration.batch import run
+from ..module_utils._migration.plan import summary
 from ..module_utils._migration.recover import warnings_of
-from ..module_utils._migration.results import summary
 from ..module_utils._migration.search import Candidates, message_of
 
 
@@ -189,74 +288,7 @@ def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "src": {"type": "path"},
-            "dest": {"type": "path"},
-            "paths": {"type": "list", "elements": "path"},
-            "plan": {"type": "path"},  # read by the action plugin, which gives its images
-            "exclude": {"type": "list", "elements": "str", "default": []},
-            "one_filesystem": {"type": "bool", "default": False},
-            "missing_ok": {"type": "bool", "default": False},
-            "images": {
-                "type": "list",
-                "elements": "dict",
-                "options": {
-                    "src": {"type": "path", "required": True},
-                    "src_base64": {"type": "str"},
-                    "dest": {"type": "path"},
-                    "dest_base64": {"type": "str"},
-                    "format": {"type": "str", "choices": ["qcow2", "raw"]},
-                    "passphrase_file": {"type": "path", "no_log": False},
-                    "action": {"type": "str", "choices": ["convert", "skip", "refuse"], "default": "convert"},
-                    "why": {"type": "list", "elements": "str", "default": []},
-                    "expect": {"type": "dict", "options": {"size": {"type": "int"}, "mtime_ns": {"type": "int"}, "ino": {"type": "int"}}},
-                },
-            },
-            "workers": {"type": "int", "default": 1},
-            "max_minutes": {"type": "float"},
-            "max_bytes": {"type": "str"},
-            "fail_on_in_use": {"type": "bool", "default": True},
-            "progress_interval": {"type": "str", "default": "15s"},  # the action plugin's
-            "reconnect_timeout": {"type": "str", "default": "1h"},  # the action plugin's
-            "time_limit": {"type": "str", "default": "365d"},  # the action plugin's
-            "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
-            "keep_name": {"type": "bool", "default": False},
-            "engine": {"type": "str", "choices": ["auto", "native", "qemu-img"], "default": "auto"},
-            "cluster_size": {"type": "str"},
-            "compression": {"type": "str", "choices": ["none", "zlib", "zstd"], "default": "none"},
-            "lazy_refcounts": {"type": "bool", "default": False},
-            "extended_l2": {"type": "bool", "default": False},
-            "chains": {"type": "str", "choices": ["preserve", "flatten"], "default": "preserve"},
-            "backing_dirs": {"type": "list", "elements": "path", "default": []},
-            "backing_formats": {"type": "dict", "default": {}},
-            "raw_bases": {"type": "bool", "default": True},
-            "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
-            "libvirt_uri": {"type": "str", "default": "qemu:///system"},
-            "running": {"type": "str", "choices": ["refuse", "shutdown", "live"], "default": "refuse"},
-            "shutdown_timeout": {"type": "str", "default": "120s"},
-            "reference_dirs": {"type": "list", "elements": "path", "default": []},
-            "references": {"type": "str", "choices": ["refuse", "report"], "default": "refuse"},
-            "allow_declared_raw": {"type": "bool", "default": False},
-            "passphrase_file": {"type": "path", "no_log": False},  # names of files, not passphrases
-            "passphrase_files": {"type": "dict", "default": {}, "no_log": False},
-            "force_passphrase": {"type": "bool", "default": False, "no_log": False},
-            "encryption": {"type": "str", "choices": ["none", "luks"], "default": "none"},
-            "luks_passphrase_file": {"type": "path", "no_log": False},
-            "salvage": {"type": "bool", "default": False},
-            "overwrite_device": {"type": "bool", "default": False},
-            "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
-            "compat": {"type": "str", "choices": ["0.10", "1.1"], "default": "1.1"},
-            "verify": {"type": "bool", "default": True},
-            "original": {"type": "str", "choices": ["keep", "retire"], "default": "keep"},
-            "timestamps": {"type": "bool", "default": True},
-            "layout": {"type": "str", "choices": ["recluster", "keep"], "default": "recluster"},
-            "bandwidth": {"type": "str"},
-            "priority": {"type": "str", "choices": ["normal", "low"], "default": "normal"},
-            "page_cache": {"type": "str", "choices": ["use", "spare"], "default": "use"},
-            "reserve": {"type": "str", "default": "64M"},
-            "lock_timeout": {"type": "str", "default": "0s"},
-            "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
-        },
+        argument_spec=ARGUMENTS,
         supports_check_mode=True,
         add_file_common_args=True,
         required_one_of=[("src", "images", "paths", "plan")],

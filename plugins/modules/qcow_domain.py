@@ -110,79 +110,72 @@ EXAMPLES = r"""
 
 RETURN = r"""
 domains:
-  description: The domains that use, or now do not use any more, O(src).
+  description: The domains that use, or did use, O(src).
   returned: success
   type: list
   elements: dict
   contains:
-    name:
-      description: The domain.
-      type: str
-    uuid:
-      description: Its UUID.
-      type: str
-    changed:
-      description: Whether its definition changed.
-      type: bool
-    targets:
-      description: The disks concerned, by the names they have in the guest.
-      type: list
-      elements: str
-      sample: [vda]
-    path:
-      description: The image they have now.
-      type: str
-    format:
-      description: The driver type they have now.
-      type: str
-    was_running:
-      description: Whether the domain was running.
-      type: bool
-    method:
-      description: How it was moved, V(definition) or V(live).
-      type: str
-    started:
-      description: Whether it was started again.
-      type: bool
-    saved:
-      description: File on the host with its exact definition before.
-      type: str
+    name: {description: The domain., type: str, sample: shop}
+    uuid: {description: Its UUID., type: str, sample: 6f1cf2a5-16a3-4d5d-9d3c-2a8e2a3c4b5d}
+    changed: {description: Whether its definition changed., type: bool, sample: true}
+    targets: {description: "The disks concerned, by the names they have in the guest.", type: list, elements: str, sample: [vda]}
+    path: {description: The image they have now., type: str, sample: /var/lib/libvirt/images/shop.qcow2}
+    format: {description: The driver type they have now., type: str, sample: qcow2}
+    was_running: {description: Whether the domain was running., type: bool, sample: false}
+    method: {description: "How it was moved, V(definition) or V(live).", type: str, sample: definition}
+    started: {description: Whether it was started again., type: bool, sample: false}
+    saved: {description: File on the host with its exact definition before., type: str, sample: /var/lib/vmimage-qcow/domains/shop-20261101T021500Z-1a2b3c.xml}
 pools:
   description: The storage pools that hold one of the images.
   returned: success
   type: list
   elements: dict
   contains:
-    name:
-      description: The pool.
-      type: str
-    path:
-      description: Its directory.
-      type: str
-    refreshed:
-      description: Whether it was refreshed.
-      type: bool
-    reason:
-      description: Why it was not.
-      type: str
+    name: {description: The pool., type: str, sample: default}
+    path: {description: Its directory., type: str, sample: /var/lib/libvirt/images}
+    refreshed: {description: Whether it was refreshed., type: bool, sample: true}
+    reason: {description: Why it was not., type: str, sample: inactive}
 fingerprint:
   description: What the guest saw at the start of a live move, in both images.
   returned: when a domain was moved live
   type: str
+  sample: sha256-64k:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
 record:
   description: The name of the conversion's record on the host.
   returned: when a domain was moved live
   type: str
+  sample: 20261101T021500.000000Z-1a2b3c4d
 recovered:
-  description: What was done about domains and records that an interrupted run has left; in check mode what would be.
+  description:
+    - What was done about what interrupted runs on this host have left, in check mode what would be.
+    - Always empty where nothing was interrupted.
   returned: always
   type: list
   elements: dict
+  contains:
+    msg: {description: What was done., type: str, sample: removed the temporary file}
+    failed: {description: Whether that could not be done; the next run tries again., type: bool, sample: false}
+    record: {description: The record's name. V(null) for what is said of a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    state: {description: What the record said last., type: str, sample: copying}
+    src: {description: The original., type: str, sample: /srv/archive/old.qcow}
+    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
+    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
 reason:
   description: Why the module failed, as a word for programs.
-  returned: failure
+  returned: when the call as a whole failed
   type: str
-  sample: in-use
+  sample: locked
+path:
+  description: The file or directory that the failure is about.
+  returned: when the call as a whole failed
+  type: str
+  sample: /var/lib/vmimage-qcow
+details:
+  description: Further facts about the failure; which ones depends on RV(reason).
+  returned: when the call as a whole failed
+  type: dict
+  sample: {}
 """
 
 

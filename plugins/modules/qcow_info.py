@@ -127,214 +127,138 @@ EXAMPLES = r"""
 
 RETURN = r"""
 images:
-  description:
-    - One entry for each file reported, all with the same keys. What cannot be told is V(null).
+  description: One entry for each file reported, all with the same keys. What cannot be told is V(null).
   returned: always
   type: list
   elements: dict
   contains:
-    path:
-      description: The file's name; bytes that are not UTF-8 appear as C(\xNN).
-      type: str
-      sample: /srv/archive/old.img
-    path_base64:
-      description: The exact name in Base64 where RV(images[].path) cannot be exact, otherwise V(null).
-      type: str
+    path: {description: "The file's name; bytes that are not UTF-8 appear as C(\\xNN).", type: str, sample: /srv/archive/old.img}
+    path_base64: {description: "Its exact name in Base64 where RV(images[].path) cannot be exact.", type: str, sample: null}
     format:
       description: The format by C(qemu-img)'s name for it (V(qcow) is QCOW version 1), or V(unknown) for raw or unknown.
       type: str
       sample: qcow
-    version:
-      description: The version the image states.
-      type: int
-      sample: 1
-    virtual_size:
-      description: Size of the guest's disk in bytes.
-      type: int
-      sample: 10737418240
-    file_size:
-      description: Length of the file in bytes.
-      type: int
-    allocated_size:
-      description: Bytes the file takes on its filesystem.
-      type: int
-    mtime:
-      description: When the file was last modified, in seconds since 1970.
-      type: float
-    cluster_size:
-      description: Bytes in a cluster.
-      type: int
-      sample: 4096
-    encrypted:
-      description: Whether the image is encrypted.
-      type: bool
-    compressed_clusters:
-      description: Number of compressed clusters.
-      type: int
-    data_bytes:
-      description: Guest bytes that the image holds.
-      type: int
-    writer:
-      description:
-        - The program that probably wrote the image, V(qemu), V(qemu-0.6-to-0.9), V(xen-blktap), V(virtualbox), V(mkimg),
-          V(mac-on-linux) or V(unknown).
+    version: {description: The version the image states., type: int, sample: 1}
+    virtual_size: {description: Size of the guest's disk in bytes., type: int, sample: 10737418240}
+    file_size: {description: Length of the file in bytes., type: int, sample: 2307141}
+    allocated_size: {description: Bytes the file takes on its filesystem., type: int, sample: 2310144}
+    mtime: {description: "When the file was last modified, in seconds since 1970.", type: float, sample: 1795766942.5}
+    cluster_size: {description: Bytes in a cluster., type: int, sample: 4096}
+    encrypted: {description: Whether the image is encrypted., type: bool, sample: false}
+    compressed_clusters: {description: Number of compressed clusters., type: int, sample: 3000}
+    data_bytes: {description: Guest bytes that the image holds., type: int, sample: 12288000}
+    producer:
+      description: The program that probably wrote the image, or V(unknown).
       type: str
+      choices: [qemu, qemu-0.6-to-0.9, xen-blktap, virtualbox, mkimg, mac-on-linux, unknown]
+      sample: qemu
     backing:
-      description: The backing file as the image names it, with RV(ignore:name), RV(ignore:name_base64) and RV(ignore:format), or V(null).
+      description: The backing file as the image names it, or V(null).
       type: dict
+      sample: {name: base.qcow, name_base64: null, format: null}
     chain:
-      description: The backing files, from the image's own down to the last, with RV(ignore:path), RV(ignore:path_base64) and RV(ignore:format).
+      description: The backing files, from the image's own down to the last.
       type: list
       elements: dict
-    dependants:
-      description: The images found that have this one as their backing file, with the same keys.
+      sample: [{path: /srv/archive/base.qcow, path_base64: null, format: qcow}]
+    dependents:
+      description: The images found that have this one as their backing file.
       type: list
       elements: dict
+      sample: [{path: /srv/archive/clone.qcow, path_base64: null, format: qcow}]
     in_use:
-      description: Who has the image open, with RV(ignore:kind) (V(reader) or V(writer)), RV(ignore:who) and RV(ignore:how).
+      description: Who has the image open. C(kind) is V(reader) or V(writer).
       type: list
       elements: dict
+      sample: [{kind: writer, who: qemu-system-x86 (4711), how: open for writing}]
     users:
       description:
-        - The uses of the image by libvirt domains, one entry for each place that names it. RV(ignore:domain), RV(ignore:uuid), RV(ignore:state), the
-          disk as RV(ignore:device) and RV(ignore:target), the RV(ignore:declared_format), and RV(ignore:where), which is V(definition), V(live),
-          V(snapshot:NAME), V(checkpoint:NAME) or V(other). RV(ignore:depth) is V(0) for the disk itself and more for a backing file.
-        - RV(ignore:snapshots), RV(ignore:checkpoints) and RV(ignore:managed_save) tell what else the domain has.
+        - The uses of the image by libvirt domains, one entry for each place that names it. C(where) is V(definition), V(live), V(snapshot:NAME),
+          V(checkpoint:NAME) or V(other). C(depth) is V(0) for the disk itself and more for a backing file.
       type: list
       elements: dict
       sample:
-        - domain: shop
-          uuid: 6f1cf2a5-16a3-4d5d-9d3c-2a8e2a3c4b5d
-          device: disk
-          target: vda
-          declared_format: qcow
-          state: running
-          where: definition
-          depth: 0
-          path: /var/lib/libvirt/images/shop.qcow
-          path_base64: null
-          pool: null
-          volume: null
-          snapshots: []
-          checkpoints: []
-          managed_save: false
+        - {domain: shop, uuid: 6f1cf2a5-16a3-4d5d-9d3c-2a8e2a3c4b5d, device: disk, target: vda, declared_format: qcow, state: running, where: definition,
+           depth: 0, path: /var/lib/libvirt/images/shop.qcow, path_base64: null, pool: null, volume: null, snapshots: [], checkpoints: [],
+           managed_save: false}
     domains:
       description:
-        - What a migration would do about these domains. RV(ignore:action) is V(follow), V(running) (they have to be shut down or moved live) or
-          V(refuse), and RV(ignore:reasons) says so in sentences with the way out. V(null) where no domain uses the image.
+        - What a migration would do about these domains. C(action) is V(follow), V(running) (they have to be shut down or moved live) or V(refuse).
+          V(null) where no domain uses the image.
       type: dict
+      sample: {action: follow, reasons: ["Its definition is pointed to the result: shop (vda)."]}
     references:
-      description: Where text files below O(reference_dirs) name the image, with RV(ignore:file), RV(ignore:file_base64) and RV(ignore:line).
+      description: Where text files below O(reference_dirs) name the image.
       type: list
       elements: dict
+      sample: [{file: /etc/xen/shop.cfg, file_base64: null, line: 12}]
     check:
       description:
-        - What the structure check found. RV(ignore:verdict) is V(sound), V(suspect) (the guest can be read in full, but no writer leaves an
-          image like that) or V(damaged). RV(ignore:findings) lists what was found as ranges of guest and file bytes and in words, and
-          the counts say what the image consists of, orphan bytes included.
+        - What the structure check found. C(verdict) is V(sound), V(suspect) (the guest can be read in full, but no known program writes an image like
+          that) or V(damaged). C(findings) lists what was found as ranges of guest and file bytes and in words, C(found) counts it by kind.
       type: dict
+      sample:
+        {level: structure, verdict: damaged, findings: [{kind: cluster-outside-file, severity: error, start: 8388608, length: 4096, offset: 1015808,
+         text: the cluster lies outside the file of 1000000 bytes}], found: {cluster-outside-file: {ranges: 1, items: 1, bytes: 4096}},
+         file_size: 1000000, virtual_size: 268435456, cluster_size: 4096, clusters: 65536, allocated_clusters: 240, allocated_bytes: 983040,
+         compressed_clusters: 0, compressed_bytes: 0, lost_clusters: 1, unallocated_clusters: 65295, data_extents: 12, tables: 1, unaligned_tables: 0,
+         unaligned_clusters: 0, orphan_bytes: 0, l1_byteorder: big}
     safety:
-      description:
-        - What the safety checks of a QCOW version 1 image's header and backing file name found, all together. Entries of
-          RV(ignore:severity) V(error) make a migration refuse it.
+      description: What the safety checks of a QCOW version 1 image found. Entries of C(severity) V(error) make a migration refuse it.
       type: list
       elements: dict
+      sample: [{kind: backing-protocol, severity: error, start: null, length: 11, offset: 48, text: "the backing file's name is refused: nbd:"}]
     fingerprint:
       description: What the guest sees as one number that does not depend on format or allocation.
       type: str
       sample: sha256-64k:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
-    candidate:
-      description: Whether the image is one to migrate.
-      type: bool
-    reasons:
-      description: Why it is a candidate, or why not.
-      type: list
-      elements: str
-    error:
-      description: Why the file could not be looked at, otherwise V(null).
-      type: str
+    candidate: {description: Whether the image is one to migrate., type: bool, sample: true}
+    reasons: {description: "Why it is a candidate, or why not.", type: list, elements: str, sample: [QCOW v1]}
+    error: {description: "Why the file could not be looked at, otherwise V(null).", type: str, sample: null}
 candidates:
   description: The images to migrate, as O(vmimage.qcow.qcow_convert#module:images) takes them.
   returned: always
   type: list
   elements: dict
   contains:
-    src:
-      description: The image's name; bytes that are not UTF-8 appear as C(\xNN).
-      type: str
-      sample: /srv/archive/old.img
-    src_base64:
-      description: Its exact name in Base64 where RV(candidates[].src) cannot be exact, otherwise V(null).
-      type: str
+    src: {description: "The image's name; bytes that are not UTF-8 appear as C(\\xNN).", type: str, sample: /srv/archive/old.img}
+    src_base64: {description: "Its exact name in Base64 where RV(candidates[].src) cannot be exact.", type: str, sample: null}
 errors:
   description: What could not be looked at. The module has failed where there is anything.
   returned: always
   type: list
   elements: dict
   contains:
-    path:
-      description: The file or directory.
-      type: str
-      sample: /srv/archive/private
-    path_base64:
-      description: Its exact name in Base64 where RV(errors[].path) cannot be exact, otherwise V(null).
-      type: str
-    msg:
-      description: Why, and what to do about it.
-      type: str
-      sample: "/srv/archive/private: Permission denied. Run with the rights to read it (become), or leave it out with exclude."
+    path: {description: The file or directory., type: str, sample: /srv/archive/private}
+    path_base64: {description: "Its exact name in Base64 where RV(errors[].path) cannot be exact.", type: str, sample: null}
+    msg: {description: "Why, and what to do about it.", type: str, sample: "/srv/archive/private: Permission denied. Leave it out with exclude."}
 summary:
   description: Numbers of directories and files walked, of images by format, of candidates, damaged ones and errors, and the candidates' bytes.
   returned: always
   type: dict
-  sample:
-    directories: 12
-    files: 4711
-    formats: {qcow: 3, qcow2: 70}
-    v1: 3
-    candidates: 3
-    candidate_bytes: 1073741824
-    retired: 0
-    damaged: 0
-    overlays: 1
-    in_use: 1
-    errors: 0
+  sample: {directories: 12, files: 4711, formats: {qcow: 3, qcow2: 70}, v1: 3, candidates: 3, candidate_bytes: 1073741824, retired: 0, damaged: 0,
+           overlays: 1, in_use: 1, errors: 0, used_by_domains: 1, kept_back_by_domains: 0, referenced: 0}
 records:
-  description:
-    - Records of migrations on this host, oldest first. RV(records[].unfinished) says in words what the next run will do about one, and is
-      V(null) where nothing is left to do.
+  description: Records of migrations on this host, oldest first.
   returned: always
   type: list
   elements: dict
   contains:
-    record:
-      description: The record's name.
-      type: str
-    src:
-      description: The original's name.
-      type: str
-    dest:
-      description: The result's name.
-      type: str
-    retired:
-      description: The name the original was retired to.
-      type: str
-    state:
-      description: The last state that was reached.
-      type: str
-      sample: done
-    time:
-      description: When it was reached.
-      type: str
-    verified:
-      description: Whether the result was proven identical to the original.
-      type: bool
-    unfinished:
-      description: What is left to do.
-      type: str
-    error:
-      description: Why it failed.
-      type: str
+    record: {description: The record's name., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    src: {description: The original., type: str, sample: /srv/archive/old.qcow}
+    src_base64: {description: "Its exact name in Base64 where RV(records[].src) cannot be exact.", type: str, sample: null}
+    dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
+    dest_base64: {description: "Its exact name in Base64 where RV(records[].dest) cannot be exact.", type: str, sample: null}
+    retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
+    format: {description: The result's format., type: str, sample: qcow2}
+    state: {description: The last state that was reached., type: str, sample: done}
+    time: {description: When it was reached., type: str, sample: "2026-11-01T02:15:12Z"}
+    verified: {description: Whether the result was proven identical to the original., type: bool, sample: true}
+    error: {description: Why it failed., type: str, sample: null}
+    unfinished: {description: "What the next run will do about it, or V(null) where nothing is left to do.", type: str, sample: null}
+reason: {description: "Why the module failed, as a word for programs.", returned: when the call as a whole failed, type: str, sample: option}
+path: {description: What the failure is about., returned: when the call as a whole failed, type: str, sample: /var/lib/vmimage-qcow}
+details: {description: Further facts about the failure., returned: when the call as a whole failed, type: dict, sample: {}}
 """
 
 from ansible.module_utils.basic import AnsibleModule

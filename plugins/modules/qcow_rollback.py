@@ -71,41 +71,58 @@ EXAMPLES = r"""
 
 RETURN = r"""
 images:
-  description: One entry for each record that was chosen, newest first. RV(ignore:failed) and RV(ignore:reason) say which were refused, and why.
+  description: One entry for each record that was chosen, newest first, and one for each of O(paths) and O(records) that names none.
   returned: always
   type: list
   elements: dict
   contains:
-    record:
-      description: The record's name.
-      type: str
-    src:
-      description: The original's name, which it has again.
-      type: str
-    dest:
-      description: The result's name.
-      type: str
-    action:
-      description: V(roll-back), V(noop) or V(refuse).
-      type: str
-    reasons:
-      description: Why it was decided so.
-      type: list
-      elements: str
-    changed:
-      description: Whether anything was, or would be, changed.
-      type: bool
-    kept:
-      description: The name under which a result that had been written since is kept.
-      type: str
-    state:
-      description: What the record says last.
-      type: str
+    record: {description: The record's name., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    src: {description: The original., type: str, sample: /srv/archive/old.qcow}
+    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
+    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+    retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
+    action: {description: "V(roll-back), V(noop) or V(refuse).", type: str, sample: roll-back}
+    reasons: {description: Why it was decided so., type: list, elements: str, sample: [the guest sees the same bytes]}
+    changed: {description: "Whether anything was, or would be, changed.", type: bool, sample: true}
+    failed: {description: Whether it was refused or has failed., type: bool, sample: false}
+    reason: {description: "Why it was refused or has failed, as a word for programs.", type: str, sample: needed}
+    msg: {description: "The reasons in one sentence, or what went wrong and what to do about it.", type: str, sample: the guest sees the same bytes}
+    state: {description: What the record says last., type: str, sample: rolled-back}
+    time: {description: When the record reached the state that it had before., type: str, sample: "2026-11-01T02:15:12Z"}
+    discarded: {description: Whether guests have lost what they had written to the result., type: bool, sample: false}
+    kept: {description: The name under which a result that had been written since is kept., type: str, sample: null}
 recovered:
-  description: What was done about the records of interrupted runs; in check mode what would be.
+  description:
+    - What was done about what interrupted runs on this host have left, in check mode what would be.
+    - Always empty where nothing was interrupted.
   returned: always
   type: list
   elements: dict
+  contains:
+    msg: {description: What was done., type: str, sample: removed the temporary file}
+    failed: {description: Whether that could not be done; the next run tries again., type: bool, sample: false}
+    record: {description: The record's name. V(null) for what is said of a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    state: {description: What the record said last., type: str, sample: copying}
+    src: {description: The original., type: str, sample: /srv/archive/old.qcow}
+    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
+    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+reason:
+  description: Why the module failed, as a word for programs.
+  returned: when the call as a whole failed
+  type: str
+  sample: locked
+path:
+  description: The file or directory that the failure is about.
+  returned: when the call as a whole failed
+  type: str
+  sample: /var/lib/vmimage-qcow
+details:
+  description: Further facts about the failure; which ones depends on RV(reason).
+  returned: when the call as a whole failed
+  type: dict
+  sample: {}
 """
 
 from typing import Any, Dict, List

@@ -28,7 +28,7 @@ COLUMNS = (
     "path",
     "state",
     "format",
-    "writer",
+    "producer",
     "virtual_size",
     "bytes",
     "bytes_after",
@@ -121,7 +121,7 @@ def _found(host: str, image: Facts) -> Facts:
         path=image["path"],
         state="left" if image.get("candidate") else "retired" if "retired original" in (image.get("reasons") or []) else "other",
         format=image.get("format"),
-        writer=image.get("writer"),
+        producer=image.get("producer"),
         virtual_size=image.get("virtual_size"),
         bytes=image.get("allocated_size"),
         rests_on=chain,
@@ -134,10 +134,7 @@ def _found(host: str, image: Facts) -> Facts:
 
 def findings(check: Facts) -> str:
     """The first of what a structure check has found, in words."""
-    words = [
-        str(item.get("what") or item.get("message") or item) if isinstance(item, dict) else str(item)
-        for item in check.get("findings") or []
-    ]
+    words = [str(item["text"]) for item in check.get("findings") or []]
     return "; ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
 
 
@@ -177,7 +174,7 @@ class Fleet:
             ("hosts", "missing", "files", "images", "bytes", *STATES, "left_bytes", "bytes_before", "bytes_after", "seconds", "verified"), 0
         )
         self.formats: dict[str, list[int]] = {}
-        self.writers: dict[str, list[int]] = {}
+        self.producers: dict[str, list[int]] = {}
         self.reasons: dict[str, int] = {}
         self.hosts: list[Facts] = []
         self.problems: list[Facts] = []
@@ -235,7 +232,7 @@ class Fleet:
         totals[row["state"]] += 1
         totals["bytes"] += row["bytes"] or 0
         totals["verified"] += row["state"] == "migrated" and bool(row["verified"])
-        for table, key in ((self.formats, row["format"]), (self.writers, row["writer"] if row["format"] == "qcow" else None)):
+        for table, key in ((self.formats, row["format"]), (self.producers, row["producer"] if row["format"] == "qcow" else None)):
             if key:
                 entry = table.setdefault(key, [0, 0])
                 entry[0] += 1
@@ -266,7 +263,7 @@ class Fleet:
             "schema": SCHEMA,
             "totals": {key: round(value, 3) for key, value in self.totals.items()},
             "formats": table(self.formats),
-            "writers": table(self.writers),
+            "producers": table(self.producers),
             "reasons": dict(sorted(self.reasons.items())),
             "hosts": self.hosts,
             "problems": self.problems,

@@ -179,7 +179,9 @@ class _Transcoding:
             return
         count = -(-extent.length // cluster)
         if extent.kind != DATA:
-            raise UnsupportedImage("a range was given up", self.image.path, hint="Nothing was published. Salvage with layout=recluster.")
+            raise UnsupportedImage(
+                "a range was given up", self.image.path, hint="Nothing was published. Set layout=recluster to salvage it."
+            )
         if not self._stays(extent):
             for number in range(count):
                 data = os.pread(self.image.fd, cluster, offset + number * cluster)

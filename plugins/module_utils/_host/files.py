@@ -115,7 +115,7 @@ def open_source(path: bytes, *, block_devices: bool = False) -> int:
             fd = os.open(path, flags)  # O_NOATIME is for the owner and root only
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise UnsafeImage("is a symbolic link, or lies behind a loop of them; it was not opened.", path=path) from error
+            raise UnsafeImage("is a symbolic link, or is reached through a loop of them; it was not opened.", path=path) from error
         raise _refused(path, "cannot be opened for reading", error) from error
     try:
         _accept_kind(path, os.fstat(fd).st_mode, block_devices)

@@ -62,7 +62,7 @@ def find_users(fd: int, *, ignore_pids: Iterable[int] = (), seen: Optional[Dict[
         if not any(other.kind == use.kind or other.kind == WRITER for other in found):
             found.append(use)
     if not any(use.kind == WRITER for use in found) and _open_for_writing(fd):
-        found.append(Use(WRITER, "somebody not visible from here", "the kernel counts the file as open for writing"))
+        found.append(Use(WRITER, "a process that cannot be seen from here", "the kernel counts the file as open for writing"))
     return found
 
 
@@ -308,5 +308,5 @@ class Guard:
             pass  # the descriptor is closed, and with it lease and locks have gone
 
     def _in_use(self, users: List[Use]) -> ImageInUse:
-        users = users or [Use(WRITER, "somebody", "a lock or lease was refused")]
+        users = users or [Use(WRITER, "another process", "a lock or lease was refused")]
         return in_use("the image", users, self._path, "Nothing was changed. Stop what uses it and run again.")

@@ -352,7 +352,7 @@ class Graph:
             self._over.setdefault(node.base, []).append(key)
         return node
 
-    def dependants(self, key: Key) -> List[Node]:
+    def dependents(self, key: Key) -> List[Node]:
         """The images whose backing file this one is, by name."""
         return sorted((self.nodes[over] for over in self._over.get(key, ())), key=lambda node: node.path)
 

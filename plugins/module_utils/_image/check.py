@@ -188,7 +188,7 @@ class _Check:
         if any(entries):
             self._own_clusters(start, entries, times)
         else:
-            self._note_table("empty-table", NOTE, start, offset, "the L2 table is empty; no writer leaves one behind")
+            self._note_table("empty-table", NOTE, start, offset, "the L2 table is empty; no known program writes one")
 
     def _note_table(self, kind: str, severity: str, start: int, offset: int, text: str) -> None:
         if self.first_pass:

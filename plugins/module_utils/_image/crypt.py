@@ -241,7 +241,7 @@ def unlock(image: Qcow1, passphrase: bytes, *, force: bool = False) -> Plausibil
     decrypt = decryptor(passphrase, image.path)
     verdict = plausible(image, decrypt)
     if not verdict.ok and not force:
-        hint = "Nothing was changed. If the disk really holds nothing but noise, say so with force."
+        hint = "Nothing was changed. If the disk really holds nothing but noise, set force_passphrase=true."
         trimmed = passphrase.rstrip(b"\r\n")
         if trimmed != passphrase and plausible(image, decryptor(trimmed, image.path)).ok:
             hint = (

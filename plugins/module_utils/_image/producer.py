@@ -100,7 +100,7 @@ def _qemu(image: Qcow1, header: Header, tables: List[int]) -> Optional[Writer]:
     if header.l1_offset != _up(end_of_name, 8):
         return None
     end = header.l1_offset + 8 * header.l1_entries
-    marks = ["L1 table right behind the " + ("name" if header.has_backing else "header")]
+    marks = ["L1 table right after the " + ("name" if header.has_backing else "header")]
     if header.size % SECTOR:
         return Writer(MOL, [*marks, "virtual size of {0} bytes, no whole number of sectors".format(header.size)])
     if header.has_backing and header.mtime:
@@ -141,7 +141,7 @@ def virtualbox_overwrite(header: Header, offset: int, entries: array, orphans: L
         return None
     text = (
         "VirtualBox has probably overwritten the first {0} entries of this L2 table: they are zero, and clusters that nothing refers to lie "
-        "right behind it, at byte {1}; the first {2} bytes of the disk read as zeros"
+        "right after it, at byte {1}; the first {2} bytes of the disk read as zeros"
     ).format(count, behind, count * cluster)
     return Finding("virtualbox-damage", WARNING, 0, count * cluster, offset, text)
 

@@ -152,7 +152,7 @@ class Qcow2Options:
         if backing_name is not None and not backing_format:
             raise UnsupportedImage("a backing file name is never stored without its format")
         if version == 2 and (lazy_refcounts or extended_l2 or backing_name is not None):
-            raise UnsupportedImage("compat 0.10 knows no lazy refcounts, no extended L2 entries, and no zeros over a backing file")
+            raise UnsupportedImage("compat 0.10 supports neither lazy refcounts, nor extended L2 entries, nor zeros over a backing file")
         if preallocated and (compressed or backing_name is not None):
             raise UnsupportedImage("neither a compressed image nor an overlay can be preallocated")
         self.cluster_size = cluster_size
@@ -279,7 +279,7 @@ def rebased(cluster: bytes, backing: Backing, path: Optional[bytes] = None) -> b
         rest[start:stop] = bytes(stop - start)
     if any(rest):
         raise UnsupportedImage(
-            "there is something in the header cluster behind the header's extensions (byte {0})".format(
+            "there is data in the header cluster after the header's extensions (byte {0})".format(
                 next(place for place, byte in enumerate(rest) if byte)
             ),
             path,

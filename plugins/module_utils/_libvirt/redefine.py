@@ -155,7 +155,7 @@ def apply(connection: api.Connection, planned: Repoint, *, running: bool = False
     now = api.definition(connection, handle)
     if xml_edit.canonical(now) != xml_edit.canonical(planned.before):
         raise QcowError(
-            "The definition of {0} was changed by somebody else meanwhile.".format(planned.domain),
+            "The definition of {0} was changed by another program in the meantime.".format(planned.domain),
             reason="changed",
             hint="It was left as it is. Run again.",
         )

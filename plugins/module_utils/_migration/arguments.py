@@ -21,6 +21,77 @@ WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
 anybody else."""
 
 
+ARGUMENTS = {
+    "src": {"type": "path"},
+    "dest": {"type": "path"},
+    "paths": {"type": "list", "elements": "path"},
+    "plan": {"type": "path"},  # read by the action plugin, which gives its images
+    "exclude": {"type": "list", "elements": "str", "default": []},
+    "one_filesystem": {"type": "bool", "default": False},
+    "missing_ok": {"type": "bool", "default": False},
+    "images": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "src": {"type": "path", "required": True},
+            "src_base64": {"type": "str"},
+            "dest": {"type": "path"},
+            "dest_base64": {"type": "str"},
+            "format": {"type": "str", "choices": ["qcow2", "raw"]},
+            "passphrase_file": {"type": "path", "no_log": False},
+            "action": {"type": "str", "choices": ["convert", "skip", "refuse"], "default": "convert"},
+            "why": {"type": "list", "elements": "str", "default": []},
+            "expect": {"type": "dict", "options": {"size": {"type": "int"}, "mtime_ns": {"type": "int"}, "ino": {"type": "int"}}},
+        },
+    },
+    "workers": {"type": "int", "default": 1},
+    "max_minutes": {"type": "float"},
+    "max_bytes": {"type": "str"},
+    "fail_on_in_use": {"type": "bool", "default": True},
+    "progress_interval": {"type": "str", "default": "15s"},  # the action plugin's
+    "reconnect_timeout": {"type": "str", "default": "1h"},  # the action plugin's
+    "time_limit": {"type": "str", "default": "365d"},  # the action plugin's
+    "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
+    "keep_name": {"type": "bool", "default": False},
+    "engine": {"type": "str", "choices": ["auto", "native", "qemu-img"], "default": "auto"},
+    "cluster_size": {"type": "str"},
+    "compression": {"type": "str", "choices": ["none", "zlib", "zstd"], "default": "none"},
+    "lazy_refcounts": {"type": "bool", "default": False},
+    "extended_l2": {"type": "bool", "default": False},
+    "chains": {"type": "str", "choices": ["preserve", "flatten"], "default": "preserve"},
+    "backing_dirs": {"type": "list", "elements": "path", "default": []},
+    "backing_formats": {"type": "dict", "default": {}},
+    "raw_bases": {"type": "bool", "default": True},
+    "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
+    "libvirt_uri": {"type": "str", "default": "qemu:///system"},
+    "running": {"type": "str", "choices": ["refuse", "shutdown", "live"], "default": "refuse"},
+    "shutdown_timeout": {"type": "str", "default": "120s"},
+    "reference_dirs": {"type": "list", "elements": "path", "default": []},
+    "references": {"type": "str", "choices": ["refuse", "report"], "default": "refuse"},
+    "allow_declared_raw": {"type": "bool", "default": False},
+    "passphrase_file": {"type": "path", "no_log": False},  # names of files, not passphrases
+    "passphrase_files": {"type": "dict", "default": {}, "no_log": False},
+    "force_passphrase": {"type": "bool", "default": False, "no_log": False},
+    "encryption": {"type": "str", "choices": ["none", "luks"], "default": "none"},
+    "luks_passphrase_file": {"type": "path", "no_log": False},
+    "salvage": {"type": "bool", "default": False},
+    "overwrite_device": {"type": "bool", "default": False},
+    "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
+    "compat": {"type": "str", "choices": ["0.10", "1.1"], "default": "1.1"},
+    "verify": {"type": "bool", "default": True},
+    "original": {"type": "str", "choices": ["keep", "retire"], "default": "keep"},
+    "timestamps": {"type": "bool", "default": True},
+    "layout": {"type": "str", "choices": ["recluster", "keep"], "default": "recluster"},
+    "bandwidth": {"type": "str"},
+    "priority": {"type": "str", "choices": ["normal", "low"], "default": "normal"},
+    "page_cache": {"type": "str", "choices": ["use", "spare"], "default": "use"},
+    "reserve": {"type": "str", "default": "64M"},
+    "lock_timeout": {"type": "str", "default": "0s"},
+    "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
+}  # type: Dict[str, Any]
+"""The module's argument spec."""
+
+
 def passphrase_files_of(params: Dict[str, Any], image: Dict[str, Any]) -> Tuple[Tuple[bytes, bytes], ...]:
     """Which file has the passphrase of which image; the one for all others is under the empty name."""
     files = {
@@ -93,7 +164,7 @@ def request_of(params: Dict[str, Any], common: Request, image: Dict[str, Any]) -
         format=image.get("format") or params["format"],
         passphrase_files=passphrase_files_of(params, image),
         expect=tuple((key, value) for key, value in sorted((image.get("expect") or {}).items()) if value is not None),
-        refused="; ".join(image["why"]) or "the plan does not say why" if image["action"] == "refuse" else "",
+        refused="; ".join(image["why"]) or "the plan gives no reason" if image["action"] == "refuse" else "",
     )
     if image.get("dest"):
         dest = exact(image, "dest")

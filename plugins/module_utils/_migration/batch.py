@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
-from .._errors import NoSpace, QcowError
+from .._errors import NoSpace, QcowError, reason_of
 from .._image.check import CONTENT, STRUCTURE
 from .._libvirt import api
 from .._paths import show
@@ -16,13 +16,13 @@ from .._workers import Ended, Interrupted, run_jobs
 from . import domain_policy, running_domains
 from .chains import Surroundings, plan_chains, refuse_together
 from .domain_references import FOLLOW
-from .execute import Outcome, execute, execute_chain
-from .plan import CONVERT, NOOP, REFUSE, RETIRE, Plan
-from .preflight import DEFER, Reserve, Window, defer_beyond, deferred, preflight, reason_of, refuse_referenced, unit_of
+from .execute import execute, execute_chain
+from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned
+from .preflight import Reserve, Window, defer_beyond, deferred, preflight, refuse_referenced, unit_of
 from .record import make_directory
 from .recover import explain_all, recover_all
 from .request import READ, Request
-from .results import ended_as, failed, planned
+from .results import Outcome
 from .session import Session
 
 
@@ -100,7 +100,7 @@ def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[st
         raise QcowError(
             "{0}; what was under way was undone".format(error),
             reason="interrupted",
-            hint="{0} of {1} images had been dealt with. Run again to go on.".format(len(batch.results), len(wanted)),
+            hint="{0} of {1} images were processed. Run again to continue.".format(len(batch.results), len(wanted)),
             images=[batch.results[number] for number in sorted(batch.results)],
         ) from error
     return _tolerated(plans, [batch.results[number] for number in range(len(plans))], settings)

@@ -93,7 +93,7 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
         plans[number] = make_plan(requests[number], records, bases)
     for key, number in own.items():
         if plans[number].retired is not None and plans[number].action in (CONVERT, RETIRE):
-            plans[number] = _with_dependants(plans[number], graph.dependants(key), own, plans)
+            plans[number] = _with_dependents(plans[number], graph.dependents(key), own, plans)
     chain_groups = _chain_groups(graph, own, plans)
     return [plans[number]._replace(chain_group=chain_groups.get(number)) for number in range(len(requests))]
 
@@ -133,11 +133,11 @@ def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> L
     return list(order)
 
 
-def _with_dependants(plan: Plan, dependants: List[Node], own: Dict[Key, int], plans: Dict[int, Plan]) -> Plan:
+def _with_dependents(plan: Plan, dependents: List[Node], own: Dict[Key, int], plans: Dict[int, Plan]) -> Plan:
     """The plan of a base with what has to follow it, or its refusal."""
-    follow: List[overlay_headers.Dependant] = []
+    follow: List[overlay_headers.Dependent] = []
     needed_by: List[bytes] = []
-    for node in dependants:
+    for node in dependents:
         over = plans[own[node.key]] if node.key in own else None
         if over is not None and node.format == "qcow" and over.action in (CONVERT, RETIRE, REFUSE):
             needed_by.append(over.request.src)
@@ -154,7 +154,7 @@ def _with_dependants(plan: Plan, dependants: List[Node], own: Dict[Key, int], pl
             follow.append(overlay_headers.check(node.path, Backing(name, plan.request.format)))
         except QcowError as error:
             return _refused(plan, error.reason, "its overlay cannot follow it: {0}".format(error))
-    return plan._replace(dependants=tuple(follow), needed_by=tuple(needed_by))
+    return plan._replace(dependents=tuple(follow), needed_by=tuple(needed_by))
 
 
 def _chain_groups(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> Dict[int, int]:
@@ -182,4 +182,4 @@ def _chain_groups(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> 
     sizes: Dict[int, int] = {}
     for number in plans:
         sizes[root(number)] = sizes.get(root(number), 0) + 1
-    return {number: root(number) for number in plans if sizes[root(number)] > 1 or plans[number].dependants}
+    return {number: root(number) for number in plans if sizes[root(number)] > 1 or plans[number].dependents}

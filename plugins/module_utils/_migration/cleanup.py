@@ -44,7 +44,7 @@ def plan_cleanup(record: Record, *, min_age: float, now: float) -> Removal:
     if age < min_age:
         return Removal(record, NOOP, ["retired for {0:.1f} of {1:.1f} days".format(age / 86400, min_age / 86400)])
     if inode_at(retired) is None:
-        return Removal(record, NOOP, ["the retired original has been removed by somebody"])
+        return Removal(record, NOOP, ["the retired original was removed by other means"])
     if not record.facts.get("verified"):
         raise StateError(
             "the result was never verified against it",

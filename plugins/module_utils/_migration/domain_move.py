@@ -19,12 +19,13 @@ from .._libvirt.inventory import DomainUse, Survey, survey
 from .._paths import show
 from .._workers import Interrupted
 from .domain_references import active, declared_raw
-from .execute import Outcome, execute
+from .execute import execute
 from .plan import CONVERT
 from .planner import make_plan
 from .record import make_directory
 from .recover import explain_all, recover_all
 from .request import READ, Request
+from .results import MovedDomain, Outcome
 from .running_domains import Disk, OnSnapshot, Redefinition, ShutDown, add_leftovers
 from .session import Session
 
@@ -185,18 +186,17 @@ def _require_result(job: Job) -> None:
 
 
 def _described(item: redefine.Repoint, job: Job) -> Dict[str, Any]:
-    return {
-        "name": item.domain,
-        "uuid": item.uuid,
-        "changed": item.changed,
-        "targets": list(item.targets),
-        "path": show(job.dest),
-        "format": job.format,
-        "was_running": item.active,
-        "method": "live" if item.active and job.running == LIVE else "definition",
-        "started": False,
-        "saved": None,
-    }
+    domain = MovedDomain(
+        name=item.domain,
+        uuid=item.uuid,
+        changed=item.changed,
+        targets=list(item.targets),
+        path=show(job.dest),
+        format=job.format,
+        was_running=item.active,
+        method="live" if item.active and job.running == LIVE else "definition",
+    )
+    return dict(domain._asdict())
 
 
 class _Moving:

@@ -7,7 +7,7 @@
 import os
 import time
 from contextlib import ExitStack
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from .._copy.copier import copy_extents
 from .._copy.writers import DeviceWriter
@@ -24,27 +24,12 @@ from .plan import CONVERT, RETIRE, Plan
 from .progress import Pace
 from .record import Record, Records, State, named
 from .request import temporary_beside
+from .results import Outcome
 from .session import Session
 from .source import Guards, Source, open_reader, ranges_of
 
 OnProgress = Callable[[bytes, str, int], None]
 """Told of an image, of a stage (``copy`` or ``verify``) and of the guest bytes it has dealt with since the last call."""
-
-
-class Outcome(NamedTuple):
-    """What happened to one image. Sizes in bytes, times in seconds."""
-
-    changed: bool
-    dest: bytes
-    engine: Optional[str] = None
-    verified: bool = False
-    fingerprint: Optional[str] = None
-    retired: Optional[bytes] = None
-    record: Optional[str] = None
-    after: Dict[str, Any] = {}
-    warnings: List[str] = []
-    copy_seconds: float = 0.0
-    verify_seconds: float = 0.0
 
 
 def execute(plan: Plan, session: Session, progress: Optional[OnProgress] = None) -> Outcome:
@@ -208,8 +193,8 @@ def _begin(plan: Plan, source: Source, records: Records) -> Record:
         facts["backing"] = named(plan.backing.name, format=plan.backing.format)
     if plan.lost:
         facts["lost"] = plan.lost_ranges
-    if plan.dependants:
-        facts[overlay_headers.WANTED] = overlay_headers.as_facts(list(plan.dependants))
+    if plan.dependents:
+        facts[overlay_headers.WANTED] = overlay_headers.as_facts(list(plan.dependents))
     if plan.needed_by:
         facts[overlay_headers.NEEDED_BY] = [named(path) for path in plan.needed_by]
     if plan.request.domain_access:

@@ -24,6 +24,7 @@ from .domain_references import Domains
 from .record import Records
 from .references import mentions
 from .request import is_retired
+from .results import info_image
 from .search import WALKERS, absent, unseen
 from .source import Source, open_reader
 
@@ -85,7 +86,7 @@ def look(question: Question, records: Records) -> Answer:
     if question.in_use:
         _add_users(images)
     if question.chains:
-        _add_dependants(images, around.graph)
+        _add_dependents(images, around.graph)
     for image in images:
         del image["_key"]
     return Answer(images, _summary(images, counts), errors)
@@ -95,35 +96,15 @@ def _describe(found: tree.Found, question: Question, errors: List[Dict[str, Any]
     status = found.stat
     if found.error is not None:
         errors.append(unseen(found))
-    image = {
-        "path": show(found.path),
-        "path_base64": encode_exact(found.path),
-        "format": UNKNOWN,
-        "version": None,
-        "virtual_size": None,
-        "file_size": None if status is None else status.st_size,
-        "allocated_size": None if status is None else status.st_blocks * SECTOR,
-        "mtime": None if status is None else status.st_mtime,
-        "cluster_size": None,
-        "encrypted": None,
-        "compressed_clusters": None,
-        "data_bytes": None,
-        "writer": None,
-        "backing": None,
-        "chain": [],
-        "dependants": [],
-        "in_use": [],
-        "users": [],
-        "domains": None,
-        "references": [],
-        "check": None,
-        "safety": [],
-        "fingerprint": None,
-        "candidate": False,
-        "reasons": [],
-        "error": None if found.error is None else errors[-1]["msg"],
-        "_key": None if status is None else (status.st_dev, status.st_ino),
-    }  # type: Dict[str, Any]
+    image = info_image(
+        found.path,
+        UNKNOWN,
+        file_size=None if status is None else status.st_size,
+        allocated_size=None if status is None else status.st_blocks * SECTOR,
+        mtime=None if status is None else status.st_mtime,
+        error=None if found.error is None else errors[-1]["msg"],
+    )
+    image["_key"] = found.key
     if found.error is None and status is not None:
         kind = identify(found.head, status.st_size, found.read_at)
         image.update(format=kind.format, version=kind.version)
@@ -172,13 +153,13 @@ def _describe_chain(image: Dict[str, Any], source: Source, question: Question) -
     return whole
 
 
-def _add_dependants(images: Iterable[Dict[str, Any]], graph: Graph) -> None:
+def _add_dependents(images: Iterable[Dict[str, Any]], graph: Graph) -> None:
     """Which of the images that were seen rest on an image, by their headers."""
     for image in images:
         if image["_key"] is not None:
-            image["dependants"] = [
+            image["dependents"] = [
                 {"path": show(node.path), "path_base64": encode_exact(node.path), "format": node.format}
-                for node in graph.dependants(image["_key"])
+                for node in graph.dependents(image["_key"])
             ]
 
 
@@ -201,7 +182,7 @@ def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> N
     image["backing"] = _backing(reader.backing_name, None)
     if verdict == DAMAGED:
         return
-    image["writer"] = likely_writer(reader).name
+    image["producer"] = likely_writer(reader).name
     if image["backing"] is not None and not (question.chains and _describe_chain(image, source, question)):
         return
     if question.fingerprint and not image["encrypted"] and all(member["format"] in NATIVE for member in image["chain"]):

@@ -74,7 +74,7 @@ def _require_blank(fd: int, dest: bytes, size: int) -> None:
             "the device holds something already ({0})".format(", ".join(sorted(set(found)))),
             dest,
             reason="exists",
-            hint="Nothing was changed. If that may be lost, say overwrite_device.",
+            hint="Nothing was changed. To overwrite it, set overwrite_device=true.",
         )
 
 

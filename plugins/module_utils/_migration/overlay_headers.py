@@ -21,7 +21,7 @@ from .._paths import decode_exact, show
 from .record import Record, Records, State, named
 from .references import Updater
 
-WANTED = "dependants"
+WANTED = "dependents"
 """Where a record holds the foreign overlays that its migration is to re-point: ``path``, ``ino``, ``name`` and ``format`` of the new base."""
 
 NEEDED_BY = "needed_by"
@@ -30,7 +30,7 @@ NEEDED_BY = "needed_by"
 DONE = "repointed_headers"
 
 
-class Dependant(NamedTuple):
+class Dependent(NamedTuple):
     """A foreign overlay and what its header is to say."""
 
     path: bytes
@@ -38,12 +38,12 @@ class Dependant(NamedTuple):
     backing: Backing
 
 
-def as_facts(dependants: List[Dependant]) -> List[Dict[str, Any]]:
+def as_facts(dependents: List[Dependent]) -> List[Dict[str, Any]]:
     """What the record says of them from the beginning."""
-    return [named(item.path, ino=item.ino, name=_text(item.backing.name), format=item.backing.format) for item in dependants]
+    return [named(item.path, ino=item.ino, name=_text(item.backing.name), format=item.backing.format) for item in dependents]
 
 
-def check(path: bytes, backing: Backing) -> Dependant:
+def check(path: bytes, backing: Backing) -> Dependent:
     """Find out, changing nothing, whether an overlay's header can be pointed to ``backing``.
 
     :raises QcowError: why not.
@@ -54,7 +54,7 @@ def check(path: bytes, backing: Backing) -> Dependant:
         rebased(_first_cluster(fd, path), backing, path)
         if not os.access(path, os.W_OK):
             raise QcowError("the overlay may not be written by user {0}".format(os.geteuid()), path, reason="not-writable")
-        return Dependant(path, os.fstat(fd).st_ino, backing)
+        return Dependent(path, os.fstat(fd).st_ino, backing)
     finally:
         os.close(fd)
 

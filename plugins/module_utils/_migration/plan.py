@@ -4,19 +4,24 @@
 
 """The plan for one image: a value that check mode prints, diff mode shows and normal mode executes. There is no other path."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
+from .._errors import QcowError, reason_of
 from .._host.files import FileIdentity
 from .._image.chain import Member
+from .._paths import encode_exact, show
 from .backing import RECLUSTER, Backing
-from .overlay_headers import Dependant
+from .overlay_headers import Dependent
+from .record import named
 from .request import Request
+from .results import ImageResult, Outcome
 from .source import Losses, listed
 
 NOOP = "noop"
 CONVERT = "convert"
 RETIRE = "retire"
 REFUSE = "refuse"
+DEFER = "defer"  # left to another run
 
 NATIVE = "native"
 STAGED = "staged"
@@ -45,7 +50,7 @@ class Plan(NamedTuple):
     layout: str = RECLUSTER  # of a qcow2 result
     lost: Losses = {}  # what salvage gives up
     chain_group: Optional[int] = None  # images that are migrated together or not at all have the same number
-    dependants: Tuple[Dependant, ...] = ()  # foreign overlays to be re-pointed
+    dependents: Tuple[Dependent, ...] = ()  # foreign overlays to be re-pointed
     needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same chain_group
     unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
 
@@ -58,3 +63,83 @@ class Plan(NamedTuple):
     def in_place(self) -> bool:
         """Whether the result replaces the original under its own name."""
         return self.dest == self.request.src
+
+
+def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:
+    result = ImageResult(
+        src=show(plan.request.src),
+        src_base64=encode_exact(plan.request.src),
+        dest=show(plan.dest),
+        dest_base64=encode_exact(plan.dest),
+        action=plan.action,
+        reasons=plan.reasons,
+        retired=None if plan.retired is None else show(plan.retired),
+        source=None if plan.identity is None else {key: getattr(plan.identity, key) for key in ("size", "mtime_ns", "ino")},
+        copy_bytes=plan.guest_bytes,
+        before=plan.before,
+        warnings=[],
+        chain=[named(member.path, format=member.format) for member in plan.below],
+        backing=None if plan.backing is None else named(plan.backing.name, format=plan.backing.format),
+        repointed=[show(item.path) for item in plan.dependents],
+        lost=plan.lost_ranges,
+        msg="; ".join(plan.reasons),
+    )
+    return dict(result._replace(**facts)._asdict())
+
+
+def planned(plan: Plan) -> Dict[str, Any]:
+    """What would become of an image, or why it was left alone."""
+    if plan.action == REFUSE:
+        return _of(plan, failed=True, reason=plan.code, details=plan.details)
+    if plan.action == CONVERT:
+        after = {"path": show(plan.dest), "format": plan.request.format, "virtual_size": plan.virtual_size, "file_size": plan.need}
+        return _of(plan, changed=True, engine=plan.engine, after=after)
+    if plan.action == DEFER:
+        return _of(plan, reason=plan.code)
+    return _of(plan, changed=plan.action == RETIRE)
+
+
+def failed(plan: Plan, reason: str, message: str, details: Dict[str, Any]) -> Dict[str, Any]:
+    """What stopped an image."""
+    return _of(plan, failed=True, reason=reason, msg=message, details=details)
+
+
+def ended_as(plan: Plan, outcome: Union[Outcome, Exception], seconds: float) -> Dict[str, Any]:
+    """What has become of an image.
+
+    :param outcome: of its plan, or what was raised instead.
+    :param seconds: that it took.
+    """
+    if isinstance(outcome, QcowError):
+        return failed(plan, outcome.reason, str(outcome), outcome.details)
+    if isinstance(outcome, OSError):
+        return failed(plan, reason_of(outcome), "{0}: {1}".format(show(plan.request.src), outcome.strerror or outcome), {})
+    if isinstance(outcome, Exception):
+        return failed(plan, "error", "{0}: {1!r}".format(show(plan.request.src), outcome), {})
+    return _of(
+        plan,
+        changed=outcome.changed,
+        engine=outcome.engine,
+        verified=outcome.verified,
+        fingerprint=outcome.fingerprint,
+        record=outcome.record,
+        after=outcome.after,
+        warnings=outcome.warnings,
+        seconds=round(seconds, 3),
+        copy_seconds=round(outcome.copy_seconds, 3),
+        verify_seconds=round(outcome.verify_seconds, 3),
+    )
+
+
+def summary(results: List[Dict[str, Any]]) -> Dict[str, int]:
+    """How a batch ended: numbers of images, and bytes on their filesystems before and after of those that were converted."""
+    converted = [result for result in results if result["changed"] and result["action"] == CONVERT and not result["failed"]]
+    return {
+        "images": len(results),
+        "changed": sum(result["changed"] for result in results),
+        "unchanged": sum(not result["changed"] and not result["failed"] and result["action"] != DEFER for result in results),
+        "failed": sum(result["failed"] for result in results),
+        "deferred": sum(result["action"] == DEFER for result in results),
+        "bytes_before": sum(result["before"].get("allocated_size", 0) for result in converted),
+        "bytes_after": sum(result["after"].get("allocated_size", 0) for result in converted),
+    }

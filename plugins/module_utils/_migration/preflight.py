@@ -4,7 +4,6 @@
 
 """Everything that stands in the way of a whole batch, found before the first byte is written; and where a run ends before all is done."""
 
-import errno
 import os
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
@@ -12,11 +11,8 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from .._errors import NoSpace
 from .._host import space
 from .._paths import show
-from .plan import CONVERT, REFUSE, RETIRE, Plan
+from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan
 from .references import mentions
-
-DEFER = "defer"
-"""The action of a plan that another run is to carry out."""
 
 Unit = Tuple[str, int]
 
@@ -189,17 +185,3 @@ def _existing(directory: bytes) -> bytes:
     while not os.path.isdir(directory) and directory not in (b"", b"/"):
         directory = os.path.dirname(directory)
     return directory or b"."
-
-
-def reason_of(error: OSError) -> str:
-    """The stable code of an error of the operating system."""
-    reasons = {
-        errno.ENOSPC: "no-space",
-        errno.EDQUOT: "no-space",
-        errno.EIO: "storage",
-        errno.EROFS: "read-only",
-        errno.EACCES: "unreadable",
-        errno.EPERM: "unreadable",
-        errno.ENOENT: "missing",
-    }
-    return reasons.get(error.errno or 0, "error")

@@ -90,9 +90,7 @@ class Record:
         path = self.file(role)
         if path is None:
             raise StateError(
-                "the record does not say where its {0} is".format(role),
-                self.path,
-                hint="Nothing was changed. Look at the record and the image.",
+                "the record does not name its {0}".format(role), self.path, hint="Nothing was changed. Look at the record and the image."
             )
         return path
 

@@ -22,6 +22,7 @@ from .._paths import decode_exact, encode_exact, show
 from .commit import abandon, finish, in_place, published, result_unchanged, temporary_path, withdraw, written
 from .record import Record, State
 from .references import References
+from .results import RecordEntry, Recovered
 from .rollback import resume
 from .running_domains import REDEFINED, SNAPSHOT, STOPPED
 from .session import Session
@@ -43,25 +44,24 @@ _SAYS = {
 def recover(session: Session) -> List[Dict[str, Any]]:
     """Finish or clean up every unfinished record, with the session entered: no other run is at work on this host.
 
-    :return: one entry for each record that was looked after, as :func:`explain` gives it, with ``done`` in words and ``failed``.
+    :return: one entry for each record that was looked after, see :class:`.results.Recovered`.
     """
     records = session.records
     records.sweep()
     answers = []
     for path in records.unreadable():
         message = "{0}: this record cannot be read; its storage has failed. Move it away once you have looked at it.".format(show(path))
-        answers.append({"record": None, "src": None, "dest": None, "state": None, "failed": True, "msg": message})
+        answers.append(dict(Recovered(message, None, failed=True)._asdict()))
     for record in records.unfinished():
-        answer = explain(record)
+        failed = False
         try:
-            answer.update(failed=False, msg=_recover(record, session.references))
+            words = _recover(record, session.references)
         except QcowError as error:
-            # A base waits for its overlays: those are dealt with in this run, and it after them.
-            answer.update(failed=error.reason != "needed", msg=str(error))
+            # A base waits for its overlays: those are looked after in this run, and it after them.
+            failed, words = error.reason != "needed", str(error)
         except OSError as error:
-            answer.update(failed=True, msg="{0}: {1}".format(answer["src"], error.strerror or error))
-        answer["state"] = record.state
-        answers.append(answer)
+            failed, words = True, "{0}: {1}".format(show(record.file("src") or b""), error.strerror or error)
+        answers.append(_recovered(record, words, failed))
     return answers
 
 
@@ -75,7 +75,9 @@ def recover_all(session: Session) -> List[Dict[str, Any]]:
 
 def explain_all(session: Session) -> List[Dict[str, Any]]:
     """What :func:`recover_all` would look after; nothing is done."""
-    return explain_domains(session) + [dict(explain(record), failed=False) for record in session.records.unfinished()]
+    return explain_domains(session) + [
+        _recovered(record, explain(record)["unfinished"] or "", False) for record in session.records.unfinished()
+    ]
 
 
 def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
@@ -84,22 +86,29 @@ def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
 
 
 def explain(record: Record) -> Dict[str, Any]:
-    """What a record says, for people and programs: names, state, since when, and what is left to do (``None``: nothing)."""
+    """What a record says, see :class:`.results.RecordEntry`."""
     src, dest, retired = record.file("src") or b"", record.file("dest") or b"", record.file("retired")
-    return {
-        "record": record.id,
-        "src": show(src),
-        "src_base64": encode_exact(src),
-        "dest": show(dest),
-        "dest_base64": encode_exact(dest),
-        "retired": None if retired is None else show(retired),
-        "format": record.facts.get("format"),
-        "state": record.state,
-        "time": record.facts.get("time"),
-        "verified": bool(record.facts.get("verified")),
-        "error": record.facts.get("error"),
-        "unfinished": _SAYS.get(record.state, "unfinished") if record.unfinished else None,
-    }
+    entry = RecordEntry(
+        record=record.id,
+        src=show(src),
+        src_base64=encode_exact(src),
+        dest=show(dest),
+        dest_base64=encode_exact(dest),
+        retired=None if retired is None else show(retired),
+        format=record.facts.get("format"),
+        state=record.state,
+        time=record.facts.get("time"),
+        verified=bool(record.facts.get("verified")),
+        error=record.facts.get("error"),
+        unfinished=_SAYS.get(record.state, "unfinished") if record.unfinished else None,
+    )
+    return dict(entry._asdict())
+
+
+def _recovered(record: Record, words: str, failed: bool) -> Dict[str, Any]:
+    known = explain(record)
+    names = {key: known[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "state")}
+    return dict(Recovered(msg=words, failed=failed, **names)._asdict())
 
 
 def _recover(record: Record, references: References) -> str:
@@ -160,12 +169,12 @@ def _original(record: Record) -> Optional[bytes]:
 def _without_original(record: Record, result_in_place: bool) -> str:
     if result_in_place and inode_at(record.path_of("src")) in (None, record.facts["result"]["ino"]):
         record.note(State.DONE, error="the original is gone", temporary=None)
-        return "the original has been removed by somebody; the proven result is in place"
+        return "the original was removed by other means; the verified result is in place"
     if result_in_place:
         record.note(State.FAILED, error="another file has the original's name", temporary=None)
         return "another file has taken the original's name; it and the result were left as they are"
     abandon(record, "the original is gone")
-    return "the original has been removed or replaced by somebody; removed the result"
+    return "the original was removed or replaced by other means; removed the result"
 
 
 def _require_unchanged(record: Record, source: Source) -> None:
@@ -256,8 +265,9 @@ def _recover_domains(session: Session, how: Dict[str, Recovery]) -> List[Dict[st
 
 
 def _entries(entry: Dict[str, Any], words: str, failed: bool) -> List[Dict[str, Any]]:
-    common = {"record": None, "dest": None, "dest_base64": None, "state": entry["kind"], "failed": failed, "msg": words}
-    return [dict(common, src=item["path"], src_base64=item["path_base64"]) for item in entry["src"]]
+    return [
+        dict(Recovered(words, entry["kind"], failed, src=item["path"], src_base64=item["path_base64"])._asdict()) for item in entry["src"]
+    ]
 
 
 def _off_the_snapshot(connection: api.Connection, entry: Dict[str, Any]) -> str:

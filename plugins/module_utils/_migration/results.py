@@ -4,14 +4,25 @@
 
 """What modules return: every entry of a list is one of these types, turned into a dictionary. RETURN documents their fields."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Union
+from typing import Any, Dict, List, NamedTuple, Optional
 
-from .._errors import QcowError
 from .._paths import encode_exact, show
-from .execute import Outcome
-from .plan import CONVERT, REFUSE, RETIRE, Plan
-from .preflight import DEFER, reason_of
-from .record import named
+
+
+class Outcome(NamedTuple):
+    """What happened to one image. Sizes in bytes, times in seconds."""
+
+    changed: bool
+    dest: bytes
+    engine: Optional[str] = None
+    verified: bool = False
+    fingerprint: Optional[str] = None
+    retired: Optional[bytes] = None
+    record: Optional[str] = None
+    after: Dict[str, Any] = {}
+    warnings: List[str] = []
+    copy_seconds: float = 0.0
+    verify_seconds: float = 0.0
 
 
 class ImageResult(NamedTuple):
@@ -47,81 +58,102 @@ class ImageResult(NamedTuple):
     details: Dict[str, Any] = {}
 
 
-def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:
-    result = ImageResult(
-        src=show(plan.request.src),
-        src_base64=encode_exact(plan.request.src),
-        dest=show(plan.dest),
-        dest_base64=encode_exact(plan.dest),
-        action=plan.action,
-        reasons=plan.reasons,
-        retired=None if plan.retired is None else show(plan.retired),
-        source=None if plan.identity is None else {key: getattr(plan.identity, key) for key in ("size", "mtime_ns", "ino")},
-        copy_bytes=plan.guest_bytes,
-        before=plan.before,
-        warnings=[],
-        chain=[named(member.path, format=member.format) for member in plan.below],
-        backing=None if plan.backing is None else named(plan.backing.name, format=plan.backing.format),
-        repointed=[show(item.path) for item in plan.dependants],
-        lost=plan.lost_ranges,
-        msg="; ".join(plan.reasons),
-    )
-    return dict(result._replace(**facts)._asdict())
+class RecordEntry(NamedTuple):
+    """What a record says, for people and programs."""
+
+    record: str
+    src: str
+    src_base64: Optional[str]
+    dest: str
+    dest_base64: Optional[str]
+    retired: Optional[str]
+    format: Optional[str]
+    state: str
+    time: Optional[str]
+    verified: bool
+    error: Optional[str]
+    unfinished: Optional[str]  # what is left to do
 
 
-def planned(plan: Plan) -> Dict[str, Any]:
-    """What would become of an image, or why it was left alone."""
-    if plan.action == REFUSE:
-        return _of(plan, failed=True, reason=plan.code, details=plan.details)
-    if plan.action == CONVERT:
-        after = {"path": show(plan.dest), "format": plan.request.format, "virtual_size": plan.virtual_size, "file_size": plan.need}
-        return _of(plan, changed=True, engine=plan.engine, after=after)
-    if plan.action == DEFER:
-        return _of(plan, reason=plan.code)
-    return _of(plan, changed=plan.action == RETIRE)
+class Recovered(NamedTuple):
+    """What was, or would be, done about one thing that an interrupted run has left."""
+
+    msg: str
+    state: Optional[str]
+    failed: bool = False
+    record: Optional[str] = None
+    src: Optional[str] = None
+    src_base64: Optional[str] = None
+    dest: Optional[str] = None
+    dest_base64: Optional[str] = None
 
 
-def failed(plan: Plan, reason: str, message: str, details: Dict[str, Any]) -> Dict[str, Any]:
-    """What stopped an image."""
-    return _of(plan, failed=True, reason=reason, msg=message, details=details)
+class Undone(NamedTuple):
+    """What has become of one record in a rollback or a cleanup, or would; each of them adds keys of its own."""
+
+    action: str
+    reasons: List[str]
+    msg: str
+    changed: bool = False
+    failed: bool = False
+    reason: Optional[str] = None
+    record: Optional[str] = None
+    src: Optional[str] = None
+    src_base64: Optional[str] = None
+    dest: Optional[str] = None
+    dest_base64: Optional[str] = None
+    retired: Optional[str] = None
+    state: Optional[str] = None
+    time: Optional[str] = None
 
 
-def ended_as(plan: Plan, outcome: Union[Outcome, Exception], seconds: float) -> Dict[str, Any]:
-    """What has become of an image.
+class MovedDomain(NamedTuple):
+    """A domain that uses the image, or did."""
 
-    :param outcome: of its plan, or what was raised instead.
-    :param seconds: that it took.
-    """
-    if isinstance(outcome, QcowError):
-        return failed(plan, outcome.reason, str(outcome), outcome.details)
-    if isinstance(outcome, OSError):
-        return failed(plan, reason_of(outcome), "{0}: {1}".format(show(plan.request.src), outcome.strerror or outcome), {})
-    if isinstance(outcome, Exception):
-        return failed(plan, "error", "{0}: {1!r}".format(show(plan.request.src), outcome), {})
-    return _of(
-        plan,
-        changed=outcome.changed,
-        engine=outcome.engine,
-        verified=outcome.verified,
-        fingerprint=outcome.fingerprint,
-        record=outcome.record,
-        after=outcome.after,
-        warnings=outcome.warnings,
-        seconds=round(seconds, 3),
-        copy_seconds=round(outcome.copy_seconds, 3),
-        verify_seconds=round(outcome.verify_seconds, 3),
-    )
+    name: str
+    uuid: str
+    changed: bool
+    targets: List[str]
+    path: str
+    format: str
+    was_running: bool
+    method: str
+    started: bool = False
+    saved: Optional[str] = None
 
 
-def summary(results: List[Dict[str, Any]]) -> Dict[str, int]:
-    """How a batch ended: numbers of images, and bytes on their filesystems before and after of those that were converted."""
-    converted = [result for result in results if result["changed"] and result["action"] == CONVERT and not result["failed"]]
-    return {
-        "images": len(results),
-        "changed": sum(result["changed"] for result in results),
-        "unchanged": sum(not result["changed"] and not result["failed"] and result["action"] != DEFER for result in results),
-        "failed": sum(result["failed"] for result in results),
-        "deferred": sum(result["action"] == DEFER for result in results),
-        "bytes_before": sum(result["before"].get("allocated_size", 0) for result in converted),
-        "bytes_after": sum(result["after"].get("allocated_size", 0) for result in converted),
-    }
+class InfoImage(NamedTuple):
+    """What was seen of one file. Sizes in bytes; what cannot be told is ``None``."""
+
+    path: str
+    path_base64: Optional[str]
+    format: str
+    version: Optional[int] = None
+    virtual_size: Optional[int] = None
+    file_size: Optional[int] = None
+    allocated_size: Optional[int] = None
+    mtime: Optional[float] = None
+    cluster_size: Optional[int] = None
+    encrypted: Optional[bool] = None
+    compressed_clusters: Optional[int] = None
+    data_bytes: Optional[int] = None
+    producer: Optional[str] = None
+    backing: Optional[Dict[str, Any]] = None
+    chain: List[Dict[str, Any]] = []
+    dependents: List[Dict[str, Any]] = []
+    in_use: List[Dict[str, Any]] = []
+    users: List[Dict[str, Any]] = []
+    domains: Optional[Dict[str, Any]] = None
+    references: List[Dict[str, Any]] = []
+    check: Optional[Dict[str, Any]] = None
+    safety: List[Dict[str, Any]] = []
+    fingerprint: Optional[str] = None
+    candidate: bool = False
+    reasons: List[str] = []
+    error: Optional[str] = None
+
+
+def info_image(path: bytes, format_name: str, **facts: Any) -> Dict[str, Any]:
+    """A new entry for a file, to be filled in."""
+    fresh = {"chain": [], "dependents": [], "in_use": [], "users": [], "references": [], "safety": [], "reasons": []}  # type: Dict[str, Any]
+    return dict(InfoImage(show(path), encode_exact(path), format_name, **dict(fresh, **facts))._asdict())

@@ -266,6 +266,6 @@ class NewDependents:
         except OSError:
             return []
         key, now = (status.st_dev, status.st_ino), Surroundings()
-        for node in self._seen[directory].graph.dependants(key):
+        for node in self._seen[directory].graph.dependents(key):
             now.node(node.path)  # as it is now: it may have gone, or been pointed back
-        return now.graph.dependants(key)
+        return now.graph.dependents(key)

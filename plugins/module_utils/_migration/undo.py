@@ -8,15 +8,15 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from .._errors import QcowError, StateError
+from .._errors import QcowError, StateError, reason_of
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, show
 from .._workers import Interrupted
 from . import cleanup, rollback
 from .domain_references import FOLLOW
-from .preflight import reason_of
 from .record import Record, Records, State
 from .recover import explain, explain_all, recover_all
+from .results import Undone
 from .rollback import NewDependents
 from .session import Session
 
@@ -174,24 +174,22 @@ def _run(
 def _handle_all(choice: Choice, records: Records, handle: Handle, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
     chosen, unknown = select(records, choice.paths, choice.records, missing_ok=choice.missing_ok)
     for error in unknown:
-        nothing = dict.fromkeys(("record", "src", "src_base64", "dest", "dest_base64", "retired", "state", "time"))
-        results.append(
-            dict(nothing, action="refuse", reasons=[str(error)], changed=False, failed=True, reason=error.reason, msg=str(error), **missing)
-        )
+        refused = Undone("refuse", [str(error)], str(error), failed=True, reason=error.reason)
+        results.append(dict(refused._asdict(), **missing))
     for record in chosen:
         results.append(_result_of(record, handle, missing))
 
 
 def _result_of(record: Record, handle: Handle, missing: Dict[str, Any]) -> Dict[str, Any]:
     before = explain(record)
-    answer = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "time")}
+    names = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "time")}
     try:
-        answer.update(handle(record), failed=False, reason=None)
-        answer["msg"] = "; ".join(answer["reasons"])
+        more = handle(record)
+        done = Undone(more.pop("action"), more.pop("reasons"), "", more.pop("changed"), **names)
+        done = done._replace(msg="; ".join(done.reasons))
     except QcowError as error:
-        answer.update(missing, action="refuse", reasons=[str(error)], changed=False, failed=True, reason=error.reason, msg=str(error))
+        done, more = Undone("refuse", [str(error)], str(error), failed=True, reason=error.reason, **names), missing
     except OSError as error:
         message = "{0}: {1}".format(before["src"], error.strerror or error)
-        answer.update(missing, action="refuse", reasons=[message], changed=False, failed=True, reason=reason_of(error), msg=message)
-    answer["state"] = record.state
-    return answer
+        done, more = Undone("refuse", [message], message, failed=True, reason=reason_of(error), **names), missing
+    return dict(done._replace(state=record.state)._asdict(), **more)

@@ -214,7 +214,7 @@ def _differ(chains: List[Chain], block: int, path: bytes) -> NoReturn:
     untrue = misreported([reader for chain in chains for reader in chain], block)
     if untrue:
         place = untrue[0]
-        message += ": the filesystem calls {0} in bytes {1}..{2} of {3} a hole (SEEK_DATA), and it is none".format(
+        message += ": the filesystem calls {0} in bytes {1}..{2} of {3} a hole (SEEK_DATA), but they hold data".format(
             place.what, place.start, place.start + place.length - 1, show(place.path)
         )
         hint = (

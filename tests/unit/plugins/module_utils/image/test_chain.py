@@ -157,7 +157,7 @@ def test_graph_knows_files_not_names(tmp_path: pathlib.Path) -> None:
         around.node(path)
     graph = around.graph
     status = os.stat(base)
-    assert [node.path for node in graph.dependants((status.st_dev, status.st_ino))] == paths[:3]
+    assert [node.path for node in graph.dependents((status.st_dev, status.st_ino))] == paths[:3]
     assert len(graph.nodes) == 5
 
 

@@ -208,7 +208,7 @@ def test_what_libvirt_does_not_take_is_undone(daemon: Libvirtd, connection: api.
         redefine.apply(connection, planned._replace(after=planned.after.replace("<devices>", "<devices><unheard-of/>")))
     assert caught.value.reason == "verification-failed" and guest.xml() == planned.before
     guest.domain.setMaxMemory(262144)
-    with pytest.raises(QcowError, match="changed by somebody else"):
+    with pytest.raises(QcowError, match="changed by another program"):
         redefine.apply(connection, planned)
 
 

@@ -9,9 +9,9 @@ import os
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import identity
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import summary
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress, started
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.results import summary
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
 

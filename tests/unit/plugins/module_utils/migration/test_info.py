@@ -42,10 +42,10 @@ def _tree(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("report", ["v1", "known"])
-def test_chains_and_dependants(tree: pathlib.Path, report: str) -> None:
+def test_chains_and_dependents(tree: pathlib.Path, report: str) -> None:
     images = told(tree, report=report, fingerprint=True)
     assert ("three.qcow2" in images) == (report == "known")
-    names = {name: [os.path.basename(item["path"]) for item in image["dependants"]] for name, image in images.items()}
+    names = {name: [os.path.basename(item["path"]) for item in image["dependents"]] for name, image in images.items()}
     assert names["base.qcow"] == ["one.qcow", "three.qcow2"]
     assert names["one.qcow"] == ["two.qcow"]
     assert [(os.path.basename(item["path"]), item["format"]) for item in images["two.qcow"]["chain"]] == [
@@ -61,7 +61,7 @@ def test_chains_and_dependants(tree: pathlib.Path, report: str) -> None:
 
 def test_without_chains_nothing_is_followed(tree: pathlib.Path) -> None:
     images = told(tree, chains=False)
-    assert all(not image["chain"] and not image["dependants"] for image in images.values())
+    assert all(not image["chain"] and not image["dependents"] for image in images.values())
     assert images["one.qcow"]["backing"]["name"] == "base.qcow"
 
 
