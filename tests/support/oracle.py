@@ -68,7 +68,7 @@ def require_v1_driver() -> None:
 
 def run(*arguments: Path, allowed: Sequence[int] = (0,)) -> subprocess.CompletedProcess:
     """Run qemu-img; raise OracleError with its words when it exits with another code than ``allowed``."""
-    done = subprocess.run(["qemu-img", *arguments], capture_output=True, check=False)
+    done = subprocess.run([require_tool("qemu-img"), *arguments], capture_output=True, check=False)
     if done.returncode not in allowed:
         raise OracleError(
             "qemu-img %s: exit %d: %s%s"

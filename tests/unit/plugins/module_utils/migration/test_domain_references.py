@@ -28,6 +28,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_mov
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, State, named
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
+from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
 SECRET = "<graphics type='vnc' port='-1' passwd='s3cret'/>"
 
@@ -41,7 +42,7 @@ def image(directory: pathlib.Path) -> pathlib.Path:
         for _index in range(10):
             file.seek(chance.randrange(0, 8 << 20) // 4096 * 4096)
             file.write(chance.randbytes(16384))
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow", str(raw), str(directory / "a.qcow")], check=True)
+    subprocess.run([require_tool("qemu-img"), "convert", "-f", "raw", "-O", "qcow", str(raw), str(directory / "a.qcow")], check=True)
     return directory / "a.qcow"
 
 
