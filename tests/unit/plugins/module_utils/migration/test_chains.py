@@ -321,6 +321,7 @@ def test_name_that_does_not_fit_is_refused_before_anything_is_written(host: Host
     assert not list(Records(host.state).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, 40))
 def test_crash_anywhere_is_finished_by_the_next_run(host: Host, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The process dies at the nth line of the records, before or after it: the next run ends where an undisturbed one would have."""
