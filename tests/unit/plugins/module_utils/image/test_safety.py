@@ -3,41 +3,48 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Safety checks: each one finds what it is for, and sound images pass them all."""
 
+import os
+import pathlib
+
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._image import safety
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import chain
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import classify_backing_name
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.safety import inspect
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import REFUSE
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.planner import make_plan
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, Xen, build, header, smallest
 
 NAMES = {
-    b"base.img": safety.RELATIVE,
-    b"sub/base.img": safety.RELATIVE,
-    b"./weird:name": safety.RELATIVE,
-    b"\xff\xfe.img": safety.RELATIVE,
-    b"../base.img": safety.RELATIVE,
-    b"processed/x": safety.RELATIVE,
-    b"/var/lib/libvirt/images/base.img": safety.ABSOLUTE,
-    b"/a:b": safety.ABSOLUTE,
-    b"/devices/base": safety.ABSOLUTE,
-    b"": safety.EMPTY,
-    b"\0base": safety.EMPTY,
-    b"json:{}": safety.PROTOCOL,
-    b"nbd:localhost:10809": safety.PROTOCOL,
-    b"nbd+unix:///x?socket=/y": safety.PROTOCOL,
-    b"fat:/etc": safety.PROTOCOL,
-    b"file:///etc/shadow": safety.PROTOCOL,
-    b"https://example.org/x": safety.PROTOCOL,
-    b"weird:name": safety.PROTOCOL,
-    b":": safety.PROTOCOL,
-    b"/dev/sda": safety.DEVICE,
-    b"/dev": safety.DEVICE,
-    b"//dev//sda": safety.DEVICE,
-    b"/x/../dev/sda": safety.DEVICE,
-    b"/proc/self/fd/3": safety.KERNEL,
-    b"/./proc/kcore": safety.KERNEL,
-    b"/sys/x": safety.KERNEL,
+    b"base.img": chain.RELATIVE,
+    b"sub/base.img": chain.RELATIVE,
+    b"./weird:name": chain.RELATIVE,
+    b"\xff\xfe.img": chain.RELATIVE,
+    b"../base.img": chain.RELATIVE,
+    b"processed/x": chain.RELATIVE,
+    b"/var/lib/libvirt/images/base.img": chain.ABSOLUTE,
+    b"/a:b": chain.ABSOLUTE,
+    b"/devices/base": chain.ABSOLUTE,
+    b"": chain.EMPTY,
+    b"\0base": chain.EMPTY,
+    b"json:{}": chain.PROTOCOL,
+    b"nbd:localhost:10809": chain.PROTOCOL,
+    b"nbd+unix:///x?socket=/y": chain.PROTOCOL,
+    b"fat:/etc": chain.PROTOCOL,
+    b"file:///etc/shadow": chain.PROTOCOL,
+    b"https://example.org/x": chain.PROTOCOL,
+    b"weird:name": chain.PROTOCOL,
+    b":": chain.PROTOCOL,
+    b"/dev/sda": chain.DEVICE,
+    b"/dev": chain.DEVICE,
+    b"//dev//sda": chain.DEVICE,
+    b"/x/../dev/sda": chain.DEVICE,
+    b"/proc/self/fd/3": chain.KERNEL,
+    b"/./proc/kcore": chain.KERNEL,
+    b"/sys/x": chain.KERNEL,
 }
 
 
@@ -45,14 +52,14 @@ NAMES = {
 def test_protocols_devices_and_other_names(name):
     found = classify_backing_name(name)
     assert found.kind == NAMES[name]
-    assert found.followable == (found.kind in (safety.RELATIVE, safety.ABSOLUTE))
+    assert found.followable == (found.kind in (chain.RELATIVE, chain.ABSOLUTE))
     assert found.climbs == (b".." in name)
     found.text.encode("utf-8")
 
 
 def test_a_backing_name_ends_at_the_first_nul():
     found = classify_backing_name(b"new.img\0d.img\0")
-    assert (found.name, found.tail, found.kind) == (b"new.img", b"d.img\0", safety.RELATIVE)
+    assert (found.name, found.tail, found.kind) == (b"new.img", b"d.img\0", chain.RELATIVE)
 
 
 def run(image):
@@ -103,6 +110,17 @@ def test_case(name):
     found = [finding for finding in run(image) if finding.kind == kind]
     assert [finding.severity for finding in found] == [severity]
     assert found[0].text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_errors_refuse_a_migration_and_nothing_else_does(name: str, tmp_path: pathlib.Path) -> None:
+    image, kind, severity = CASES[name]
+    (tmp_path / "disk.qcow").write_bytes(build(image).data if isinstance(image, ImageSpec) else image)
+    severities = {finding.severity for finding in run(image)}
+    if kind == "backing-climbs" or kind == "backing-nul":
+        (tmp_path / "new.img").write_bytes(bytes(1 << 20))
+    plan = make_plan(Request(src=os.fsencode(tmp_path / "disk.qcow")), Records(os.fsencode(tmp_path / "state")))
+    assert (plan.action == REFUSE) == ("error" in severities or kind == "backing-climbs"), plan.reasons
 
 
 def test_all_checks_are_made_and_reported_together():
