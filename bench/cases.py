@@ -13,7 +13,7 @@ import sys
 from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 from ansible_collections.vmimage.qcow.bench import images, measure
-from ansible_collections.vmimage.qcow.bench.extent import Contest, run
+from ansible_collections.vmimage.qcow.bench.measure import Contest, run
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
 
 MIB = 1 << 20

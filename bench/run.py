@@ -18,7 +18,7 @@ import tempfile
 from typing import List
 
 from ansible_collections.vmimage.qcow.bench.cases import MIB, Bench, Row, chosen
-from ansible_collections.vmimage.qcow.bench.extent import median, run
+from ansible_collections.vmimage.qcow.bench.measure import median, run
 
 _COLUMNS = ("work", "against", "ours s", "peer's s", "ratio", "spread", "CPU ratio", "at least", "peak MiB", "written MiB")
 

@@ -99,15 +99,18 @@ lines:
   returned: with O(results)
   type: list
   elements: str
+  sample: ["3 files looked at, 1 to migrate"]
 problems:
   description: Why the run on this host is no success; empty where it is.
   returned: with O(results)
   type: list
   elements: str
+  sample: ["/srv/archive/private: Permission denied. Leave it out with exclude."]
 reached:
   description: Whether the host could be reached all the time.
   returned: with O(results)
   type: bool
+  sample: true
 report:
   description: The page.
   returned: with O(fleet)
@@ -117,4 +120,6 @@ totals:
   description: Numbers of hosts and of images by what has become of them, and bytes, over all hosts.
   returned: with O(fleet)
   type: dict
+  sample: {hosts: 2, missing: 0, files: 4711, images: 3, bytes: 6930432, failed: 0, left: 1, deferred: 0, migrated: 2, retired: 0, other: 0,
+           left_bytes: 2310144, bytes_before: 4620288, bytes_after: 25296896, seconds: 25.2, verified: 2}
 """

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 
+from ansible_collections.vmimage.qcow.tests.support.returned import looked_at
+
 MAKE = """
 import resource, sys
 from ansible_collections.vmimage.qcow.plugins.action.qcow_report import make
@@ -19,17 +21,7 @@ print(int(totals["images"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def fleet(folder, hosts, images):
     folder.mkdir()
-    rows = [
-        {
-            "path": f"/i/{number}.qcow",
-            "format": "qcow",
-            "allocated_size": number,
-            "candidate": True,
-            "writer": "qemu-img",
-            "reasons": ["x" * 900],
-        }
-        for number in range(images)
-    ]
+    rows = [looked_at(f"/i/{number}.qcow", allocated_size=number, reasons=["x" * 900], check=None) for number in range(images)]
     text = json.dumps({"schema": 1, "time": "2026-11-22T01:00:00Z", "summary": {"files": images}, "images": rows})
     for number in range(hosts):
         (folder / f"scan-h{number:04d}.json").write_text(text)

@@ -4,8 +4,7 @@
 
 """Named safety checks of an untrusted QCOW v1 file, all of them made and all of them reported, before anything is followed or believed.
 
-Pure: what a name would lead to is judged, never looked at. Whether a finding forbids anything is for the caller to decide; what is an error here
-should never be followed without somebody saying so.
+Pure: what a name would lead to is judged, never looked at. What is an error here makes a migration refuse the image; a warning is only told.
 """
 
 from typing import List, Optional
@@ -23,6 +22,9 @@ MAX_L1_SIZE = 64 << 20
 
 _FRONT = 4096
 _PADDING = slice(34, 36)
+
+DAMAGE = frozenset(["l1-in-header", "l1-outside-file"])
+"""Kinds of errors that salvage is for."""
 
 
 def inspect(head: bytes, file_size: int, read_at: Optional[ReadAt] = None) -> List[Finding]:

@@ -14,10 +14,12 @@ from .._host.attributes import protection
 from .._host.file_users import Use
 from .._host.files import check_name
 from .._host.in_use import WRITER, find_users, in_use
+from .._image import safety
 from .._image.chain import Key, Member
 from .._image.check import STRUCTURE
-from .._image.detect import UNKNOWN
+from .._image.detect import HEAD, UNKNOWN, reader_at
 from .._image.extent import SECTOR
+from .._image.findings import ERROR
 from .._image.qcow1 import Qcow1
 from .._paths import show
 from .._verify.compare import verify
@@ -129,9 +131,24 @@ def _look(request: Request, source: Source, bases: Bases) -> Losses:
             time.sleep(_BETWEEN_LOOKS)
 
 
+def _require_safe(request: Request, source: Source) -> None:
+    """What the safety checks call an error, and what has not been refused for a better reason before, is refused here; salvage is for damage only."""
+    read_at = reader_at(source.fd)
+    found = safety.inspect(read_at(HEAD, 0), source.identity.size, read_at)
+    errors = [finding.text for finding in found if finding.severity == ERROR and not (request.salvage and finding.kind in safety.DAMAGE)]
+    if errors:
+        raise UnsafeImage(
+            "; ".join(errors),
+            request.src,
+            hint="It was left as it is: a guest may have written a QCOW header into its own raw disk. Find out what the file is before anything is "
+            "done with it.",
+        )
+
+
 def _plan_conversion(request: Request, dest: bytes, source: Source, records: Records, bases: Bases) -> Plan:
     members = tuple(source.follow(rules_of(request)))
     lost = _look(request, source, bases)
+    _require_safe(request, source)
     image = source.layers[0]
     source.unlock(dict(request.passphrase_files), force=request.force_passphrase)
     bases.sound.update(member.key for member in members)

@@ -17,48 +17,19 @@ import pytest
 from ansible_collections.vmimage.qcow.plugins.action.qcow_report import cell, make
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet
 from ansible_collections.vmimage.qcow.tests.support.require import require
+from ansible_collections.vmimage.qcow.tests.support.returned import converted, damaged, looked_at
 
 GIB = 1 << 30
 NASTY = "/srv/<script>alert(1)</script>\"'&{{ 7 * 7 }}.qcow"
 
 
 def found(path, **more):
-    image = {
-        "path": path,
-        "format": "qcow",
-        "writer": "qemu-img",
-        "virtual_size": 4 * GIB,
-        "allocated_size": GIB,
-        "candidate": True,
-        "reasons": ["QCOW v1"],
-        "in_use": [],
-        "chain": [],
-        "backing": None,
-        "check": {"verdict": "sound", "findings": []},
-        "error": None,
-    }
-    return dict(image, **more)
+    return looked_at(path, **dict({"virtual_size": 4 * GIB, "allocated_size": GIB}, **more))
 
 
 def migrated(path, **more):
-    result = {
-        "src": path,
-        "dest": path + ".qcow2",
-        "action": "convert",
-        "changed": True,
-        "failed": False,
-        "verified": True,
-        "fingerprint": "sha256-64k:00",
-        "record": "20261122T010203.000000Z-00000000",
-        "retired": path + ".qcow1.orig",
-        "before": {"allocated_size": GIB, "virtual_size": 4 * GIB},
-        "after": {"allocated_size": GIB // 2},
-        "seconds": 2.0,
-        "reason": None,
-        "msg": "",
-        "chain": [],
-    }
-    return dict(result, **more)
+    sizes = {"before": {"allocated_size": GIB, "virtual_size": 4 * GIB}, "after": {"allocated_size": GIB // 2}, "seconds": 2.0}
+    return converted(path, **dict(sizes, **more))
 
 
 @pytest.fixture(name="folder")
@@ -68,11 +39,11 @@ def make_folder(tmp_path):
             found("/i/base.qcow"),
             found("/i/over.qcow", chain=[{"path": "/i/base.qcow", "format": "qcow"}]),
             found("/i/top.qcow", backing={"name": "over.qcow", "format": None}),
-            found("/i/new.qcow2", format="qcow2", writer=None, candidate=False, reasons=[]),
+            found("/i/new.qcow2", format="qcow2", producer=None, candidate=False, reasons=[]),
         ],
         "hv2": [
             found(NASTY, in_use=[{"kind": "writer", "who": "=cmd()", "how": "open for writing"}]),
-            found("/i/bad.qcow", check={"verdict": "damaged", "findings": [{"what": "a cluster lies beyond the end"}]}),
+            damaged("/i/bad.qcow", virtual_size=4 * GIB, allocated_size=GIB),
             found("/i/later.qcow"),
         ],
     }

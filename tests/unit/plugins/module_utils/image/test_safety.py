@@ -3,11 +3,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Safety checks: each one finds what it is for, and sound images pass them all."""
 
+import os
+import pathlib
+
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import chain
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import classify_backing_name
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.safety import inspect
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import REFUSE
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.planner import make_plan
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, Xen, build, header, smallest
 
@@ -103,6 +110,17 @@ def test_case(name):
     found = [finding for finding in run(image) if finding.kind == kind]
     assert [finding.severity for finding in found] == [severity]
     assert found[0].text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_errors_refuse_a_migration_and_nothing_else_does(name: str, tmp_path: pathlib.Path) -> None:
+    image, kind, severity = CASES[name]
+    (tmp_path / "disk.qcow").write_bytes(build(image).data if isinstance(image, ImageSpec) else image)
+    severities = {finding.severity for finding in run(image)}
+    if kind == "backing-climbs" or kind == "backing-nul":
+        (tmp_path / "new.img").write_bytes(bytes(1 << 20))
+    plan = make_plan(Request(src=os.fsencode(tmp_path / "disk.qcow")), Records(os.fsencode(tmp_path / "state")))
+    assert (plan.action == REFUSE) == ("error" in severities or kind == "backing-climbs"), plan.reasons
 
 
 def test_all_checks_are_made_and_reported_together():
