@@ -235,7 +235,8 @@ options:
   allow_declared_raw:
     description:
       - Whether to migrate an image that a domain declares as raw. Such a guest sees and writes the bytes of the file, and may have written the header
-        itself to be given another file of the host. Otherwise the image is refused.
+        itself to be given another file of the host. Otherwise the image is refused, and so is one that begins with the mark of another format too, a
+        partition table's for instance.
       - Set it where the definition is wrong. The definition is then corrected.
     type: bool
     default: false

@@ -23,7 +23,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt, 
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import CONTENT, check
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.findings import DAMAGED
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.producer import likely_writer
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.producer import likely_producer
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_header import HEADER_SIZE
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks
@@ -178,7 +178,7 @@ def examine(fd: int, image: bytes) -> str:
         assert report is None or report.verdict == DAMAGED
         return "refused"
     assert report is not None
-    likely_writer(reader)
+    likely_producer(reader)
     try:
         assert reader.backing_name is None or len(reader.backing_name) < 1024
     except QcowError:

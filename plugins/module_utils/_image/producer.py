@@ -30,24 +30,24 @@ _STREAMS = 256
 _PAGE = 4096
 
 
-class Writer(NamedTuple):
+class Producer(NamedTuple):
     """A guess, and what it rests on."""
 
     name: str  # one of the names above
     marks: List[str]  # in words
 
 
-def likely_writer(image: Qcow1) -> Writer:
+def likely_producer(image: Qcow1) -> Producer:
     """The likely writer of an image. Looks at the first 64 tables at most; damage found on the way is not its business."""
     header = image.header
     if image.xen is not None:
-        return Writer(XEN, ["header extension of {0} bytes".format(image.xen.size), "L1 table " + image.l1_byteorder + "-endian"])
+        return Producer(XEN, ["header extension of {0} bytes".format(image.xen.size), "L1 table " + image.l1_byteorder + "-endian"])
     tables = [offset for _start, offset in _tables(image)]
     for guess in (_mkimg, _virtualbox, _qemu):
         writer = guess(image, header, tables)
         if writer is not None:
             return writer
-    return Writer(UNKNOWN, ["L1 table at byte {0}, {1} byte clusters".format(header.l1_offset, header.cluster_size)])
+    return Producer(UNKNOWN, ["L1 table at byte {0}, {1} byte clusters".format(header.l1_offset, header.cluster_size)])
 
 
 def _tables(image: Qcow1) -> List[Tuple[int, int]]:
@@ -67,32 +67,32 @@ def _default_shape(header: Header) -> bool:
     return (header.cluster_bits, header.l2_bits) == (12, 9)
 
 
-def _mkimg(_image: Qcow1, header: Header, tables: List[int]) -> Optional[Writer]:
+def _mkimg(_image: Qcow1, header: Header, tables: List[int]) -> Optional[Producer]:
     """All tables directly behind an L1 table at 4096, before any data."""
     if header.l1_offset != _PAGE or header.has_backing or not _default_shape(header) or not tables:
         return None
     first = _up(_PAGE + 8 * header.l1_entries, _PAGE)
     if tables != [first + number * header.l2_size for number in range(len(tables))]:
         return None
-    return Writer(MKIMG, ["L1 table at byte 4096", "all L2 tables follow it"])
+    return Producer(MKIMG, ["L1 table at byte 4096", "all L2 tables follow it"])
 
 
-def _virtualbox(image: Qcow1, header: Header, tables: List[int]) -> Optional[Writer]:
+def _virtualbox(image: Qcow1, header: Header, tables: List[int]) -> Optional[Producer]:
     """The L1 table is rounded up to whole clusters, and the backing file's name has a cluster of its own."""
     if header.l1_offset != HEADER_SIZE or not _default_shape(header):
         return None
     table = 8 * header.l1_entries
     if header.has_backing and header.backing_offset % _PAGE == 0 and header.backing_offset >= HEADER_SIZE + table:
-        return Writer(VIRTUALBOX, ["backing file's name in a cluster of its own"])
+        return Producer(VIRTUALBOX, ["backing file's name in a cluster of its own"])
     behind = _up(HEADER_SIZE + _up(table, _PAGE), _PAGE)
     if tables and min(tables) == behind != _up(HEADER_SIZE + _up(table, SECTOR), _PAGE):
-        return Writer(VIRTUALBOX, ["L1 table at byte 48, rounded up to whole clusters"])
+        return Producer(VIRTUALBOX, ["L1 table at byte 48, rounded up to whole clusters"])
     if not tables and image.file_size % _PAGE == 0 and image.file_size != HEADER_SIZE + table:
-        return Writer(VIRTUALBOX, ["empty, and a whole number of clusters long"])
+        return Producer(VIRTUALBOX, ["empty, and a whole number of clusters long"])
     return None
 
 
-def _qemu(image: Qcow1, header: Header, tables: List[int]) -> Optional[Writer]:
+def _qemu(image: Qcow1, header: Header, tables: List[int]) -> Optional[Producer]:
     """The name behind the header, the L1 table behind the name."""
     if header.has_backing and header.backing_offset != HEADER_SIZE:
         return None
@@ -102,17 +102,17 @@ def _qemu(image: Qcow1, header: Header, tables: List[int]) -> Optional[Writer]:
     end = header.l1_offset + 8 * header.l1_entries
     marks = ["L1 table right after the " + ("name" if header.has_backing else "header")]
     if header.size % SECTOR:
-        return Writer(MOL, [*marks, "virtual size of {0} bytes, no whole number of sectors".format(header.size)])
+        return Producer(MOL, [*marks, "virtual size of {0} bytes, no whole number of sectors".format(header.size)])
     if header.has_backing and header.mtime:
-        return Writer(QEMU_OLD, [*marks, "the backing file's time in the header (QEMU up to 0.8.2)"])
+        return Producer(QEMU_OLD, [*marks, "the backing file's time in the header (QEMU up to 0.8.2)"])
     if not tables:
         if image.file_size == end != header.l1_offset + _up(8 * header.l1_entries, SECTOR):
-            return Writer(QEMU_OLD, [*marks, "the file ends with the L1 table"])
-        return Writer(QEMU, marks)
+            return Producer(QEMU_OLD, [*marks, "the file ends with the L1 table"])
+        return Producer(QEMU, marks)
     offsets = _stream_offsets(image)
     if any(offset % SECTOR for offset in offsets):
-        return Writer(QEMU_OLD, [*marks, "compressed clusters packed byte to byte"])
-    return Writer(QEMU, [*marks, "compressed clusters begin at sectors"] if offsets else marks)
+        return Producer(QEMU_OLD, [*marks, "compressed clusters packed byte to byte"])
+    return Producer(QEMU, [*marks, "compressed clusters begin at sectors"] if offsets else marks)
 
 
 def _stream_offsets(image: Qcow1) -> List[int]:

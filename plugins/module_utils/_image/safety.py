@@ -26,6 +26,9 @@ _PADDING = slice(34, 36)
 DAMAGE = frozenset(["l1-in-header", "l1-outside-file"])
 """Kinds of errors that salvage is for."""
 
+AMBIGUOUS = frozenset(["polyglot"])
+"""Kinds of errors that leave open whether the file is an image at all."""
+
 
 def inspect(head: bytes, file_size: int, read_at: Optional[ReadAt] = None) -> List[Finding]:
     """Every safety check there is, on the header and the backing file's name of a file that says it is QCOW v1.

@@ -139,6 +139,7 @@ def common_request(params: Dict[str, Any]) -> Request:
         encryption=params["encryption"],
         luks_passphrase_file=path_of(params, "luks_passphrase_file"),
         salvage=params["salvage"],
+        allow_declared_raw=params["allow_declared_raw"],
         overwrite_device=params["overwrite_device"],
         preallocation=params["preallocation"],
         compat=params["compat"],

@@ -14,7 +14,7 @@ from .._image.check import check
 from .._image.detect import HEAD, QCOW1_MAGIC, QCOW_MAGIC, UNKNOWN, Identity, identify, is_qcow1, reader_at
 from .._image.extent import SECTOR
 from .._image.findings import DAMAGED, SOUND
-from .._image.producer import likely_writer
+from .._image.producer import likely_producer
 from .._image.qcow1 import Qcow1
 from .._image.qcow2 import Qcow2
 from .._paths import decode_exact, encode_exact, show
@@ -182,7 +182,7 @@ def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> N
     image["backing"] = _backing(reader.backing_name, None)
     if verdict == DAMAGED:
         return
-    image["producer"] = likely_writer(reader).name
+    image["producer"] = likely_producer(reader).name
     if image["backing"] is not None and not (question.chains and _describe_chain(image, source, question)):
         return
     if question.fingerprint and not image["encrypted"] and all(member["format"] in NATIVE for member in image["chain"]):

@@ -132,17 +132,22 @@ def _look(request: Request, source: Source, bases: Bases) -> Losses:
 
 
 def _require_safe(request: Request, source: Source) -> None:
-    """What the safety checks call an error, and what has not been refused for a better reason before, is refused here; salvage is for damage only."""
-    read_at = reader_at(source.fd)
-    found = safety.inspect(read_at(HEAD, 0), source.identity.size, read_at)
-    errors = [finding.text for finding in found if finding.severity == ERROR and not (request.salvage and finding.kind in safety.DAMAGE)]
-    if errors:
-        raise UnsafeImage(
-            "; ".join(errors),
-            request.src,
-            hint="It was left as it is: a guest may have written a QCOW header into its own raw disk. Find out what the file is before anything is "
-            "done with it.",
-        )
+    """What the safety checks call an error, in the image and in the v1 images it rests on, is refused where it was not for a better reason before."""
+    files = [(source.path, source.fd)] + [(member.path, fd) for member, fd in source.pairs() if member.format == "qcow"]
+    for path, fd in files:
+        read_at = reader_at(fd)
+        found = safety.inspect(read_at(HEAD, 0), os.fstat(fd).st_size, read_at)
+        allowed = safety.DAMAGE if request.salvage else frozenset()
+        if request.allow_declared_raw:
+            allowed |= safety.AMBIGUOUS
+        errors = [finding.text for finding in found if finding.severity == ERROR and finding.kind not in allowed]
+        if errors:
+            raise UnsafeImage(
+                "; ".join(errors),
+                path,
+                hint="It was left as it is: a guest may have written a QCOW header into its own raw disk. If you are sure that it is an image, set "
+                "allow_declared_raw=true.",
+            )
 
 
 def _plan_conversion(request: Request, dest: bytes, source: Source, records: Records, bases: Bases) -> Plan:

@@ -48,6 +48,7 @@ class Request(NamedTuple):
     encryption: str = "none"  # of the result: none or luks
     luks_passphrase_file: Optional[bytes] = None
     salvage: bool = False  # zeros for what cannot be read
+    allow_declared_raw: bool = False  # it is an image although a domain declares it raw, or other formats have left their marks
     preallocation: str = "off"  # off, metadata, falloc or full
     compat: str = "1.1"  # of a qcow2 result: 1.1 or 0.10
     overwrite_device: bool = False  # a block device may hold something that will be lost

@@ -64,7 +64,7 @@ def guess(tmp_path):
         else:
             path = image
         with open(path, "rb") as stream:
-            return producer.likely_writer(Qcow1(stream.fileno(), os.fsencode(path)))
+            return producer.likely_producer(Qcow1(stream.fileno(), os.fsencode(path)))
 
     return run
 

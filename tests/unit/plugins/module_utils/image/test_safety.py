@@ -123,6 +123,22 @@ def test_errors_refuse_a_migration_and_nothing_else_does(name: str, tmp_path: pa
     assert (plan.action == REFUSE) == ("error" in severities or kind == "backing-climbs"), plan.reasons
 
 
+def test_one_who_knows_better_may_take_a_file_with_two_marks_for_an_image(tmp_path: pathlib.Path) -> None:
+    path = os.fsencode(tmp_path / "disk.qcow")
+    build(CASES["polyglot GPT"][0]).write(path)
+    records = Records(os.fsencode(tmp_path / "state"))
+    refused = make_plan(Request(src=path), records)
+    assert refused.action == REFUSE and refused.code == "unsafe" and "allow_declared_raw" in refused.reasons[0]
+    assert make_plan(Request(src=path, allow_declared_raw=True), records).action == "convert"
+
+
+def test_a_base_is_looked_at_as_closely(tmp_path: pathlib.Path) -> None:
+    build(CASES["polyglot GPT"][0]).write(tmp_path / "base.img")
+    build(named(b"base.img")).write(tmp_path / "over.qcow")
+    request = Request(src=os.fsencode(tmp_path / "over.qcow"), chains="flatten")
+    assert make_plan(request, Records(os.fsencode(tmp_path / "state"))).code == "unsafe"
+
+
 def test_all_checks_are_made_and_reported_together():
     image = spec(
         size=5000, cluster_bits=9, backing=Backing(b"/x/../dev/sda\0tail"), fields={"padding": 1}, append=b"conectix".ljust(512, b"\0")
