@@ -117,7 +117,7 @@ reason: &reason
   type: str
   sample: in-use
 details: &details
-  description: "Further facts about a failure: C(users) of what is in use, damaged C(ranges), C(problems) of a plan that does not fit, C(backing) files, a tool's C(stderr)."
+  description: "Further facts about a failure: C(users) of what is in use, damaged C(ranges), C(problems) of a plan that does not fit, a C(backing) file."
   returned: with O(src), and in each of RV(images); when the call as a whole failed
   type: dict
   sample: {}

@@ -57,7 +57,7 @@ def facts(directory: str) -> dict[str, Any]:
     return found
 
 
-def pile(directory: str) -> list[str]:
+def images_of_all_kinds(directory: str) -> list[str]:
     """20 images as a neglected host holds them: good and misleading names, plain and compressed, rights, attributes, directories."""
     made = []
     for number in range(20):
@@ -83,7 +83,7 @@ def pile(directory: str) -> list[str]:
 def test_drill(tmp_path: Any, tell: Callable[..., None], how: dict[str, Any]) -> None:
     images = str(tmp_path / "images")
     state = os.fsencode(str(tmp_path / "state"))
-    paths = pile(images)
+    paths = images_of_all_kinds(images)
     start = facts(images)
     disks = {path: guest_bytes(path) for path in paths}
     requests = [Request(os.fsencode(path), retire=True, state_dir=state, **how) for path in paths]

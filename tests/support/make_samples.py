@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Makes a small pile of images as a neglected host holds them: ``python -m ...make_samples DIRECTORY``.
+"""Makes a small collection of images as a neglected host holds them: ``python -m ...make_samples DIRECTORY``.
 
 QCOW version 1 images under good and misleading names, and two files that a migration must leave alone.
 """
@@ -35,7 +35,7 @@ SAMPLES = {
     "golden.qcow2": disk(5, size=16 * MIB, filled=300),
     "no-suffix": disk(6, size=10 * MIB + 512, filled=100),
 }
-DECOYS = {"notes.txt": b"web01 is the one that must not go down.\n", "scratch.raw": b"\xeb\x3c\x90" + bytes(MIB - 3)}
+LOOKALIKES = {"notes.txt": b"web01 is the one that must not go down.\n", "scratch.raw": b"\xeb\x3c\x90" + bytes(MIB - 3)}
 
 
 def main(directory: str) -> None:
@@ -43,10 +43,10 @@ def main(directory: str) -> None:
         path = os.path.join(directory, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         build(spec).write(path)
-    for name, content in DECOYS.items():
+    for name, content in LOOKALIKES.items():
         with open(os.path.join(directory, name), "wb") as stream:
             stream.write(content)
-    print("%d QCOW version 1 images and %d other files made in %s" % (len(SAMPLES), len(DECOYS), directory))
+    print("%d QCOW version 1 images and %d other files made in %s" % (len(SAMPLES), len(LOOKALIKES), directory))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_files_of_all_names_in_a_stable_order(top):
     assert found.head == MAGIC + b"\0" * 48 and found.error is None and stat.S_ISREG(found.stat.st_mode)
 
 
-def test_decoys_are_passed_by_and_untouched(top):
+def test_lookalikes_are_passed_by_and_untouched(top):
     os.mkfifo(top + b"/fifo")
     server = socket.socket(socket.AF_UNIX)
     server.bind(top + b"/socket")
