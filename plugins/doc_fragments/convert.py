@@ -17,7 +17,7 @@ options:
     description:
       - Files and directories, by absolute paths. Every QCOW version 1 image in them is converted, whatever its name says; retired originals
         are not. Symbolic links inside a tree are not followed.
-      - Backing files may lie there too, as with O(backing_dirs).
+      - Backing files may be there, too, as with O(backing_dirs).
       - What does not exist or cannot be read is listed in RV(errors), and the module fails after it has converted the rest.
     type: list
     elements: path
@@ -36,7 +36,7 @@ options:
     type: path
   images:
     description:
-      - Many images in one call. Each entry takes the options of its own and the module's for what it does not say.
+      - Many images in one call. Each entry has options of its own; for the rest, the module's apply.
       - One image that fails does not stop the others; the module fails at its end and names it.
     type: list
     elements: dict
@@ -63,7 +63,7 @@ options:
         type: path
       action:
         description:
-          - What a reviewed plan says is to be done. V(convert) converts the image, V(skip) leaves it as it is, and V(refuse) fails with what O(images[].why)
+          - The action that a reviewed plan gives. V(convert) converts the image, V(skip) leaves it as it is, and V(refuse) fails with what O(images[].why)
             says.
         type: str
         choices: [convert, skip, refuse]
@@ -93,13 +93,13 @@ options:
     default: 1
   max_minutes:
     description:
-      - Start no image later than so many minutes after the start. What is under way is completed.
+      - Start no new image after this many minutes. What is under way is completed.
       - The images that are left have RV(ignore:action=defer) and are no failures; the next run goes on.
     type: float
   max_bytes:
     description:
-      - Copy no more than so many bytes that guests see, in bytes or with a unit (V(500G)), in the order of O(images).
-      - The first image is always converted, however large it is. What is left is as with O(max_minutes).
+      - Copy at most this many guest bytes, in bytes or with a unit (V(500G)), in the order of O(images).
+      - The first image is always converted, whatever its size. What is left is as with O(max_minutes).
     type: str
   fail_on_in_use:
     description:
@@ -129,12 +129,12 @@ options:
     default: qcow2
   keep_name:
     description:
-      - Whether the result takes the original's own name, for references that nobody can edit. Needs O(original=retire).
+      - Whether the result takes the original's own name, for references that cannot be edited. Needs O(original=retire).
     type: bool
     default: false
   engine:
     description:
-      - V(native) is this collection's own reader and writer. It is right on every distribution and sees damage.
+      - V(native) is this collection's own reader and writer. It works on every distribution and detects damage.
       - V(qemu-img) uses the host's C(qemu-img), after proving that it can read QCOW version 1.
       - V(auto) is V(native) unless the result is one that only C(qemu-img) writes; then the image is read natively and C(qemu-img) writes
         from that.
@@ -174,7 +174,7 @@ options:
     default: preserve
   backing_dirs:
     description:
-      - Directories in which backing files may lie, besides the directory of each image itself. Backing files elsewhere are refused, and so
+      - Directories in which backing files may be, besides the directory of each image itself. Backing files elsewhere are refused, and so
         are protocols, devices and the kernel's own files, wherever they are named.
       - With O(original=retire), overlays that rest on an image are looked for here too, subdirectories included.
     type: list
@@ -220,7 +220,7 @@ options:
     default: 120s
   reference_dirs:
     description:
-      - Directories (or files) with text in which to search for the names of images that are to be retired, for references that nobody can edit, for
+      - Directories (or files) with text in which to search for the names of images that are to be retired, for references that cannot be edited, for
         instance V(/etc/xen), V(/etc/pve) or V(/etc/systemd/system). Subdirectories are included, files over 1 MiB are not.
     type: list
     elements: path
@@ -228,7 +228,7 @@ options:
   references:
     description:
       - What to do with an image that such a file names, unless its result takes its name. V(refuse) refuses it; the way out is O(keep_name).
-        V(report) only says so in RV(ignore:reasons).
+        V(report) only mentions it in RV(ignore:reasons).
     type: str
     choices: [refuse, report]
     default: refuse
@@ -265,7 +265,7 @@ options:
     type: path
   salvage:
     description:
-      - Whether to convert damaged images all the same. What can be read is kept, what cannot becomes zeros, and every lost range is listed in
+      - Whether to convert damaged images anyway. What can be read is kept, what cannot becomes zeros, and every lost range is listed in
         RV(lost) and in the record.
     type: bool
     default: false
@@ -283,7 +283,7 @@ options:
     choices: ['off', metadata, falloc, full]
     default: 'off'
   compat:
-    description: Compatibility level of a qcow2 result. V(0.10) is for QEMU before 1.1 and knows no lazy refcounts.
+    description: Compatibility level of a qcow2 result. V(0.10) is for QEMU before 1.1 and does not support lazy refcounts.
     type: str
     choices: ['0.10', '1.1']
     default: '1.1'
@@ -320,13 +320,13 @@ options:
       - Not limited if not given.
     type: str
   priority:
-    description: With V(low) the conversion comes behind everything else that wants the processors or the disks.
+    description: V(low) lets every other process go first, on processors and disks.
     type: str
     choices: [normal, low]
     default: normal
   page_cache:
     description:
-      - V(use) leaves it to the kernel what it keeps in memory.
+      - V(use) leaves caching to the kernel.
       - V(spare) drops what was read and written from the host's page cache while it goes on, so that running guests keep theirs. The result is
         verified as the disk gives it back. This is slower.
     type: str

@@ -68,5 +68,5 @@ options:
     type: bool
     default: false
 notes:
-  - What an interrupted run has left behind on this host is finished or cleaned up first, see RV(recovered).
+  - What an interrupted run has left on this host is finished or cleaned up first, see RV(recovered).
 """

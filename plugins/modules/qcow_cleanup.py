@@ -13,7 +13,7 @@ author:
 description:
   - Deletes originals that M(vmimage.qcow.qcow_convert) has renamed to C(.qcow1.orig), once they have been retired for O(min_age_days).
   - Each is deleted only if the record says that the result was verified against it, the original is still the file that was retired and
-    nobody has it open, and the migrated image is there, has its format and size, and its tables make sense. Where C(qemu-img) is
+    no process has it open, and the migrated image is there, has its format and size, and its tables make sense. Where C(qemu-img) is
     there, it must not find a qcow2 damaged either, unless a guest is writing it.
   - Records stay, and say that the original was deleted and when. Such a migration cannot be rolled back any more.
 extends_documentation_fragment:

@@ -38,10 +38,10 @@ seealso:
 notes:
   - Owner, group, mode, ACLs, extended attributes and the SELinux label of the original carry over; O(owner), O(group), O(mode) and the
     others override them.
-  - What an interrupted run has left behind on this host is finished or cleaned up first, see RV(recovered).
+  - What an interrupted run has left on this host is finished or cleaned up first, see RV(recovered).
   - SIGTERM, SIGINT and SIGHUP undo what is under way and end the module; after SIGKILL or a crash the next run does it.
   - While it works, lines tell how far each image has come. The module runs on the host by itself (as with C(async), which it uses unless the task
-    says C(async) on its own), so a lost connection, a cancelled job or a controller that goes away does not end it. A following run waits
+    sets C(async) itself), so a lost connection, a cancelled job or a controller that goes away does not end it. A following run waits
     for O(lock_timeout), shows how far the other has come meanwhile, and then finds its images migrated.
 """
 

@@ -68,7 +68,7 @@ options:
   query_libvirt:
     description:
       - Whether to ask libvirt which domains use the images, running or not, by their disks, snapshots, checkpoints and declared backing files.
-      - Where libvirt cannot be asked, the definitions it keeps as files are read, and a warning says so.
+      - Where libvirt cannot be asked, the definitions it keeps as files are read instead, with a warning.
     type: bool
     default: true
   reference_dirs:
@@ -92,7 +92,7 @@ options:
     default: true
   backing_dirs:
     description:
-      - Directories in which backing files may lie, besides O(paths) and the directory of each image. Files elsewhere are not opened,
+      - Directories in which backing files may be, besides O(paths) and the directory of each image. Files elsewhere are not opened,
         and protocols, devices and the kernel's own files never.
     type: list
     elements: path

@@ -14,7 +14,7 @@ description:
   - Gives originals their names back, points back what was re-pointed, and removes the results, all from the records on the host.
   - Refuses where the migrated image has been written since, as its guest would lose that, unless O(discard_changes) says that it may. The
     newer image is then kept under its name with C(.rolled-back.) and the name of the record appended.
-  - Refuses where somebody has made an overlay on the migrated image since, beside it, as that would lose its backing file.
+  - Refuses where an overlay has been made on the migrated image since, beside it, as that would lose its backing file.
   - Refuses where the original was deleted by M(vmimage.qcow.qcow_cleanup), was changed, or where anything has one of the files open.
   - What was rolled back can be migrated again.
 extends_documentation_fragment:
@@ -41,7 +41,7 @@ options:
     default: []
     aliases: [path]
   discard_changes:
-    description: Whether guests may lose what they have written to the migrated images. These are kept aside all the same.
+    description: Whether guests may lose what they have written to the migrated images. These are kept under another name anyway.
     type: bool
     default: false
   domains:
@@ -165,7 +165,7 @@ def main() -> None:
     )
     params = module.params
     if not params["paths"] and not params["records"]:
-        module.fail_json(msg="say what to roll back: paths or records")
+        module.fail_json(msg="Set paths or records: they say what to roll back.")
     recovered: List[Dict[str, Any]] = []
     try:
         choice = Choice(

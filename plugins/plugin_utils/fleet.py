@@ -254,7 +254,7 @@ class Fleet:
             self.problems.append({"host": host, "path": path, "reason": reason, "message": message})
 
     def rows(self) -> list[Facts]:
-        """The images that matter most, those that need somebody first, the largest before the smaller."""
+        """The images that matter most, those that need attention first, the largest before the smaller."""
         return [entry[3] for entry in sorted(self._rows, reverse=True)]
 
     def summary(self) -> Facts:

@@ -20,7 +20,7 @@ Facts = t.Dict[str, t.Any]
 FORMAT_NAMES = {"qcow": "QCOW v1", "unknown": "raw or unknown"}
 
 HOSTS = 1000
-"""Hosts that the page lists, those that need somebody first."""
+"""Hosts that the page lists, those that need attention first."""
 
 
 def render(summary: Facts, rows: list[Facts], title: str, moment: str) -> t.Iterator[str]:

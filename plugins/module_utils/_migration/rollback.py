@@ -122,7 +122,7 @@ def _with_result(record: Record, discard_changes: bool, keep: bool) -> Reversal:
             raise ImageChanged(
                 "has been written since the migration ({0})".format(what),
                 dest,
-                hint="Nothing was changed. Convert it back if its changes matter, or set discard_changes=true: it is then kept aside.",
+                hint="Nothing was changed. Convert it back if its changes matter, or set discard_changes=true: it is then kept under another name.",
             )
         kept = dest + KEPT_SUFFIX + record.id.encode("ascii")
         check_name(kept)
