@@ -236,7 +236,7 @@ def test_blank_answers_mean_not_given(place: Place) -> None:
 @pytest.mark.parametrize("core", CORES)
 def test_booleans_of_the_command_line_are_booleans(core: str, tmp_path: pathlib.Path) -> None:
     place = Place(tmp_path, core)
-    off = [part for name in ("plan", "fleet_report", "fingerprint", "domains") for part in ("-e", "scan_%s=false" % name)]
+    off = [part for name in ("write_plan", "fleet_report", "fingerprint", "query_libvirt") for part in ("-e", "scan_%s=false" % name)]
     played = place.run("scan", *off, "-e", "scan_fail_on_found=no", scan_paths=place.images)
     assert played.returncode == 0, played.output
     assert sorted(path.name for path in place.reports.iterdir()) == ["scan-kvm1.json"]

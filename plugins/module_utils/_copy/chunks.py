@@ -72,7 +72,7 @@ Chunk = Tuple[int, List[Part], Optional[Digests]]
 """Guest bytes that the extents held, what becomes of them, and the digests of the blocks, where they are known."""
 
 
-class ChunkMaker:
+class ChunkReader:
     """What the workers do for a copy: every chunk of their partition read, and told as parts to be placed.
 
     :param writer: of the result; only its properties are of interest here.

@@ -20,7 +20,7 @@ from .._fingerprint import Fingerprint
 from .._image.extent import CHUNK, Extent, Layer, Partition
 from .._image.file_io import clone_range, clone_unit, copy_all, forget, start_writeback, write_all
 from .._workers import Partitions, Room
-from .chunks import LONG, Chunk, ChunkMaker, Packed, Shared, Stored
+from .chunks import LONG, Chunk, ChunkReader, Packed, Shared, Stored
 
 WRITEBACK = 32 << 20
 """Bytes written after which the kernel is asked to bring them to the disk, or, for a copy that is not to fill its cache, made to."""
@@ -85,7 +85,7 @@ class _Copy:
             self._clone_units = {layer.fd: clone_unit(layer.fd, writer.fd) for layer in layers if layer.held() >= LONG}
 
     def run(self, extents: Iterable[Extent]) -> None:
-        maker = ChunkMaker(self.layers, self.writer, self._clone_units, self.proof is not None)
+        maker = ChunkReader(self.layers, self.writer, self._clone_units, self.proof is not None)
 
         def produce(partition: int, partitions: int, room: Room) -> Iterator[Tuple[int, Chunk]]:
             return maker.make(extents, Partition(partition, partitions), room)

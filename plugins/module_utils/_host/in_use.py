@@ -10,7 +10,7 @@ What is looked at, each where the kernel offers it:
   questions go to the server, so holders on other hosts are seen as well (unless mounted with ``nolock``/``local_lock``);
 * descriptors of all processes, mode included (:func:`find_users_many`): also holders that take no locks (``locking=off``,
   QEMU before 2.10, VirtualBox, tapdisk). Without root only our own user's processes can be seen: :class:`Survey` counts the others;
-* users inside the kernel: loop devices, swap, exported files, and for block devices mounts and holders (:mod:`.kernel_users`);
+* users inside the kernel: loop devices, swap, exported files, and for block devices mounts and holders (:mod:`.file_users`);
 * on local filesystems the kernel's own count of writers, asked through a lease: it also knows writers that no /proc shows,
   such as those in other containers and memory mappings.
 

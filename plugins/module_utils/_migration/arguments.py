@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Tuple
 from .._options import OptionError, absolute, bytes_of, cluster_size_of, path_of, paths_of, require_at_least, reserve_of, seconds_of
 from .._paths import decode_exact, encode_exact, show, to_path
 from .batch import Settings
-from .chains import Surroundings
+from .chains import SeenImages
 from .domain_policy import Policy
 from .record import Records
 from .request import Request
@@ -199,7 +199,7 @@ class Found:
         self._common = common
         self.last = Candidates([], [], 0, 0)
 
-    def __call__(self, around: Surroundings) -> List[Request]:
+    def __call__(self, around: SeenImages) -> List[Request]:
         self.last = candidates(self._search, Records(self._common.state_dir), around)
         images = [{"src": show(path), "src_base64": encode_exact(path)} for path in self.last.paths]
         return [

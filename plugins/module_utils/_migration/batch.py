@@ -14,7 +14,7 @@ from .._libvirt import api
 from .._paths import show
 from .._workers import Ended, Interrupted, run_jobs
 from . import domain_policy, running_domains
-from .chains import Surroundings, plan_chains, refuse_together
+from .chains import SeenImages, plan_chains, refuse_together
 from .domain_references import FOLLOW
 from .execute import execute, execute_chain
 from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned
@@ -62,7 +62,7 @@ class Settings(NamedTuple):
         )
 
 
-Requests = Union[List[Request], Callable[[Surroundings], List[Request]]]
+Requests = Union[List[Request], Callable[[SeenImages], List[Request]]]
 """What to migrate; a callable finds it, tells what else it has seen, and is asked again after an interrupted run has been looked after."""
 
 
@@ -121,8 +121,8 @@ def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Setti
     ]
 
 
-def _asked(requests: Requests) -> Tuple[List[Request], Surroundings]:
-    around = Surroundings()
+def _asked(requests: Requests) -> Tuple[List[Request], SeenImages]:
+    around = SeenImages()
     return [_absolute(request) for request in (requests(around) if callable(requests) else requests)], around
 
 
@@ -160,7 +160,7 @@ class _Batch:
         self.results: Dict[int, Dict[str, Any]] = {}
         """By the place of the request; what is there already when a run is interrupted has been done."""
 
-    def plan(self, requests: List[Request], recovered: List[Dict[str, Any]], around: Surroundings) -> List[Plan]:
+    def plan(self, requests: List[Request], recovered: List[Dict[str, Any]], around: SeenImages) -> List[Plan]:
         """One plan for each request; nothing is changed.
 
         :param recovered: what was looked after; an image whose interrupted run cannot be finished is refused.
@@ -279,7 +279,7 @@ class _Batch:
                     running_domains.start_or_roll_back(held, session, results)
                 return results
             disks = [running_domains.Disk(plan.request, plan.dest) for plan in plans]
-            with running_domains.OnSnapshot(session, connection, running, disks) as taken:
+            with running_domains.DomainsOnOverlays(session, connection, running, disks) as taken:
                 results = self._planned_anew(plans, READ)
                 for problem in taken.release():
                     results[0].update(failed=True, msg="{0} {1}".format(results[0]["msg"], problem))

@@ -24,7 +24,7 @@ from .record import Records
 from .request import Request, is_overlay, is_retired
 
 
-class Surroundings:
+class SeenImages:
     """The images of our formats that have been seen so far, and the trees that were walked whole for it."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Surroundings:
         return None if found.key is None else self.graph.add(path, found.key, found.read_at)
 
 
-def plan_chains(requests: List[Request], records: Records, level: str = STRUCTURE, around: Optional[Surroundings] = None) -> List[Plan]:
+def plan_chains(requests: List[Request], records: Records, level: str = STRUCTURE, around: Optional[SeenImages] = None) -> List[Plan]:
     """One plan for each request, in their order; bases are planned before what rests on them.
 
     :param level: of the check of each image.
@@ -77,7 +77,7 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
     A base that would be retired gets the foreign overlays that have to follow it; it is refused where something rests on it that can neither
     follow nor is migrated in the same batch.
     """
-    around = around or Surroundings()
+    around = around or SeenImages()
     around.look_around(requests)
     graph = around.graph
     own: Dict[Key, int] = {}

@@ -26,7 +26,7 @@ from .record import make_directory
 from .recover import explain_all, recover_all
 from .request import READ, Request
 from .results import MovedDomain, Outcome
-from .running_domains import Disk, OnSnapshot, Redefinition, ShutDown, add_leftovers
+from .running_domains import Disk, DomainsOnOverlays, Redefinition, ShutDown, add_leftovers
 from .session import Session
 
 REFUSE = "refuse"
@@ -261,7 +261,7 @@ class _Moving:
             domain_access=READ,
         )
         session.domains.restrict(item.uuid for item in self._planned)
-        with OnSnapshot(session, self._connection, self._running, [Disk(request, job.dest)]):
+        with DomainsOnOverlays(session, self._connection, self._running, [Disk(request, job.dest)]):
             plan = make_plan(request, session.records)
             if plan.action != CONVERT:
                 raise QcowError("It cannot be converted: {0}".format(" ".join(plan.reasons)), reason=plan.code or "error")

@@ -19,7 +19,7 @@ from .._image.qcow1 import Qcow1
 from .._image.qcow2 import Qcow2
 from .._paths import decode_exact, encode_exact, show
 from .._verify.compare import fingerprint
-from .chains import Surroundings
+from .chains import SeenImages
 from .domain_references import Domains
 from .record import Records
 from .references import mentions
@@ -64,7 +64,7 @@ def look(question: Question, records: Records) -> Answer:
     errors: List[Dict[str, Any]] = []
     gone = absent(question.paths, records, missing_ok=question.missing_ok)
     named = set(question.paths)
-    around = Surroundings()
+    around = SeenImages()
     prefix = b"" if question.report != "v1" else QCOW_MAGIC if question.chains else QCOW1_MAGIC
     images = []
     for found in tree.walk(

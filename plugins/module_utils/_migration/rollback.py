@@ -16,7 +16,7 @@ from .._host.in_use import Guard, require_unused
 from .._image.chain import Node
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
-from .chains import Surroundings
+from .chains import SeenImages
 from .commit import in_place, temporary_path
 from .overlay_headers import repointed
 from .record import Record, Records, State, named
@@ -233,7 +233,7 @@ class NewDependents:
     """Overlays that somebody has made on results since. Looks into each directory once in a run, where overlays are made: beside the results."""
 
     def __init__(self) -> None:
-        self._seen: Dict[bytes, Surroundings] = {}
+        self._seen: Dict[bytes, SeenImages] = {}
         self._leaving: Set[bytes] = set()
 
     def leaves(self, record: Record) -> None:
@@ -259,13 +259,13 @@ class NewDependents:
     def _resting_on(self, dest: bytes) -> List[Node]:
         directory = os.path.dirname(dest)
         if directory not in self._seen:
-            self._seen[directory] = Surroundings()
+            self._seen[directory] = SeenImages()
             self._seen[directory].walk([directory], recurse=False)
         try:
             status = os.stat(dest)
         except OSError:
             return []
-        key, now = (status.st_dev, status.st_ino), Surroundings()
+        key, now = (status.st_dev, status.st_ino), SeenImages()
         for node in self._seen[directory].graph.dependents(key):
             now.node(node.path)  # as it is now: it may have gone, or been pointed back
         return now.graph.dependents(key)

@@ -131,7 +131,7 @@ class Disk(NamedTuple):
     dest: bytes
 
 
-class OnSnapshot(_RunningDomains):
+class DomainsOnOverlays(_RunningDomains):
     """Domains that write to overlays while the images below are converted; each disk pivots when its result is published.
 
     :param domains: their names by their UUIDs.
@@ -142,7 +142,7 @@ class OnSnapshot(_RunningDomains):
         self._wanted, self._disks = domains, disks
         self._taken: List[control.Snapshot] = []
 
-    def __enter__(self) -> "OnSnapshot":
+    def __enter__(self) -> "DomainsOnOverlays":
         """:raises QcowError: a domain cannot be put on an overlay; all of them run as before."""
         try:
             for uuid, name in self._wanted.items():

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 from .._host import tree
 from .._image.detect import QCOW_MAGIC, is_qcow1
 from .._paths import show
-from .chains import Surroundings
+from .chains import SeenImages
 from .record import Records, State, named
 from .request import is_retired
 
@@ -37,7 +37,7 @@ class Candidates(NamedTuple):
     directories: int
 
 
-def candidates(search: Search, records: Records, around: Surroundings) -> Candidates:
+def candidates(search: Search, records: Records, around: SeenImages) -> Candidates:
     """Every QCOW version 1 image that is not a retired original, in the order of the walk.
 
     :param around: takes in what else the walk has seen that could rest on them, so that no tree is walked twice.

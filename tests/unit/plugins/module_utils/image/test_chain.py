@@ -15,7 +15,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import op
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import Member, Rules, allowed, follow, locate
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import Backing as HeaderBacking
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import backing_of, rebased
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import Surroundings
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import SeenImages
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain
@@ -152,7 +152,7 @@ def test_graph_knows_files_not_names(tmp_path: pathlib.Path) -> None:
         overlay(tmp_path, "c", b"link"),
         overlay(tmp_path, "d", b"gone"),
     ]
-    around = Surroundings()
+    around = SeenImages()
     for path in [*paths, base, paths[0], os.fsencode(tmp_path / "missing")]:
         around.node(path)
     graph = around.graph
