@@ -20,8 +20,8 @@ from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import JobStatus, Report
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport
 
 MODULE = "vmimage.qcow.qcow_convert"
 DEFAULTS = {"progress_interval": "15s", "reconnect_timeout": "1h", "time_limit": "365d"}
@@ -55,7 +55,7 @@ class ActionModule(ActionBase):
         self._host = (task_vars or {}).get("inventory_hostname", "")
         try:
             self._args = self._arguments()
-        except plan.PlanError as error:  # returned, not raised: the task says what a failure means
+        except plan_files.PlanError as error:  # returned, not raised: the task says what a failure means
             return dict(super().run(tmp, task_vars), failed=True, reason="plan", msg=str(error))
         watched = self._can_watch()
         if watched:
@@ -80,7 +80,7 @@ class ActionModule(ActionBase):
         if not args.get("plan") or args.keys() & {"src", "images", "paths"}:
             return args
         missing_ok = boolean(args.get("missing_ok", False), strict=False)  # the module will say what is wrong with it
-        wanted = plan.read(str(args.pop("plan")), self._host, missing_ok=missing_ok)
+        wanted = plan_files.read(str(args.pop("plan")), self._host, missing_ok=missing_ok)
         backing_dirs = args.get("backing_dirs") or []
         args.update(
             images=wanted.images, backing_dirs=[*wanted.paths, *([backing_dirs] if isinstance(backing_dirs, str) else backing_dirs)]
@@ -138,7 +138,7 @@ class ActionModule(ActionBase):
         """Look at the job until it has ended; a failure where it has gone without a result."""
         interval = self._seconds("progress_interval")
         wait = min(FIRST, interval)
-        report = Report(token)
+        report = ProgressReport(token)
         unreachable_since: float | None = None
         sign_of_life = time.monotonic()
         process: tuple[int, int] | None = None

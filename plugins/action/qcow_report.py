@@ -18,7 +18,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet, host_report, plan
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet, host_report, plan_files
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page import render
 
 ARGUMENTS: dict[str, dict[str, t.Any]] = {
@@ -90,7 +90,7 @@ def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_repor
         f"{play}-{host}.json": json.dumps(host_report.report(play, host, moment, paths, results, left), indent=1, ensure_ascii=False) + "\n"
     }
     if play == "scan" and args["write_plan"]:
-        files[plan.name_of(host)] = plan.text(host, directory, moment, paths, results.planned, args["plan_speed"])
+        files[plan_files.name_of(host)] = plan_files.text(host, directory, moment, paths, results.planned, args["plan_speed"])
     for name, content in files.items():
         with _Replacing(directory, name, True) as replaced:
             replaced.stream.write(content)

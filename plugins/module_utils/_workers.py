@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Forked workers, and the signals that ask a run to end.
+"""Forked workers.
 
-There is one kind of :class:`Worker`. Several of them share the work on one image (:class:`Partitions`), on many (:func:`run_jobs`), or on the
+There is one kind of :class:`Worker`. Several of them share the work on one image (:class:`OrderedPool`), on many (:func:`run_jobs`), or on the
 directories of a tree (:mod:`._host.tree`).
 
 Not ``concurrent.futures``: its pools start threads and need POSIX semaphores (there are hosts without ``/dev/shm``), wait for every job
@@ -20,54 +20,16 @@ import pickle
 import select
 import signal
 import struct
-import threading
 import time
 from operator import itemgetter
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ._errors import QcowError
+from ._signals import Interrupted, Interruptible
 
 _PR_SET_PDEATHSIG = 1
 _GRACE = 60.0  # seconds that a worker has to clean up after SIGTERM
 _TICK = 0.02
-
-
-class Interrupted(BaseException):
-    """We were asked to end. Not an ``Exception``, so that nobody takes it for a failure of one image and goes on to the next."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__("interrupted by {0}".format(signal.Signals(number).name))
-        self.number = number
-
-
-class Interruptible:
-    """Raises :class:`Interrupted` at the first SIGTERM, SIGINT or SIGHUP (context manager).
-
-    Further ones are ignored: cleaning up is under way then, and SIGKILL is still there. Signals that were ignored before (``nohup``) stay so.
-    In a thread other than the main one it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self._before: Dict[int, Any] = {}
-        self._raised = False
-
-    def __enter__(self) -> "Interruptible":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                before = signal.getsignal(number)
-                if before not in (signal.SIG_IGN, None):
-                    self._before[number] = before
-                    signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if not self._raised:
-            self._raised = True
-            raise Interrupted(number)
-
-    def __exit__(self, *dummy: Any) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
 
 
 class Channel:
@@ -215,7 +177,7 @@ Produce = Callable[[int, int, Room], Iterator[Tuple[int, Any]]]
 """``(partition, partitions, room)`` -> ``(key, item)`` with ascending keys: one of so many parts of the work. Calls ``room`` once for each item."""
 
 
-class Partitions:
+class OrderedPool:
     """Workers that make a partition each of the items, which come here in the order of their keys (context manager; iterate once).
 
     Yields ``(key, item, memory)``; the memory, which both sides see, is good until the next item is asked for. What a worker raises is raised here
@@ -245,7 +207,7 @@ class Partitions:
         self._workers.append(Worker(life, self._workers))
         self._memories.append(memories)
 
-    def __enter__(self) -> "Partitions":
+    def __enter__(self) -> "OrderedPool":
         return self
 
     def __exit__(self, *dummy: Any) -> None:

@@ -120,8 +120,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.cleanup import summary
+from ..module_utils._migration.record_batch import Choice, answer_of, clean_all
 from ..module_utils._migration.recover import warnings_of
-from ..module_utils._migration.undo import Choice, answer_of, clean_all
 from ..module_utils._options import absolute, paths_of, require_at_least, seconds_of
 
 

@@ -21,7 +21,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
-  - vmimage.qcow.convert
+  - vmimage.qcow.qcow_convert
   - vmimage.qcow.options.lock
   - vmimage.qcow.options.libvirt
   - vmimage.qcow.options.search
@@ -262,7 +262,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
-from ..module_utils._migration.arguments import ARGUMENTS, Found, common_request, requests_of, settings_of
+from ..module_utils._migration.arguments import ARGUMENTS, FoundImages, common_request, requests_of, settings_of
 from ..module_utils._migration.batch import run
 from ..module_utils._migration.plan import summary
 from ..module_utils._migration.recover import warnings_of
@@ -297,14 +297,14 @@ def main() -> None:
     )
     params = module.params
     recovered: List[Dict[str, Any]] = []
-    found: Optional[Found] = None
+    found: Optional[FoundImages] = None
     results: List[Dict[str, Any]] = []
     failure: Optional[QcowError] = None
     try:
         settings = settings_of(params, check_mode=module.check_mode)
         common = common_request(params)
         if params["paths"] is not None:
-            found = Found(params, common)
+            found = FoundImages(params, common)
         wanted = [] if found else requests_of(params, common)
         if params["priority"] == "low" and not module.check_mode:
             for problem in linux.lower():

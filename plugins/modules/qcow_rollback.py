@@ -130,8 +130,8 @@ from typing import Any, Dict, List
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
+from ..module_utils._migration.record_batch import Choice, answer_of, roll_back_all
 from ..module_utils._migration.recover import warnings_of
-from ..module_utils._migration.undo import Choice, answer_of, roll_back_all
 from ..module_utils._options import absolute, paths_of, seconds_of
 
 

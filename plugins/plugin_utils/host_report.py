@@ -11,8 +11,8 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import SCHEMA
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.plan import refusal
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import count, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import count, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.plan_files import refusal
 
 Facts = t.Dict[str, t.Any]
 

@@ -13,7 +13,7 @@ import typing as t
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import duration, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import duration, size
 
 Facts = t.Dict[str, t.Any]
 

@@ -87,7 +87,7 @@ def digest(path):
 
 def migrate(folder):
     """Everything that is done to images, on a few of them."""
-    from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, info, undo
+    from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, info, record_batch
     from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
     from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 
@@ -117,10 +117,10 @@ def migrate(folder):
     after, _counts, _errors = info.look(info.Question(paths=tuple(path + b"2" for path in sorted(disks)), fingerprint=True), Records(state))
     assert [image["fingerprint"] for image in after] == [image["fingerprint"] for image in images], after
 
-    undone = undo.roll_back_all(undo.Choice(state_dir=state, paths=(one,)), discard_changes=False)
+    undone = record_batch.roll_back_all(record_batch.Choice(state_dir=state, paths=(one,)), discard_changes=False)
     assert any(result["changed"] for result in undone) and not any(result["failed"] for result in undone), undone
     assert digest(one) == before[one]
-    cleaned = undo.clean_all(undo.Choice(state_dir=state), min_age=0)
+    cleaned = record_batch.clean_all(record_batch.Choice(state_dir=state), min_age=0)
     assert not any(result["failed"] for result in cleaned), cleaned
     left = sorted(name for name in os.listdir(folder) if name != b"state")
     assert left == [b"disk0.qcow", b"disk1.qcow2", b"disk2.qcow2"], left  # both results of the first were undone

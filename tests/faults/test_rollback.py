@@ -13,9 +13,9 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.references import References
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import Scene, guest_bytes, sha256
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool

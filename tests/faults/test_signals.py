@@ -15,7 +15,8 @@ from typing import Any, Iterator, Optional
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._workers import Interrupted, Interruptible, run_jobs
+from ansible_collections.vmimage.qcow.plugins.module_utils._signals import Interrupted, Interruptible
+from ansible_collections.vmimage.qcow.plugins.module_utils._workers import run_jobs
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import guest_bytes, sha256
 

@@ -14,8 +14,8 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, roll_back_all
 from ansible_collections.vmimage.qcow.tests.support.engine import after_the_copy
 from ansible_collections.vmimage.qcow.tests.support.faults import DENSE, Scene
 from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool

@@ -20,14 +20,14 @@ import pytest
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._fingerprint import BLOCK
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt, safety
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import CONTENT, check
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import COMPRESSED, DATA, ENCRYPTED, Extent
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.findings import DAMAGED
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.producer import likely_producer
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_check import CONTENT, check
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_header import HEADER_SIZE
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.qcow_readers import Qcow1Reader
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, Shared, Xen, build
 
 INPUTS = int(os.environ.get("VMIMAGE_FUZZ_INPUTS", "20000"))

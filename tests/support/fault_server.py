@@ -23,10 +23,10 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowEr
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_move, info, search
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import recover_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.undo import Choice, clean_all, roll_back_all
 
 ANSWER_SIZE = 1 << 20
 

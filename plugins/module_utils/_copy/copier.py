@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 from .._fingerprint import Fingerprint
 from .._image.extent import CHUNK, Extent, Layer, Partition
 from .._image.file_io import clone_range, clone_unit, copy_all, forget, start_writeback, write_all
-from .._workers import Partitions, Room
+from .._workers import OrderedPool, Room
 from .chunks import LONG, Chunk, ChunkReader, Packed, Shared, Stored
 
 WRITEBACK = 32 << 20
@@ -90,7 +90,7 @@ class _Copy:
         def produce(partition: int, partitions: int, room: Room) -> Iterator[Tuple[int, Chunk]]:
             return maker.make(extents, Partition(partition, partitions), room)
 
-        with Partitions(produce, CHUNK, sum(layer.held() for layer in self.layers)) as chunks:
+        with OrderedPool(produce, CHUNK, sum(layer.held() for layer in self.layers)) as chunks:
             for start, (read, parts, digests), memory in chunks:
                 if digests is None:
                     self.proof = None

@@ -15,7 +15,7 @@ from array import array
 from typing import Iterator, List, Optional
 
 from .._errors import UnsupportedImage
-from .._image import qcow1_tables
+from .._image import entry_arithmetic
 from .._image.extent import COMPRESSED, DATA, SECTOR, Extent, clip
 from .._image.file_io import PIECE, clone_file, read_all, write_all
 from .._image.qcow1 import Qcow1
@@ -188,7 +188,7 @@ class _Transcoding:
                 yield array("Q", [self._append(data) | COPIED])
             return
         first = offset // cluster
-        entries = qcow1_tables.ascending(count, offset | COPIED, cluster)
+        entries = entry_arithmetic.ascending(count, offset | COPIED, cluster)
         counted = self.references[first : first + count]
         if counted.tobytes() != _ONE * count:
             for number, references in enumerate(counted):

@@ -10,7 +10,7 @@ What is looked at, each where the kernel offers it:
   questions go to the server, so holders on other hosts are seen as well (unless mounted with ``nolock``/``local_lock``);
 * descriptors of all processes, mode included (:func:`find_users_many`): also holders that take no locks (``locking=off``,
   QEMU before 2.10, VirtualBox, tapdisk). Without root only our own user's processes can be seen: :class:`Survey` counts the others;
-* users inside the kernel: loop devices, swap, exported files, and for block devices mounts and holders (:mod:`.file_users`);
+* users inside the kernel: loop devices, swap, exported files, and for block devices mounts and holders (:mod:`.procfs`);
 * on local filesystems the kernel's own count of writers, asked through a lease: it also knows writers that no /proc shows,
   such as those in other containers and memory mappings.
 
@@ -27,9 +27,9 @@ import time
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from .._errors import ImageChanged, ImageInUse
-from . import file_users, linux
-from .file_users import READER, WRITER, Key, Survey, Use, listdir, process_name, scan
+from . import linux, procfs
 from .files import identity
+from .procfs import READER, WRITER, Key, Survey, Use, listdir, process_name, scan
 
 # QEMU, block/file-posix.c: byte 100+n "I use permission n", byte 200+n "nobody else may have permission n".
 _PERMISSIONS = ("consistent read", "write", "write unchanged", "resize", "graph")
@@ -53,7 +53,7 @@ def find_users(fd: int, *, ignore_pids: Iterable[int] = (), seen: Optional[Dict[
     status = os.fstat(fd)
     key = (status.st_dev, status.st_ino)
     if stat.S_ISBLK(status.st_mode):
-        found = scan(set(), {status.st_rdev}, ignore_pids).users.get((0, status.st_rdev), []) + file_users.of_device(status.st_rdev)
+        found = scan(set(), {status.st_rdev}, ignore_pids).users.get((0, status.st_rdev), []) + procfs.of_device(status.st_rdev)
     else:
         many = seen if seen is not None and key in seen else find_users_many([key], ignore_pids=ignore_pids)
         found = list(many[key])
@@ -100,7 +100,7 @@ def survey(identities: Iterable[Tuple[int, ...]], *, ignore_pids: Iterable[int] 
     if not keys:
         return Survey({}, 0)
     users, unseen = scan(keys, set(), ignore_pids)
-    for key, more in file_users.of_files(keys).items():
+    for key, more in procfs.of_files(keys).items():
         users[key].extend(more)
     return Survey(users, unseen)
 

@@ -318,7 +318,7 @@ def _decide(
     )
 
 
-class Node(NamedTuple):
+class GraphNode(NamedTuple):
     """An image in a graph. ``base`` is the key of its backing file, ``None`` where it has none or it could not be found."""
 
     key: Key
@@ -332,10 +332,10 @@ class Graph:
     """Who rests on whom, over any number of trees. Files are told apart by what they are, not by their names."""
 
     def __init__(self) -> None:
-        self.nodes: Dict[Key, Node] = {}
+        self.nodes: Dict[Key, GraphNode] = {}
         self._over: Dict[Key, List[Key]] = {}
 
-    def add(self, path: bytes, key: Key, read_at: ReadAt) -> Optional[Node]:
+    def add(self, path: bytes, key: Key, read_at: ReadAt) -> Optional[GraphNode]:
         """Take an image in, as far as its header can be read; ``None`` for what is no image of ours. Never raises for what it finds."""
         if key in self.nodes:
             return self.nodes[key]
@@ -346,13 +346,13 @@ class Graph:
             reference = reference_of(read_at, kind.format, path)
         except QcowError:
             reference = None
-        node = Node(key, path, kind.format, _key_of_base(path, reference), reference)
+        node = GraphNode(key, path, kind.format, _key_of_base(path, reference), reference)
         self.nodes[key] = node
         if node.base is not None:
             self._over.setdefault(node.base, []).append(key)
         return node
 
-    def dependents(self, key: Key) -> List[Node]:
+    def dependents(self, key: Key) -> List[GraphNode]:
         """The images whose backing file this one is, by name."""
         return sorted((self.nodes[over] for over in self._over.get(key, ())), key=lambda node: node.path)
 

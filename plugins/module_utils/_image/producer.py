@@ -15,7 +15,7 @@ from typing import List, NamedTuple, Optional, Tuple
 from .extent import COMPRESSED, SECTOR
 from .findings import WARNING, Finding
 from .qcow1 import Damage, Qcow1
-from .qcow1_header import CRYPT_AES, HEADER_SIZE, Header
+from .qcow1_header import CRYPT_AES, HEADER_SIZE, Qcow1Header
 
 QEMU = "qemu"
 QEMU_OLD = "qemu-0.6-to-0.9"
@@ -63,11 +63,11 @@ def _up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-def _default_shape(header: Header) -> bool:
+def _default_shape(header: Qcow1Header) -> bool:
     return (header.cluster_bits, header.l2_bits) == (12, 9)
 
 
-def _mkimg(_image: Qcow1, header: Header, tables: List[int]) -> Optional[Producer]:
+def _mkimg(_image: Qcow1, header: Qcow1Header, tables: List[int]) -> Optional[Producer]:
     """All tables directly behind an L1 table at 4096, before any data."""
     if header.l1_offset != _PAGE or header.has_backing or not _default_shape(header) or not tables:
         return None
@@ -77,7 +77,7 @@ def _mkimg(_image: Qcow1, header: Header, tables: List[int]) -> Optional[Produce
     return Producer(MKIMG, ["L1 table at byte 4096", "all L2 tables follow it"])
 
 
-def _virtualbox(image: Qcow1, header: Header, tables: List[int]) -> Optional[Producer]:
+def _virtualbox(image: Qcow1, header: Qcow1Header, tables: List[int]) -> Optional[Producer]:
     """The L1 table is rounded up to whole clusters, and the backing file's name has a cluster of its own."""
     if header.l1_offset != HEADER_SIZE or not _default_shape(header):
         return None
@@ -92,7 +92,7 @@ def _virtualbox(image: Qcow1, header: Header, tables: List[int]) -> Optional[Pro
     return None
 
 
-def _qemu(image: Qcow1, header: Header, tables: List[int]) -> Optional[Producer]:
+def _qemu(image: Qcow1, header: Qcow1Header, tables: List[int]) -> Optional[Producer]:
     """The name behind the header, the L1 table behind the name."""
     if header.has_backing and header.backing_offset != HEADER_SIZE:
         return None
@@ -125,7 +125,7 @@ def _stream_offsets(image: Qcow1) -> List[int]:
     return offsets
 
 
-def virtualbox_overwrite(header: Header, offset: int, entries: array, orphans: List[Finding]) -> Optional[Finding]:
+def virtualbox_overwrite(header: Qcow1Header, offset: int, entries: array, orphans: List[Finding]) -> Optional[Finding]:
     """VirtualBox rounds an L1 table up to whole clusters when it writes it: over the first entries of an L2 table right behind it.
 
     :param offset: byte at which the first L2 table lies, and its ``entries``.

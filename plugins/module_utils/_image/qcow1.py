@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from .._errors import DamagedImage, PassphraseError
-from . import qcow1_header, qcow1_tables
+from . import entry_arithmetic, qcow1_header
 from .detect import reader_at
 from .extent import CHUNK, COMPRESSED, DATA, ENCRYPTED, SCATTERED, SECTOR, ZERO, Extent, Layer, Scattered
 from .qcow1_header import CRYPT_AES, HEADER_SIZE, parse_header, read_backing_name
@@ -122,7 +122,7 @@ class Qcow1(Layer):
                     return
             raw = os.pread(self.fd, min(_L1_CHUNK, end - position), position)
             if raw != _ZEROS[: len(raw)]:
-                yield (position - self.header.l1_offset) // 8, qcow1_tables.entries_of(raw, self.l1_byteorder)
+                yield (position - self.header.l1_offset) // 8, entry_arithmetic.entries_of(raw, self.l1_byteorder)
             position += _L1_CHUNK
 
     def l2_tables(self) -> Iterator[Tuple[int, int]]:
@@ -132,7 +132,7 @@ class Qcow1(Layer):
         """
         coverage = self.header.l2_coverage
         for first, entries in self.l1_chunks():
-            for number in qcow1_tables.used(entries):
+            for number in entry_arithmetic.used(entries):
                 offset = entries[number]
                 start = (first + number) * coverage
                 if not self.partition.touches(start, coverage):
@@ -157,7 +157,7 @@ class Qcow1(Layer):
             lost = start + whole * header.cluster_size
             length = min(start + needed * header.cluster_size, self.virtual_size) - lost
             self._on_damage(Damage(lost, length, offset, "the L2 table is cut off by the end of the file", KIND_TABLE_CUT))
-        return qcow1_tables.entries_of(raw[: 8 * whole], "big")
+        return entry_arithmetic.entries_of(raw[: 8 * whole], "big")
 
     def extents(self) -> Iterator[Extent]:
         """See :meth:`Layer.extents`. Damaged ranges come as zeros after ``on_damage`` has let them pass."""
@@ -186,7 +186,7 @@ class Qcow1(Layer):
             and entries[-1] - entries[0] != length - self.cluster_size  # else it is probably in order, which is told at once
             and 0 not in entries
             and self.only_whole_clusters(entries)
-            and 8 * qcow1_tables.neighbours(entries, self.cluster_size) < len(entries)
+            and 8 * entry_arithmetic.neighbours(entries, self.cluster_size) < len(entries)
         )
 
     def runs(self) -> Iterator[Extent]:
@@ -203,17 +203,17 @@ class Qcow1(Layer):
 
     def only_whole_clusters(self, entries: array) -> bool:
         """Whether all that a table names are whole clusters at multiples of their size inside the file, stored as they are; 0 names none."""
-        return qcow1_tables.whole_clusters(entries, self.cluster_size, self.file_size - self.cluster_size)
+        return entry_arithmetic.whole_clusters(entries, self.cluster_size, self.file_size - self.cluster_size)
 
     def only_streams(self, entries: array) -> Optional[Tuple[List[int], List[int]]]:
         """Where the compressed clusters of a table begin and their stored bytes; ``None`` if it names anything else, or bytes outside."""
-        return qcow1_tables.streams(entries, self.cluster_size, HEADER_SIZE, self.file_size)
+        return entry_arithmetic.streams(entries, self.cluster_size, HEADER_SIZE, self.file_size)
 
     def in_order(self, entries: array) -> bool:
         """Whether a table names whole clusters that follow each other inside the file."""
         first, length = entries[0] if entries else 0, len(entries) * self.cluster_size
         inside = HEADER_SIZE <= first <= self.file_size - length and not first % SECTOR
-        return inside and qcow1_tables.in_order(entries, self.cluster_size)
+        return inside and entry_arithmetic.in_order(entries, self.cluster_size)
 
     def table_extents(self, start: int, entries: array) -> Iterator[Extent]:
         """The extents of one L2 table whose first entry stands for guest byte ``start``.
@@ -235,7 +235,7 @@ class Qcow1(Layer):
             )
             return
         if whole and self._has_only_runs(entries):
-            first, counts = qcow1_tables.runs(entries, cluster)
+            first, counts = entry_arithmetic.runs(entries, cluster)
             guest = range(start, start + len(entries) * cluster, cluster)
             lengths = list(map(cluster.__mul__, counts))
             columns = (
@@ -253,7 +253,7 @@ class Qcow1(Layer):
         run_start = run_offset = run_length = 0
         expected = -1
         position = start
-        for entry in qcow1_tables.without_tail(entries):
+        for entry in entry_arithmetic.without_tail(entries):
             if entry == expected:
                 run_length += cluster
                 expected += cluster

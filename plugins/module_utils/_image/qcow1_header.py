@@ -31,7 +31,7 @@ CRYPT_AES = 1
 _HEADER = struct.Struct(">IIQIIQBBHIQ")
 
 
-class Header(NamedTuple):
+class Qcow1Header(NamedTuple):
     """The header as it is on disk; offsets, lengths and sizes in bytes."""
 
     backing_offset: int
@@ -69,7 +69,7 @@ class Header(NamedTuple):
         return bool(self.backing_offset and self.backing_length)
 
 
-def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
+def parse_header(head: bytes, path: Optional[bytes] = None) -> Qcow1Header:
     """The header of an image that :func:`~.detect.is_qcow1` recognised.
 
     :param head: the first bytes of the file, at least 48 unless the file is shorter.
@@ -85,7 +85,7 @@ def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
     )
     if magic != int.from_bytes(QCOW_MAGIC, "big") or version != 1:
         raise UnsupportedImage("not a QCOW v1 image", path, reason="not-v1")
-    header = Header(backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, crypt_method, l1_offset)
+    header = Qcow1Header(backing_offset, backing_length, mtime, size, cluster_bits, l2_bits, crypt_method, l1_offset)
     problems = []
     if cluster_bits not in CLUSTER_BITS:
         problems.append("cluster_bits is {0}, must be 9..16 (byte 32)".format(cluster_bits))
@@ -106,7 +106,7 @@ def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
     return header
 
 
-def read_backing_name(read_at: ReadAt, header: Header, path: Optional[bytes] = None) -> Optional[bytes]:
+def read_backing_name(read_at: ReadAt, header: Qcow1Header, path: Optional[bytes] = None) -> Optional[bytes]:
     """The name of the backing file as stored, cut at the first NUL as QEMU does; ``None`` where there is none.
 
     :raises DamagedImage: where the name lies outside the file.

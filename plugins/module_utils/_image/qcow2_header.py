@@ -37,7 +37,7 @@ _HEADER_LENGTH = 112
 _V2_HEADER_LENGTH = 72
 
 
-class Header(NamedTuple):
+class Qcow2Header(NamedTuple):
     """The fields of a qcow2 header that a reader needs; offsets, lengths and sizes in bytes."""
 
     version: int
@@ -62,7 +62,7 @@ class Header(NamedTuple):
         return None if name is None else name.decode("ascii", "replace")
 
 
-def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
+def parse_header(head: bytes, path: Optional[bytes] = None) -> Qcow2Header:
     """The header of a qcow2 image.
 
     :param head: the first cluster, or as much of it as holds the extensions (4096 bytes do in practice).
@@ -91,7 +91,7 @@ def parse_header(head: bytes, path: Optional[bytes] = None) -> Header:
         raise DamagedImage("the L1 table has {0} entries, more than qcow2 allows".format(l1_entries), path)
     if backing_length > 1023:
         raise DamagedImage("the backing file name is {0} bytes long, at most 1023 are allowed (byte 16)".format(backing_length), path)
-    return Header(
+    return Qcow2Header(
         version,
         backing_offset,
         backing_length,
@@ -239,14 +239,14 @@ def _extension(kind: int, data: bytes) -> bytes:
     return struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8)
 
 
-class Backing(NamedTuple):
+class BackingEntry(NamedTuple):
     """What a header says about the backing file."""
 
     name: bytes
     format: Optional[str]
 
 
-def backing_of(cluster: bytes, path: Optional[bytes] = None) -> Backing:
+def backing_of(cluster: bytes, path: Optional[bytes] = None) -> BackingEntry:
     """The backing file stated in an image's first cluster.
 
     :raises UnsupportedImage: where there is none, or its name lies elsewhere.
@@ -257,10 +257,10 @@ def backing_of(cluster: bytes, path: Optional[bytes] = None) -> Backing:
         raise UnsupportedImage("the image has no backing file", path)
     if end > 1 << header.cluster_bits or end > len(cluster):
         raise UnsupportedImage("the backing file name lies outside the first cluster", path, hint="It was left as it is.")
-    return Backing(cluster[header.backing_offset : end], header.backing_format)
+    return BackingEntry(cluster[header.backing_offset : end], header.backing_format)
 
 
-def rebased(cluster: bytes, backing: Backing, path: Optional[bytes] = None) -> bytes:
+def rebased(cluster: bytes, backing: BackingEntry, path: Optional[bytes] = None) -> bytes:
     """An image's first cluster with another backing file in it, and nothing else changed that means anything.
 
     :param cluster: the whole first cluster.

@@ -15,7 +15,7 @@ from .chain import DEVICE, EMPTY, KERNEL, PROTOCOL, classify_backing_name
 from .detect import ReadAt, signatures
 from .extent import SECTOR
 from .findings import ERROR, NOTE, WARNING, Finding
-from .qcow1_header import HEADER_SIZE, Header, parse_header
+from .qcow1_header import HEADER_SIZE, Qcow1Header, parse_header
 
 MAX_L1_SIZE = 64 << 20
 """Bytes of an L1 table above which its size is worth a word: 16 TiB of disk in the default shape."""
@@ -57,7 +57,7 @@ def inspect(head: bytes, file_size: int, read_at: Optional[ReadAt] = None) -> Li
     return found
 
 
-def _size(header: Header) -> List[Finding]:
+def _size(header: Qcow1Header) -> List[Finding]:
     rest = header.size % SECTOR
     if not rest:
         return []
@@ -68,7 +68,7 @@ def _size(header: Header) -> List[Finding]:
     return [Finding("odd-size", WARNING, header.size - rest, rest, 24, text)]
 
 
-def _table(header: Header, file_size: int) -> List[Finding]:
+def _table(header: Qcow1Header, file_size: int) -> List[Finding]:
     size = 8 * header.l1_entries
     end = header.l1_offset + size
     found = []
@@ -83,7 +83,7 @@ def _table(header: Header, file_size: int) -> List[Finding]:
     return found
 
 
-def _backing(header: Header, file_size: int, read_at: ReadAt) -> List[Finding]:
+def _backing(header: Qcow1Header, file_size: int, read_at: ReadAt) -> List[Finding]:
     offset, length = header.backing_offset, header.backing_length
     if not header.has_backing:
         if not offset and not length:

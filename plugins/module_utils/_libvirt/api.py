@@ -13,7 +13,7 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from .._errors import QcowError, ToolFailed, ToolMissing
 from .._paths import show, to_path
-from . import xml_edit
+from . import xml_text
 
 DEFAULT_URI = "qemu:///system"
 
@@ -186,7 +186,7 @@ def pools(connection: Connection) -> List[Pool]:
 
 def pool_of_xml(xml: str, *, active: bool) -> Optional[Pool]:
     """The pool that a pool definition describes, if its volumes are files in a directory."""
-    root = xml_edit.parse(xml)
+    root = xml_text.parse(xml)
     name, target = root.child("name"), root.child("target")
     path = target.child("path") if target is not None else None
     if root.attributes.get("type") not in _DIRECTORY_POOLS or name is None or path is None:

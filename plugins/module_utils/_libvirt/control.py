@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from .._errors import ImageInUse, TargetExists, ToolFailed, UnsupportedImage
 from .._paths import show, to_path
-from . import api, domain_xml, xml_edit
+from . import api, domain_xml, xml_text
 
 # A guest that is still booting misses the first press of the button.
 _PRESS_AGAIN_SECONDS = 10.0
@@ -188,12 +188,12 @@ def take_snapshot(connection: api.Connection, uuid: str, overlays: Dict[str, byt
     pieces, images = [], {}
     for disk in domain_xml.read_disks(_live(connection, handle)):
         if disk.target not in overlays:
-            pieces.append("<disk name={0} snapshot='no'/>".format(xml_edit.quote(disk.target)))
+            pieces.append("<disk name={0} snapshot='no'/>".format(xml_text.quote(disk.target)))
             continue
         images[disk.target] = to_path(disk.layers[0].path or "")
         pieces.append(
             "<disk name={0} snapshot='external'><driver type='qcow2'/><source file={1}/></disk>".format(
-                xml_edit.quote(disk.target), xml_edit.quote(api.describe(overlays[disk.target]))
+                xml_text.quote(disk.target), xml_text.quote(api.describe(overlays[disk.target]))
             )
         )
     flags = (
@@ -230,7 +230,7 @@ def pivot(
         if _image_of(connection, handle, target) != overlay:
             continue  # pivoted by an earlier attempt
         destination = "<disk type='file'><driver type='qcow2'/><source file={0}/></disk>".format(
-            xml_edit.quote(api.describe(moved[target]))
+            xml_text.quote(api.describe(moved[target]))
         )
         with api.reported(
             connection, "{0} of domain {1} cannot be copied".format(target, snapshot.domain), hint="It runs on, on its overlay."
@@ -320,7 +320,7 @@ def _finish(connection: api.Connection, handle: Any, target: str, progress: Opti
 
 def _ready(xml: str, target: str) -> Optional[bool]:
     """Has the disk's job caught up? ``None`` where there is no job (any more)."""
-    for element in xml_edit.parse(xml).walk():
+    for element in xml_text.parse(xml).walk():
         mirror = element.child("mirror") if element.name == "disk" else None
         named = element.child("target")
         if mirror is not None and named is not None and named.attributes.get("dev") == target:
@@ -331,7 +331,7 @@ def _ready(xml: str, target: str) -> Optional[bool]:
 def definition_after(snapshot: Snapshot, now: str) -> str:
     """What the definition has become by the block jobs, without the end-of-chain mark that libvirt leaves and that was not there before."""
     ended = set()
-    for element in xml_edit.parse(snapshot.before or now).walk():
+    for element in xml_text.parse(snapshot.before or now).walk():
         named = element.child("target")
         if element.name == "disk" and named is not None and element.child("backingStore") is not None:
             ended.add(named.attributes.get("dev"))

@@ -11,7 +11,7 @@ attributes and their quotes survive.
 import re
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-from .xml_edit import Edit, Element, parse, parse_bytes
+from .xml_text import Edit, Element, parse, parse_bytes
 
 # Where a source keeps its path, by the type of its disk or backing store.
 _PATH_ATTRIBUTE = {"file": "file", "block": "dev", "dir": "dir"}
@@ -23,7 +23,7 @@ _SECRET_ATTRIBUTES = ("passwd", "password")
 _SECRET_ELEMENTS = ("cookie", "dhCert", "session")
 
 
-class Layer(NamedTuple):
+class DiskSource(NamedTuple):
     """One image of a disk: the disk's own, or a backing store below it."""
 
     kind: str
@@ -38,7 +38,7 @@ class Disk(NamedTuple):
 
     target: str
     device: str
-    layers: Tuple[Layer, ...]
+    layers: Tuple[DiskSource, ...]
 
 
 class Change(NamedTuple):
@@ -64,12 +64,12 @@ def identity(xml: str) -> Tuple[str, str]:
     return found.get("name", ""), found.get("uuid", "")
 
 
-def _layer(element: Element, declared: Optional[Element]) -> Layer:
+def _layer(element: Element, declared: Optional[Element]) -> DiskSource:
     source = element.child("source")
     kind = element.attributes.get("type", "file")
     attributes = source.attributes if source is not None else {}
     volume = kind == "volume"
-    return Layer(
+    return DiskSource(
         kind=kind,
         path=attributes.get(_PATH_ATTRIBUTE.get(kind, "")),
         format=declared.attributes.get("type") if declared is not None else None,

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from .._errors import QcowError
 from .._paths import show, to_path
-from . import api, domain_xml, xml_edit
+from . import api, domain_xml, xml_text
 
 # Where libvirt's QEMU and storage drivers keep what they know (as root): definitions, running domains, snapshots, checkpoints, pools.
 _DEFINITIONS = "etc/libvirt/qemu/*.xml"
@@ -63,7 +63,7 @@ class _Mention(NamedTuple):
     value: str
 
 
-class Survey:
+class Inventory:
     """What a host's libvirt knows about images.
 
     ``source``: ``libvirt`` (asked), ``files`` (read behind its back) or ``none`` (no libvirt here). ``complete`` false: the answer
@@ -149,7 +149,7 @@ def _inode(path: bytes) -> Optional[Tuple[int, int]]:
     return status.st_dev, status.st_ino
 
 
-def survey(uri: str = api.DEFAULT_URI, root: str = "/") -> Survey:
+def survey(uri: str = api.DEFAULT_URI, root: str = "/") -> Inventory:
     """Ask libvirt about all domains, running or not; without libvirt, read the files it keeps below ``root``.
 
     :raises ToolFailed: libvirt answers and then fails.
@@ -165,12 +165,12 @@ def survey(uri: str = api.DEFAULT_URI, root: str = "/") -> Survey:
         api.close(connection)
 
 
-def survey_connection(connection: api.Connection) -> Survey:
+def survey_connection(connection: api.Connection) -> Inventory:
     """The same over a connection that is open already (a read-only one is enough).
 
     :raises ToolFailed: libvirt fails.
     """
-    answer = Survey("libvirt", complete=True)
+    answer = Inventory("libvirt", complete=True)
     answer.pools = api.pools(connection)
     library = connection.library
     with api.reported(connection, "The domains cannot be listed"):
@@ -225,11 +225,11 @@ def _managed_save(library: Any, handle: Any) -> bool:
         raise
 
 
-def _from_files(root: str, reason: str) -> Survey:
+def _from_files(root: str, reason: str) -> Inventory:
     definitions = _texts(root, _DEFINITIONS)
     if not definitions:
-        return Survey("none", complete=True)
-    answer = Survey("files", complete=False, reason=reason)
+        return Inventory("none", complete=True)
+    answer = Inventory("files", complete=False, reason=reason)
     running = dict(_texts(root, _RUNNING))
     for _path, xml in _texts(root, _POOLS):
         pool = api.pool_of_xml(xml, active=False)
@@ -268,7 +268,7 @@ def _texts(root: str, pattern: str, directory: Optional[str] = None) -> List[Tup
         try:
             with open(path, "rb") as file:
                 text = file.read().decode("utf-8")
-            xml_edit.parse(text)
+            xml_text.parse(text)
         except (OSError, ValueError):
             continue
         found.append((os.path.basename(path)[: -len(".xml")], text))

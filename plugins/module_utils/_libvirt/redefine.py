@@ -13,8 +13,8 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from .._errors import ImageInUse, QcowError, VerificationFailed
 from .._paths import show
-from . import api, domain_xml, xml_edit
-from .inventory import DomainUse, Survey, domains_of
+from . import api, domain_xml, xml_text
+from .inventory import DomainUse, Inventory, domains_of
 
 
 class Move(NamedTuple):
@@ -44,7 +44,7 @@ class Repoint(NamedTuple):
     @property
     def changed(self) -> bool:
         """Do the two differ in meaning?"""
-        return xml_edit.canonical(self.before) != xml_edit.canonical(self.after)
+        return xml_text.canonical(self.before) != xml_text.canonical(self.after)
 
     def diff(self) -> Dict[str, str]:
         """The disks before and after, secrets masked, as Ansible shows a diff."""
@@ -56,7 +56,7 @@ class Repoint(NamedTuple):
         }
 
 
-def obstacles(answer: Survey, uses: Iterable[DomainUse]) -> List[str]:
+def obstacles(answer: Inventory, uses: Iterable[DomainUse]) -> List[str]:
     """Why these uses cannot follow the image, each with the way out; empty where they can. Running is not one of them."""
     found = []
     for use in uses:
@@ -90,7 +90,7 @@ def obstacles(answer: Survey, uses: Iterable[DomainUse]) -> List[str]:
     return found
 
 
-def plan(connection: api.Connection, answer: Survey, moves: Iterable[Move], domains: Optional[Iterable[str]] = None) -> List[Repoint]:
+def plan(connection: api.Connection, answer: Inventory, moves: Iterable[Move], domains: Optional[Iterable[str]] = None) -> List[Repoint]:
     """What has to change for these moves; nothing is changed. Definitions that already agree are in it, unchanged.
 
     ``domains`` (names or UUIDs) limits it. Live state, snapshots and whatever is not in the definition is left out here:
@@ -124,7 +124,7 @@ def plan(connection: api.Connection, answer: Survey, moves: Iterable[Move], doma
     return sorted(plans, key=lambda item: item.domain)
 
 
-def _change(answer: Survey, use: DomainUse, move: Move) -> domain_xml.Change:
+def _change(answer: Inventory, use: DomainUse, move: Move) -> domain_xml.Change:
     path = api.describe(move.dest)
     if use.volume is not None:
         pool = api.pool_for(answer.pools, move.dest, use.pool)
@@ -153,7 +153,7 @@ def apply(connection: api.Connection, planned: Repoint, *, running: bool = False
             hint="Its definition was left as it was. Shut it down first.",
         )
     now = api.definition(connection, handle)
-    if xml_edit.canonical(now) != xml_edit.canonical(planned.before):
+    if xml_text.canonical(now) != xml_text.canonical(planned.before):
         raise QcowError(
             "The definition of {0} was changed by another program in the meantime.".format(planned.domain),
             reason="changed",
@@ -161,7 +161,7 @@ def apply(connection: api.Connection, planned: Repoint, *, running: bool = False
         )
     _define(connection, planned.domain, planned.after)
     found = api.definition(connection, api.domain(connection, planned.uuid))
-    if xml_edit.canonical(found) != xml_edit.canonical(planned.after):
+    if xml_text.canonical(found) != xml_text.canonical(planned.after):
         _define(connection, planned.domain, planned.before)
         raise VerificationFailed(
             "libvirt did not take the new definition of {0} as it was given.".format(planned.domain),
@@ -178,7 +178,7 @@ def agree(connection: api.Connection, planned: Repoint, cleaned: str) -> bool:
     :raises VerificationFailed: libvirt made something else of it.
     """
     after = domain_xml.repoint(cleaned, planned.changes)
-    if xml_edit.canonical(after) == xml_edit.canonical(planned.after):
+    if xml_text.canonical(after) == xml_text.canonical(planned.after):
         after = planned.after
     before = api.definition(connection, api.domain(connection, planned.uuid))
     return apply(connection, planned._replace(before=before, after=after), running=True)
@@ -206,7 +206,7 @@ def restore(connection: api.Connection, xml: str, *, running: bool = False) -> b
             raise ImageInUse("Domain {0} is running.".format(name), hint="Its definition was left as it was. Shut it down first.")
     _define(connection, name, xml)
     found = api.definition(connection, api.domain(connection, uuid))
-    if xml_edit.canonical(found) != xml_edit.canonical(xml):
+    if xml_text.canonical(found) != xml_text.canonical(xml):
         raise VerificationFailed(
             "libvirt did not take the recorded definition of {0} as it was given.".format(name),
             hint="The record is intact; compare it with virsh dumpxml --inactive --security-info {0}.".format(name),
@@ -222,6 +222,6 @@ def _define(connection: api.Connection, name: str, xml: str) -> None:
 
 def difference(wanted: str, found: str) -> List[str]:
     """The lines in which two definitions differ in meaning, secrets masked; each begins with ``-`` (missing) or ``+`` (unasked for)."""
-    left, right = (xml_edit.canonical(domain_xml.mask(xml)).splitlines() for xml in (wanted, found))
+    left, right = (xml_text.canonical(domain_xml.mask(xml)).splitlines() for xml in (wanted, found))
     missing = ["-" + line.strip() for line in left if line not in right]
     return (missing + ["+" + line.strip() for line in right if line not in left])[:20]

@@ -185,7 +185,7 @@ def exact(image: Dict[str, Any], name: str) -> bytes:
         raise OptionError("{0}_base64: {1}".format(name, error)) from error
 
 
-class Found:
+class FoundImages:
     """Asks for every image below O(paths), and keeps what was found last."""
 
     def __init__(self, params: Dict[str, Any], common: Request) -> None:

@@ -11,7 +11,7 @@ from .._copy.transcode import why_not
 from .._copy.writers import RawWriter
 from .._errors import UnsupportedImage
 from .._image.chain import Member, Rules
-from .._image.extent import Need, measure
+from .._image.measure import Need, measure
 from .._image.qcow1 import Qcow1
 from .._image.qcow2_header import DEFAULT_CLUSTER_SIZE, Qcow2Options, require_possible
 from .request import Request

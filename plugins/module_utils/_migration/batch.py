@@ -9,10 +9,11 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 from .._errors import NoSpace, QcowError, reason_of
-from .._image.check import CONTENT, STRUCTURE
+from .._image.qcow1_check import CONTENT, STRUCTURE
 from .._libvirt import api
 from .._paths import show
-from .._workers import Ended, Interrupted, run_jobs
+from .._signals import Interrupted
+from .._workers import Ended, run_jobs
 from . import domain_policy, running_domains
 from .chains import SeenImages, plan_chains, refuse_together
 from .domain_references import FOLLOW
@@ -278,7 +279,7 @@ class _Batch:
                     session.domains.forget()
                     running_domains.start_or_roll_back(held, session, results)
                 return results
-            disks = [running_domains.Disk(plan.request, plan.dest) for plan in plans]
+            disks = [running_domains.HeldDisk(plan.request, plan.dest) for plan in plans]
             with running_domains.DomainsOnOverlays(session, connection, running, disks) as taken:
                 results = self._planned_anew(plans, READ)
                 for problem in taken.release():

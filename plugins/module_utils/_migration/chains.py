@@ -11,10 +11,10 @@ from typing import Dict, List, Optional, Set, Tuple
 from .._errors import QcowError
 from .._host import tree
 from .._host.in_use import find_users_many
-from .._image.chain import Graph, Key, Node, allowed
-from .._image.check import STRUCTURE
+from .._image.chain import Graph, GraphNode, Key, allowed
 from .._image.detect import QCOW_MAGIC
-from .._image.qcow2_header import Backing
+from .._image.qcow1_check import STRUCTURE
+from .._image.qcow2_header import BackingEntry
 from .._paths import show
 from . import overlay_headers
 from .backing import new_name
@@ -55,7 +55,7 @@ class SeenImages:
         for found in tree.walk(paths, prefix=QCOW_MAGIC, recurse=recurse):
             self.add(found)
 
-    def node(self, path: bytes) -> Optional[Node]:
+    def node(self, path: bytes) -> Optional[GraphNode]:
         """The image of that name, ``None`` where there is none. It is opened only where it has not been seen."""
         try:
             status = os.lstat(path)
@@ -133,7 +133,7 @@ def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> L
     return list(order)
 
 
-def _with_dependents(plan: Plan, dependents: List[Node], own: Dict[Key, int], plans: Dict[int, Plan]) -> Plan:
+def _with_dependents(plan: Plan, dependents: List[GraphNode], own: Dict[Key, int], plans: Dict[int, Plan]) -> Plan:
     """The plan of a base with what has to follow it, or its refusal."""
     follow: List[overlay_headers.Dependent] = []
     needed_by: List[bytes] = []
@@ -151,7 +151,7 @@ def _with_dependents(plan: Plan, dependents: List[Node], own: Dict[Key, int], pl
             )
         try:
             name = new_name(node.path, node.path, node.reference.name if node.reference else b"", plan.request.src, plan.dest)
-            follow.append(overlay_headers.check(node.path, Backing(name, plan.request.format)))
+            follow.append(overlay_headers.check(node.path, BackingEntry(name, plan.request.format)))
         except QcowError as error:
             return _refused(plan, error.reason, "its overlay cannot follow it: {0}".format(error))
     return plan._replace(dependents=tuple(follow), needed_by=tuple(needed_by))

@@ -15,9 +15,9 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from .._errors import ImageChanged, ImageInUse, QcowError, TargetExists, ToolFailed, ToolMissing, UnsafeImage
 from .._image.detect import HEAD, UNKNOWN, identify, is_qcow1
 from .._libvirt import api, control, redefine
-from .._libvirt.inventory import DomainUse, Survey, survey
+from .._libvirt.inventory import DomainUse, Inventory, survey
 from .._paths import show
-from .._workers import Interrupted
+from .._signals import Interrupted
 from .domain_references import active, declared_raw
 from .execute import execute
 from .plan import CONVERT
@@ -26,7 +26,7 @@ from .record import make_directory
 from .recover import explain_all, recover_all
 from .request import READ, Request
 from .results import MovedDomain, Outcome
-from .running_domains import Disk, DomainsOnOverlays, Redefinition, ShutDown, add_leftovers
+from .running_domains import DomainsOnOverlays, HeldDisk, Redefinition, ShutDown, add_leftovers
 from .session import Session
 
 REFUSE = "refuse"
@@ -106,7 +106,7 @@ def _move(job: Job, session: Session, *, check_mode: bool) -> Result:
         api.close(connection)
 
 
-def _uses(answer: Survey, job: Job) -> List[DomainUse]:
+def _uses(answer: Inventory, job: Job) -> List[DomainUse]:
     uses = answer.users_of(job.src)
     if job.domains is None:
         return uses
@@ -117,7 +117,7 @@ def _uses(answer: Survey, job: Job) -> List[DomainUse]:
     return [use for use in uses if use.domain in job.domains or use.uuid in job.domains]
 
 
-def _require_movable(connection: api.Connection, answer: Survey, uses: List[DomainUse], job: Job) -> None:
+def _require_movable(connection: api.Connection, answer: Inventory, uses: List[DomainUse], job: Job) -> None:
     """Everything that forbids the move and can be known before anything is touched."""
     if is_qcow1(_head(job.src)):
         against = declared_raw(uses)
@@ -203,7 +203,13 @@ class _Moving:
     """One run of a job."""
 
     def __init__(
-        self, session: Session, connection: api.Connection, answer: Survey, job: Job, planned: List[redefine.Repoint], uses: List[DomainUse]
+        self,
+        session: Session,
+        connection: api.Connection,
+        answer: Inventory,
+        job: Job,
+        planned: List[redefine.Repoint],
+        uses: List[DomainUse],
     ) -> None:
         self._session, self._connection, self._job = session, connection, job
         self._planned = [item for item in planned if item.changed]
@@ -261,7 +267,7 @@ class _Moving:
             domain_access=READ,
         )
         session.domains.restrict(item.uuid for item in self._planned)
-        with DomainsOnOverlays(session, self._connection, self._running, [Disk(request, job.dest)]):
+        with DomainsOnOverlays(session, self._connection, self._running, [HeldDisk(request, job.dest)]):
             plan = make_plan(request, session.records)
             if plan.action != CONVERT:
                 raise QcowError("It cannot be converted: {0}".format(" ".join(plan.reasons)), reason=plan.code or "error")

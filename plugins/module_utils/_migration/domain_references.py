@@ -18,7 +18,7 @@ from .._errors import ImageInUse, ToolMissing
 from .._host.files import open_source
 from .._host.in_use import find_users
 from .._libvirt import api, control, domain_xml, redefine
-from .._libvirt.inventory import DomainUse, Survey, domains_of, survey
+from .._libvirt.inventory import DomainUse, Inventory, domains_of, survey
 from .._paths import encode_exact, show
 from .record import Record
 from .references import Updater
@@ -82,10 +82,10 @@ class Domains(Updater):
         self.pending: List[PendingPivot] = []
         self._raw_allowed = raw_allowed
         self._only: Optional[FrozenSet[str]] = None
-        self._survey = None  # type: Optional[Survey]
+        self._survey = None  # type: Optional[Inventory]
         self._asked = 0.0
 
-    def survey(self) -> Survey:
+    def survey(self) -> Inventory:
         """What libvirt knows, at most seconds old."""
         if self._survey is None or time.monotonic() - self._asked > _FRESH_SECONDS:
             self._survey = survey(self.uri)
@@ -167,7 +167,7 @@ class Domains(Updater):
         with _one_at_a_time(record):
             self._follow(record, answer)
 
-    def _follow(self, record: Record, answer: Survey) -> None:
+    def _follow(self, record: Record, answer: Inventory) -> None:
         src, dest = record.path_of("src"), record.path_of("dest")
         connection = api.connect(self.uri, readonly=False)
         try:
@@ -245,9 +245,9 @@ class RefusingDomains(Domains):
 class IgnoredDomains(Domains):
     """Leaves domains to the operator. What an earlier run has begun to re-point is taken back all the same when its result is."""
 
-    def survey(self) -> Survey:
+    def survey(self) -> Inventory:
         """See :meth:`Domains.survey`."""
-        return Survey("none", complete=True)
+        return Inventory("none", complete=True)
 
 
 class LostDomains(IgnoredDomains):
@@ -310,7 +310,7 @@ def declared_raw(uses: List[DomainUse]) -> List[str]:
     ]
 
 
-def active(answer: Survey, uses: List[DomainUse]) -> List[str]:
+def active(answer: Inventory, uses: List[DomainUse]) -> List[str]:
     """The UUIDs of the running domains among these uses."""
     return [uuid for uuid in domains_of(uses) if answer.domains[uuid].active]
 

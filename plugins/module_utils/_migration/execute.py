@@ -17,6 +17,7 @@ from .._host.files import create_temporary, identity, identity_at, sync_director
 from .._image.extent import SECTOR, filled
 from .._paths import show
 from .._verify.compare import verify
+from .._verify.qcow_readers import open_reader
 from . import overlay_headers
 from .commit import abandon, finish, published, temporary_path, withdraw
 from .output import is_device, open_exclusively, read_back, second_opinion, write
@@ -26,7 +27,7 @@ from .record import Record, Records, State, named
 from .request import temporary_beside
 from .results import Outcome
 from .session import Session
-from .source import Guards, Source, open_reader, ranges_of
+from .source import Guards, Source, ranges_of
 
 OnProgress = Callable[[bytes, str, int], None]
 """Told of an image, of a stage (``copy`` or ``verify``) and of the guest bytes it has dealt with since the last call."""

@@ -10,15 +10,16 @@ from .._errors import QcowError
 from .._host import in_use, tree
 from .._image import safety
 from .._image.chain import NATIVE, Graph, Rules
-from .._image.check import check
 from .._image.detect import HEAD, QCOW1_MAGIC, QCOW_MAGIC, UNKNOWN, Identity, identify, is_qcow1, reader_at
 from .._image.extent import SECTOR
 from .._image.findings import DAMAGED, SOUND
 from .._image.producer import likely_producer
 from .._image.qcow1 import Qcow1
+from .._image.qcow1_check import check
 from .._image.qcow2 import Qcow2
 from .._paths import decode_exact, encode_exact, show
 from .._verify.compare import fingerprint
+from .._verify.qcow_readers import open_reader
 from .chains import SeenImages
 from .domain_references import Domains
 from .record import Records
@@ -26,7 +27,7 @@ from .references import mentions
 from .request import is_retired
 from .results import info_image
 from .search import WALKERS, absent, unseen
-from .source import Source, open_reader
+from .source import Source
 
 REPORTS = ("v1", "known", "all")
 

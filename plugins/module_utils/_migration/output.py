@@ -27,11 +27,12 @@ from .._image.extent import filled
 from .._image.qcow1 import Qcow1
 from .._image.qcow2_header import DEFAULT_CLUSTER_SIZE, Qcow2Options
 from .._paths import show
+from .._verify.qcow_readers import open_reader
 from .._verify.reader import Reader
 from .backing import KEEP, qcow2_options
 from .plan import NATIVE, STAGED, Plan
 from .request import Request, temporary_beside
-from .source import Source, open_reader
+from .source import Source
 
 
 def is_device(path: bytes) -> bool:

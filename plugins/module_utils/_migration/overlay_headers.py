@@ -16,7 +16,7 @@ from .._errors import ImageChanged, QcowError, StateError
 from .._host.files import open_source
 from .._host.in_use import require_unused
 from .._image import qcow2
-from .._image.qcow2_header import Backing, backing_of, rebased
+from .._image.qcow2_header import BackingEntry, backing_of, rebased
 from .._paths import decode_exact, show
 from .record import Record, Records, State, named
 from .references import Updater
@@ -35,7 +35,7 @@ class Dependent(NamedTuple):
 
     path: bytes
     ino: int
-    backing: Backing
+    backing: BackingEntry
 
 
 def as_facts(dependents: List[Dependent]) -> List[Dict[str, Any]]:
@@ -43,7 +43,7 @@ def as_facts(dependents: List[Dependent]) -> List[Dict[str, Any]]:
     return [named(item.path, ino=item.ino, name=_text(item.backing.name), format=item.backing.format) for item in dependents]
 
 
-def check(path: bytes, backing: Backing) -> Dependent:
+def check(path: bytes, backing: BackingEntry) -> Dependent:
     """Find out, changing nothing, whether an overlay's header can be pointed to ``backing``.
 
     :raises QcowError: why not.
@@ -158,7 +158,7 @@ def _entry(path: bytes, wanted: Dict[str, Any]) -> Dict[str, Any]:
         before = _first_cluster(fd, path)
     finally:
         os.close(fd)
-    after = rebased(before, Backing(_bytes(wanted["name"]), wanted["format"]), path)
+    after = rebased(before, BackingEntry(_bytes(wanted["name"]), wanted["format"]), path)
     return named(path, ino=status.st_ino, cluster=len(before), before=_text(before.rstrip(b"\0")), after=_text(after.rstrip(b"\0")))
 
 

@@ -11,16 +11,16 @@ from typing import Any, Dict, List, Optional, Set
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._fingerprint import rounded
 from .._host.attributes import protection
-from .._host.file_users import Use
 from .._host.files import check_name
 from .._host.in_use import WRITER, find_users, in_use
+from .._host.procfs import Use
 from .._image import safety
 from .._image.chain import Key, Member
-from .._image.check import STRUCTURE
 from .._image.detect import HEAD, UNKNOWN, reader_at
 from .._image.extent import SECTOR
 from .._image.findings import ERROR
 from .._image.qcow1 import Qcow1
+from .._image.qcow1_check import STRUCTURE
 from .._paths import show
 from .._verify.compare import verify
 from .backing import KEEP, RECLUSTER, Replacement, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of

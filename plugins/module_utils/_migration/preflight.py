@@ -9,7 +9,7 @@ import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from .._errors import NoSpace
-from .._host import space
+from .._host import free_space
 from .._paths import show
 from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan
 from .references import mentions
@@ -83,7 +83,7 @@ def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve) -> List[Pla
     """
     plans = _distinct(plans)
     demands = _demands(plans, state_dir)
-    found = space.problems(demands, reserve_bytes=reserve.size, reserve_percent=reserve.percent)
+    found = free_space.problems(demands, reserve_bytes=reserve.size, reserve_percent=reserve.percent)
     closed = {problem.directory: problem for problem in found if problem.reason not in ("no-space", "no-inodes")}
     plans = [_possible(plan, closed) for plan in plans]
     too_little = [problem for problem in found if problem.reason in ("no-space", "no-inodes")]
@@ -146,19 +146,19 @@ def _distinct(plans: List[Plan]) -> List[Plan]:
     return checked
 
 
-def _demands(plans: List[Plan], state_dir: bytes) -> List[space.Demand]:
+def _demands(plans: List[Plan], state_dir: bytes) -> List[free_space.Demand]:
     demands = []
     for plan in plans:
         if plan.action == CONVERT:
-            demands.append(space.Demand(_directory(plan), plan.need, 1, show(plan.dest)))
+            demands.append(free_space.Demand(_directory(plan), plan.need, 1, show(plan.dest)))
         if plan.action in (CONVERT, RETIRE):
-            demands.append(space.Demand(_existing(state_dir), _RECORD_BYTES, 1, "records"))
+            demands.append(free_space.Demand(_existing(state_dir), _RECORD_BYTES, 1, "records"))
             if plan.retired is not None:
-                demands.append(space.Demand(_parent(plan.retired), 0, 0, show(plan.retired)))
+                demands.append(free_space.Demand(_parent(plan.retired), 0, 0, show(plan.retired)))
     return demands
 
 
-def _possible(plan: Plan, closed: Dict[bytes, space.Problem]) -> Plan:
+def _possible(plan: Plan, closed: Dict[bytes, free_space.Problem]) -> Plan:
     """The plan, or its refusal where a directory forbids what is to be done in it."""
     if plan.action not in (CONVERT, RETIRE):
         return plan

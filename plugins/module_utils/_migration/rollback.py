@@ -13,7 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Set
 from .._errors import ImageChanged, QcowError, StateError, TargetExists
 from .._host.files import FileIdentity, check_name, inode_at, remove_durably, replace_keeping, retire
 from .._host.in_use import Guard, require_unused
-from .._image.chain import Node
+from .._image.chain import GraphNode
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
 from .chains import SeenImages
@@ -256,7 +256,7 @@ class NewDependents:
                 hint="Nothing was changed. Commit or move away what rests on it first; if it belongs to a migrated image, roll that back first.",
             )
 
-    def _resting_on(self, dest: bytes) -> List[Node]:
+    def _resting_on(self, dest: bytes) -> List[GraphNode]:
         directory = os.path.dirname(dest)
         if directory not in self._seen:
             self._seen[directory] = SeenImages()

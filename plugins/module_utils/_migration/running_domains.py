@@ -124,7 +124,7 @@ class ShutDown(_RunningDomains):
         return problems
 
 
-class Disk(NamedTuple):
+class HeldDisk(NamedTuple):
     """A disk to move while its domain runs: the request for its image, and where the result will be."""
 
     request: Request
@@ -137,7 +137,7 @@ class DomainsOnOverlays(_RunningDomains):
     :param domains: their names by their UUIDs.
     """
 
-    def __init__(self, session: Session, connection: api.Connection, domains: Dict[str, str], disks: List[Disk]) -> None:
+    def __init__(self, session: Session, connection: api.Connection, domains: Dict[str, str], disks: List[HeldDisk]) -> None:
         super().__init__(session, connection, [disk.request.src for disk in disks])
         self._wanted, self._disks = domains, disks
         self._taken: List[control.Snapshot] = []
@@ -156,7 +156,7 @@ class DomainsOnOverlays(_RunningDomains):
     def _take(self, uuid: str, name: str) -> None:
         domains = self._session.domains
         answer, identifier = domains.survey(), "{0:x}-{1}".format(int(time.time()), os.urandom(3).hex())
-        moves: List[Tuple[Disk, redefine.Repoint]] = []
+        moves: List[Tuple[HeldDisk, redefine.Repoint]] = []
         for disk in self._disks:
             move = redefine.Move(disk.request.src, disk.dest, disk.request.format)
             moves += [(disk, planned) for planned in redefine.plan(self._connection, answer, [move], [uuid])]

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any, Optional
 
 from .._libvirt.api import DEFAULT_URI
-from .._workers import Interruptible
+from .._signals import Interruptible
 from .domain_references import FOLLOW, IGNORE, REFUSE, Domains, IgnoredDomains, LostDomains, RefusingDomains
 from .overlay_headers import NeededBases, OverlayHeaders
 from .progress import Progress

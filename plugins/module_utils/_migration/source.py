@@ -13,16 +13,16 @@ from .._host.in_use import Guard
 from .._host.qemu_img import Node, QemuImg
 from .._image import crypt
 from .._image.chain import FOREIGN, Key, Member, Rules, follow
-from .._image.check import check
 from .._image.detect import HEAD, Identity, identify, reader_at
 from .._image.extent import COMPRESSED, DATA, Extent, Layer, chain_extents, thin_extents
 from .._image.findings import DAMAGED, ERROR, WARNING, Finding, Report
 from .._image.qcow1 import Damage, OnDamage, Qcow1
+from .._image.qcow1_check import check
 from .._image.qcow2 import Qcow2
 from .._image.raw import Raw
 from .._paths import show
-from .._verify.reader import LostReader, RawReader, Reader
-from .._verify.table_readers import Qcow1Reader, Qcow2Reader
+from .._verify.qcow_readers import Qcow1Reader, open_reader
+from .._verify.reader import LostReader, Reader
 
 LostRanges = Mapping[int, Sequence[Tuple[int, int]]]
 """By place in the chain (0: the image itself) the guest ranges ``(start, length)`` that were given up, in bytes."""
@@ -276,12 +276,6 @@ def _tool_for(path: bytes, driver: str) -> QemuImg:
             hint="Nothing was changed. Install qemu-img, or convert {0} to qcow2 first.".format(show(os.path.basename(path))),
         )
     return tool
-
-
-def open_reader(format_name: str, fd: int, path: bytes) -> Reader:
-    """One file read by the second path; ``format_name`` is qcow, qcow2 or raw."""
-    readers = {"qcow": Qcow1Reader, "qcow2": Qcow2Reader, "raw": RawReader}
-    return readers[format_name](fd, path)
 
 
 def open_layer(format_name: str, fd: int, path: bytes) -> Layer:

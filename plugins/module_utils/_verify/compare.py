@@ -16,7 +16,7 @@ from typing import Callable, Iterator, List, NamedTuple, NoReturn, Optional, Tup
 from .._errors import VerificationFailed
 from .._fingerprint import BLOCK, Digests, Fingerprint, block_digests, rounded
 from .._paths import show
-from .._workers import Partitions, Room
+from .._workers import OrderedPool, Room
 from .reader import Reader, misreported
 
 BLOCKS = 8
@@ -163,7 +163,7 @@ def _pass(chains: List[Chain], path: bytes, progress: Optional[OnProgress], proo
             room(0)
             yield batch, (count, digests)
 
-    with Partitions(produce, 0, sum(reader.held() for reader in chains[0])) as pieces:
+    with OrderedPool(produce, 0, sum(reader.held() for reader in chains[0])) as pieces:
         for _number, (count, digests), _memory in pieces:
             if proof is not None:
                 proof.add(digests)

@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils import _workers
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils._workers import SMALL, Partitions, Room
+from ansible_collections.vmimage.qcow.plugins.module_utils._workers import SMALL, OrderedPool, Room
 
 LARGE = SMALL + 1
 COUNT = 60
@@ -44,7 +44,7 @@ def numbers(partition: int, partitions: int, room: Room) -> Iterator[Tuple[int, 
 @pytest.mark.parametrize("held", [0, SMALL, LARGE])
 def test_all_of_it_in_order(held: int) -> None:
     seen = []
-    with Partitions(numbers, COUNT, held) as members:
+    with OrderedPool(numbers, COUNT, held) as members:
         for number, (pid, partitions), memory in members:
             assert bytes(memory[:number]) == bytes([number]) * number
             assert (pid == os.getpid()) == (partitions == 1) == (held <= SMALL)
@@ -57,15 +57,15 @@ def test_without_processes_where_there_are_none_to_be_had(monkeypatch: pytest.Mo
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fork)
-    with Partitions(numbers, COUNT, LARGE) as members:
+    with OrderedPool(numbers, COUNT, LARGE) as members:
         assert [number for number, _item, _memory in members] == list(range(COUNT))
 
 
 def test_leaving_early() -> None:
-    with Partitions(numbers, COUNT, LARGE) as members:
+    with OrderedPool(numbers, COUNT, LARGE) as members:
         assert next(iter(members))[0] == 0
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Partitions(asleep, 1, LARGE):
+    with pytest.raises(KeyboardInterrupt), OrderedPool(asleep, 1, LARGE):
         raise KeyboardInterrupt
     assert time.monotonic() - started < 30
 
@@ -85,7 +85,7 @@ def test_an_error_comes_in_its_place() -> None:
             yield number, item
 
     seen = []
-    with pytest.raises(DamagedImage) as caught, Partitions(failing, COUNT, LARGE) as members:
+    with pytest.raises(DamagedImage) as caught, OrderedPool(failing, COUNT, LARGE) as members:
         for number, _item, _memory in members:
             seen.append(number)
     assert seen == list(range(len(seen))) and 30 - _workers._MOST <= seen[-1] <= 30
@@ -101,7 +101,7 @@ def test_a_process_that_is_killed(number: signal.Signals) -> None:
                 os.kill(os.getpid(), number)
             yield key, item
 
-    with pytest.raises(QcowError, match="%s.*Run again" % signal.Signals(number).name), Partitions(killed, COUNT, LARGE) as members:
+    with pytest.raises(QcowError, match="%s.*Run again" % signal.Signals(number).name), OrderedPool(killed, COUNT, LARGE) as members:
         for _item in members:
             pass
 
@@ -110,7 +110,7 @@ def test_they_end_when_we_are_killed() -> None:
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with Partitions(numbers, COUNT, LARGE) as members:
+        with OrderedPool(numbers, COUNT, LARGE) as members:
             os.write(tell, repr([member.pid for member in members._workers]).encode())
             os.kill(os.getpid(), signal.SIGKILL)
     os.close(tell)

@@ -28,8 +28,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import 
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.raw import Raw
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.qcow_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import RawReader
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.big_image import write_dense
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted

@@ -16,7 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._copy.transcode impor
 from ansible_collections.vmimage.qcow.plugins.module_utils._copy.writers import Qcow2Options
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import verify
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.qcow_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest, write_dense
 from ansible_collections.vmimage.qcow.tests.support.builder import build

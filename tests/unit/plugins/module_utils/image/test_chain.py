@@ -13,8 +13,7 @@ import pytest
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import Member, Rules, allowed, follow, locate
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import Backing as HeaderBacking
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import backing_of, rebased
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import BackingEntry, backing_of, rebased
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import SeenImages
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
@@ -175,7 +174,7 @@ def test_header_says_the_new_base_and_nothing_else_changes(tmp_path: pathlib.Pat
     path = tmp_path / "over.qcow2"
     oracle.run("create", "-f", "qcow2", "-o", options, "-u", "-b", "old", "-F", "qcow", path, "64M")
     before = cluster_of(path)
-    after = rebased(before, HeaderBacking(name, "qcow2"))
+    after = rebased(before, BackingEntry(name, "qcow2"))
     assert len(after) == len(before)
     assert backing_of(after) == (name, "qcow2")
     assert rebased(after, backing_of(before)) == before
@@ -193,6 +192,6 @@ def test_header_with_something_unknown_is_left_alone(tmp_path: pathlib.Path) -> 
     cluster = bytearray(cluster_of(path))
     cluster[5000:5004] = b"what"
     with pytest.raises(UnsupportedImage, match="byte 5000"):
-        rebased(bytes(cluster), HeaderBacking(b"new", "qcow2"))
+        rebased(bytes(cluster), BackingEntry(b"new", "qcow2"))
     with pytest.raises(UnsupportedImage, match="fit"):
-        rebased(cluster_of(path)[: 1 << 16], HeaderBacking(b"n" * 1024, "qcow2"))
+        rebased(cluster_of(path)[: 1 << 16], BackingEntry(b"n" * 1024, "qcow2"))

@@ -17,7 +17,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.detect import looks_random, signatures
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.qcow_readers import Qcow1Reader
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.aes import encrypt_sectors
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, build

@@ -11,10 +11,11 @@ from typing import Any, Iterator
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import check
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import CHUNK, DATA, SCATTERED, Extent, Scattered, measure
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.entry_arithmetic import runs, whole_clusters
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import CHUNK, DATA, SCATTERED, Extent, Scattered
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.measure import measure
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Damage, Qcow1
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_tables import runs, whole_clusters
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_check import check
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Packed, Plain, build, header
 
 NOISE = random.Random(3).randbytes(65536)

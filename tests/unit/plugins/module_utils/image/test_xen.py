@@ -12,8 +12,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._copy import copier, 
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import qcow1_header
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks, verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.qcow_readers import Qcow1Reader
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import RawReader
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, BuiltImage, ImageSpec, Plain, Xen, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 

@@ -6,8 +6,8 @@
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import domain_xml, xml_edit
-from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.domain_xml import Change, Layer, read_disks, repoint
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import domain_xml, xml_text
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.domain_xml import Change, DiskSource, read_disks, repoint
 
 # A definition with everything that a careless rewrite loses: comments, foreign namespaces, quotes of both kinds, entities, passwords.
 RICH = """\
@@ -96,7 +96,7 @@ def test_white_space_in_a_name_survives() -> None:
 def test_what_is_declared() -> None:
     disks = read_disks(RICH)
     assert [(disk.target, disk.device) for disk in disks] == [("vda", "disk"), ("vdb", "disk")]  # no empty drive, no metadata
-    assert disks[0].layers == (Layer("file", "/vm/a.qcow", "qcow", None, None),)
+    assert disks[0].layers == (DiskSource("file", "/vm/a.qcow", "qcow", None, None),)
     assert disks[1].layers[0].format == "raw"
     assert domain_xml.identity(RICH) == ("shop & till", "5b1cbb5c-6d4e-4a39-9b0a-0a2f4f8f6f01")
 
@@ -112,7 +112,7 @@ def test_a_chain_follows() -> None:
 
 def test_a_chain_ends_where_the_result_stands_alone() -> None:
     after = repoint(CHAIN, [Change("vda", 0, "/vm/top.raw", "raw", backing=False), Change("vda", 1, "/vm/base.qcow2", "qcow2")])
-    assert read_disks(after)[0].layers == (Layer("file", "/vm/top.raw", "raw", None, None),)
+    assert read_disks(after)[0].layers == (DiskSource("file", "/vm/top.raw", "raw", None, None),)
     assert "<source file='/vm/top.raw'/>\n    <backingStore/>\n    <target" in after
 
 
@@ -166,7 +166,7 @@ def test_a_chain_ends_where_the_result_stands_alone() -> None:
 )
 def test_sources(before: str, change: Change, after: str) -> None:
     result = repoint(one(before), [change])
-    assert xml_edit.canonical(result) == xml_edit.canonical(one(after))
+    assert xml_text.canonical(result) == xml_text.canonical(one(after))
     assert repoint(result, [change]) == result
 
 
@@ -179,14 +179,14 @@ def test_a_change_of_what_is_not_there_is_an_error(change: Change) -> None:
 @pytest.mark.parametrize("text", ["<domain>", "", "<a/><b/>", "<!DOCTYPE d [<!ENTITY e 'x'>]><domain>&e;</domain>"])
 def test_what_is_not_plain_xml_is_an_error(text: str) -> None:
     with pytest.raises(ValueError):
-        xml_edit.parse(text)
+        xml_text.parse(text)
 
 
 def test_meaning_not_layout() -> None:
     other = RICH.replace("<!-- the system -->", "").replace("type='vnc' port='-1'", 'port="-1"\n type="vnc"')
-    assert xml_edit.canonical(other) == xml_edit.canonical(RICH)
-    assert xml_edit.canonical(RICH.replace("s3cret", "other")) != xml_edit.canonical(RICH)
-    assert xml_edit.canonical(RICH.replace("cpuset='4'", "cpuset='5'")) != xml_edit.canonical(RICH)
+    assert xml_text.canonical(other) == xml_text.canonical(RICH)
+    assert xml_text.canonical(RICH.replace("s3cret", "other")) != xml_text.canonical(RICH)
+    assert xml_text.canonical(RICH.replace("cpuset='4'", "cpuset='5'")) != xml_text.canonical(RICH)
 
 
 def test_passwords_are_never_shown() -> None:

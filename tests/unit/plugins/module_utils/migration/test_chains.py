@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute, undo
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute, record_batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
@@ -416,12 +416,12 @@ def test_chain_is_rolled_back_overlays_first(host: Host) -> None:
     before = host.snapshot()
     ok(host.migrate("base.qcow", "one.qcow"))
     base = os.fsencode(host.images / "base.qcow")
-    (refused,) = undo.roll_back_all(undo.Choice(host.state, paths=(base,)), discard_changes=False)
+    (refused,) = record_batch.roll_back_all(record_batch.Choice(host.state, paths=(base,)), discard_changes=False)
     assert refused["failed"] and "one.qcow2" in refused["msg"]
-    whole = undo.Choice(host.state, paths=(os.fsencode(host.images),))
-    shown = undo.roll_back_all(whole._replace(check_mode=True), discard_changes=False)
+    whole = record_batch.Choice(host.state, paths=(os.fsencode(host.images),))
+    shown = record_batch.roll_back_all(whole._replace(check_mode=True), discard_changes=False)
     assert [(result["changed"], result["failed"]) for result in shown] == [(True, False)] * 2
-    results = undo.roll_back_all(whole, discard_changes=False)
+    results = record_batch.roll_back_all(whole, discard_changes=False)
     assert not [result["msg"] for result in results if result["failed"]]
     assert host.snapshot() == before
 
@@ -430,8 +430,10 @@ def test_overlay_whose_base_was_cleaned_up_stays(host: Host) -> None:
     host.v1("base.qcow", seed=1)
     host.v1("one.qcow", "base.qcow", seed=2)
     ok(host.migrate("base.qcow", "one.qcow"))
-    base = undo.Choice(host.state, paths=(os.fsencode(host.images / "base.qcow"),))
-    (gone,) = undo.clean_all(base, min_age=0)
+    base = record_batch.Choice(host.state, paths=(os.fsencode(host.images / "base.qcow"),))
+    (gone,) = record_batch.clean_all(base, min_age=0)
     assert gone["changed"], gone["msg"]
-    (refused,) = undo.roll_back_all(undo.Choice(host.state, paths=(os.fsencode(host.images / "one.qcow"),)), discard_changes=False)
+    (refused,) = record_batch.roll_back_all(
+        record_batch.Choice(host.state, paths=(os.fsencode(host.images / "one.qcow"),)), discard_changes=False
+    )
     assert refused["failed"] and "base.qcow" in refused["msg"]

@@ -21,7 +21,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import (
     ToolMissing,
     UnsafeImage,
 )
-from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import xml_edit
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import xml_text
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.inventory import survey
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import domain_references
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_move import Job, run
@@ -252,5 +252,5 @@ def test_a_live_move_that_fails_leaves_the_domain_where_it_was(daemon: Libvirtd,
     assert str(caught.value).endswith("Every domain is as it was before.")
     assert guest.xml() == before
     guest.wait("GUEST-WROTE", len(guest.lines("GUEST-WROTE")) + 10)
-    assert xml_edit.canonical(guest.domain.XMLDesc()).count("a.qcow'") == 1
+    assert xml_text.canonical(guest.domain.XMLDesc()).count("a.qcow'") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.qcow", "plain", "state"]

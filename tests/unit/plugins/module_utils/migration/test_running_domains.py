@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ToolFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import api, control
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_policy, running_domains, undo
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_policy, record_batch, running_domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import IGNORE, Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.info import Question, add_domains, add_references, look
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
@@ -92,9 +92,12 @@ def test_domains_follow_a_batch_and_its_rollback(host: Host) -> None:
     assert not any(result["failed"] for result in host.run(one, two, workers=2))
     assert guest.xml() == on_qcow2(before)
     assert "one.qcow2" in pool.listVolumes() and "one.qcow" not in pool.listVolumes()
-    choice = undo.Choice(os.fsencode(host.state), paths=(os.fsencode(host.directory),), libvirt_uri=host.daemon.uri)
-    assert [entry["reason"] for entry in undo.roll_back_all(choice._replace(domains="refuse"), discard_changes=False)] == ["state", "state"]
-    assert [entry["msg"] for entry in undo.roll_back_all(choice, discard_changes=False) if entry["failed"]] == []
+    choice = record_batch.Choice(os.fsencode(host.state), paths=(os.fsencode(host.directory),), libvirt_uri=host.daemon.uri)
+    assert [entry["reason"] for entry in record_batch.roll_back_all(choice._replace(domains="refuse"), discard_changes=False)] == [
+        "state",
+        "state",
+    ]
+    assert [entry["msg"] for entry in record_batch.roll_back_all(choice, discard_changes=False) if entry["failed"]] == []
     assert guest.xml() == before
 
 

@@ -18,8 +18,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import Damage
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.extent import COMPRESSED
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1 import Qcow1
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import fingerprint, verify
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.qcow_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.reader import RawReader
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.tests.support.big_image import dense_guest, write_dense
 from ansible_collections.vmimage.qcow.tests.support.fingerprint import described
 

@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify import holes
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.holes import FileMap, called_a_hole
-from ansible_collections.vmimage.qcow.plugins.module_utils._verify.table_readers import Qcow1Reader, Qcow2Reader
+from ansible_collections.vmimage.qcow.plugins.module_utils._verify.qcow_readers import Qcow1Reader, Qcow2Reader
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.require import require
 

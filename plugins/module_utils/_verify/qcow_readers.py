@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 from .._errors import DamagedImage
 from .._fingerprint import BLOCK
 from .holes import FileMap
-from .reader import FileReader, Place, zero_lost
+from .reader import FileReader, Place, RawReader, Reader, zero_lost
 
 _ALL = (1 << 64) - 1
 _L1_CHUNK = 32768  # bytes
@@ -310,3 +310,9 @@ class Qcow2Reader(TableReader):
             elif bitmap >> bit & 1:
                 self.stored(offset + skip + done, view[done : done + step])
             done += step
+
+
+def open_reader(format_name: str, fd: int, path: bytes) -> Reader:
+    """One file read by the second path; ``format_name`` is qcow, qcow2 or raw."""
+    readers = {"qcow": Qcow1Reader, "qcow2": Qcow2Reader, "raw": RawReader}
+    return readers[format_name](fd, path)

@@ -16,8 +16,8 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import UnsupportedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils._image import allocation
-from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import CONTENT, STRUCTURE, check
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.findings import DAMAGED, SOUND, SUSPECT
+from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_check import CONTENT, STRUCTURE, check
 from ansible_collections.vmimage.qcow.tests.support import genuine
 from ansible_collections.vmimage.qcow.tests.support.builder import (
     Backing,
@@ -452,7 +452,7 @@ BOUNDED = {
 PROBE = textwrap.dedent(
     """
     import json, os, resource, sys
-    from ansible_collections.vmimage.qcow.plugins.module_utils._image.check import check
+    from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_check import check
     before = resource.getrusage(resource.RUSAGE_SELF)
     report = check(os.open(sys.argv[1], os.O_RDONLY), b"image", "content")
     after = resource.getrusage(resource.RUSAGE_SELF)

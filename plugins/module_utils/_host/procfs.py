@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Who has files and block devices open: processes, by ``/proc/*/fd``, and the kernel itself (loop devices, swap, exports, mounts, device stacks)."""
+"""What ``/proc`` and ``/sys`` tell :mod:`.in_use` of files and block devices: processes that have them open, and users inside the kernel (loop devices,
+swap, exports, mounts, device stacks)."""
 
 import fcntl
 import glob

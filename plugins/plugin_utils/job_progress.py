@@ -68,7 +68,7 @@ def _facts(line: str) -> Facts | None:
     return value if isinstance(value, dict) else None
 
 
-class Report:
+class ProgressReport:
     """Turns what is seen into lines, and says nothing twice in a row; knows about when the job ends."""
 
     def __init__(self, token: str) -> None:

@@ -7,15 +7,15 @@ import subprocess
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._host import linux, space
-from ansible_collections.vmimage.qcow.plugins.module_utils._host.space import Demand
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import free_space, linux
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.free_space import Demand
 from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
 
 MIB = 1 << 20
 
 
 def reasons(*demands, **reserve):
-    return [problem.reason for problem in space.problems(demands, **reserve)]
+    return [problem.reason for problem in free_space.problems(demands, **reserve)]
 
 
 def test_what_fits_is_no_problem(tmp_path):
@@ -28,7 +28,7 @@ def test_demands_on_one_filesystem_are_added_up(tmp_path, fstype):
     with mounted(fstype, str(tmp_path)) as point:
         os.mkdir(point + "/a")
         os.mkdir(point + "/b")
-        free = space.filesystem(os.fsencode(point)).free
+        free = free_space.filesystem(os.fsencode(point)).free
         assert 10 * MIB < free < 400 * MIB
         half = [Demand(os.fsencode(point) + name, free // 2 - MIB, 1, "half" + name.decode()) for name in (b"/a", b"/b")]
         assert reasons(*half) == []
@@ -40,7 +40,7 @@ def test_demands_on_one_filesystem_are_added_up(tmp_path, fstype):
 
 def test_the_message_says_what_is_missing_and_for_what(tmp_path):
     with mounted("tmpfs", str(tmp_path), size_mib=20) as point:
-        (problem,) = space.problems([Demand(os.fsencode(point), 30 * MIB, 1, "a.qcow2")], reserve_bytes=2 * MIB)
+        (problem,) = free_space.problems([Demand(os.fsencode(point), 30 * MIB, 1, "a.qcow2")], reserve_bytes=2 * MIB)
         assert str(problem) == (
             "The filesystem of %s has 20.0 MiB free; the plan needs 30.0 MiB there (for a.qcow2) and is to keep 2.0 MiB free. "
             "12.0 MiB are missing." % point
@@ -65,7 +65,7 @@ def test_protected_directory(tmp_path):
         fd = os.open(point, os.O_RDONLY)
         old = linux.get_flags(fd)
         linux.set_flags(fd, old | linux.FLAG_IMMUTABLE)
-        problems = space.problems([Demand(os.fsencode(point), 1, 1, "x")])
+        problems = free_space.problems([Demand(os.fsencode(point), 1, 1, "x")])
         linux.set_flags(fd, old)
         os.close(fd)
         # The kernel itself says no to root here; both ways of finding it are right.
@@ -94,11 +94,11 @@ def test_missing_and_closed_directories_and_all_problems_at_once(tmp_path):
 def test_btrfs_subvolumes_share_their_space(tmp_path):
     with mounted("btrfs", str(tmp_path)) as point:
         subprocess.run(["btrfs", "-q", "subvolume", "create", point + "/sub"], check=True, stdout=subprocess.DEVNULL)
-        one, two = (space.filesystem(os.fsencode(path)) for path in (point, point + "/sub"))
+        one, two = (free_space.filesystem(os.fsencode(path)) for path in (point, point + "/sub"))
         assert os.stat(point).st_dev != os.stat(point + "/sub").st_dev
         assert one.key == two.key and one.fstype == "btrfs" and one.free_inodes is None
 
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (1 << 40, "1.0 TiB")])
 def test_human(size, text):
-    assert space.human(size) == text
+    assert free_space.human(size) == text

@@ -37,7 +37,7 @@ class PlanError(Exception):
     """A plan cannot be carried out; the message says which, why, and what to do."""
 
 
-class Plan(t.NamedTuple):
+class PlanFile(t.NamedTuple):
     """What a plan asks for: images as ``qcow_convert`` takes them, and the directories that were looked at."""
 
     images: list[Facts]
@@ -49,7 +49,7 @@ def name_of(host: str) -> str:
     return f"plan-{host}.yml"
 
 
-def read(path: str, host: str, *, missing_ok: bool = False) -> Plan:
+def read(path: str, host: str, *, missing_ok: bool = False) -> PlanFile:
     """The plan for a host.
 
     :param path: a plan, or a directory of plans; relative to the directory the controller was started in.
@@ -61,7 +61,7 @@ def read(path: str, host: str, *, missing_ok: bool = False) -> Plan:
         directory, path = path, os.path.join(path, name_of(host))
         if not os.path.exists(path):
             if missing_ok and any(name.startswith("plan-") for name in os.listdir(directory)):
-                return Plan([], [])
+                return PlanFile([], [])
             raise PlanError(
                 f"There is no plan for this host: {path} does not exist. Nothing was changed. Scan the host, or set missing_ok to leave hosts "
                 "without a plan alone."
@@ -79,7 +79,7 @@ def read(path: str, host: str, *, missing_ok: bool = False) -> Plan:
         raise PlanError(
             f"The plan {path} could not be carried out as a whole: {plan['refused']} Nothing was changed. Mend that, scan again, and review the new plan."
         )
-    return Plan([_entry(image, path) for image in plan["images"]], [str(item) for item in plan.get("paths") or []])
+    return PlanFile([_entry(image, path) for image in plan["images"]], [str(item) for item in plan.get("paths") or []])
 
 
 def _entry(image: t.Any, path: str) -> Facts:

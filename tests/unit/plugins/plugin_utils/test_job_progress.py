@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.progress import JobStatus, Report, duration, of_worker, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport, duration, of_worker, size
 
 RUNNING = 'job 70\n{"started": 1, "finished": 0, "ansible_job_id": "j1.2"}\n'
 STAT = "77 (python3 (x)) S 1 " + "0 " * 17 + "4711 0 0\n"
@@ -62,7 +62,7 @@ def test_a_job_runs_ends_or_dies(text, process, finished, alive, gone):
 
 
 def test_one_line_for_one_worker_and_none_twice():
-    report = Report("abc")
+    report = ProgressReport("abc")
     status = JobStatus.of(RUNNING + lines(CALL, WORKER), "abc", None)
     assert report.lines(status) == ["/x.qcow: copy 50 %, 100 MiB/s, 1 min 05 s left | 1 of 3 images done, 50 %, 30 s left"]
     assert report.lines(status) == []
@@ -70,7 +70,7 @@ def test_one_line_for_one_worker_and_none_twice():
 
 def test_a_line_for_each_worker_and_one_for_all():
     other = dict(WORKER, path="/a.qcow", pid=79, stage="verify", percent=None, speed=None, left=None, done=0)
-    assert Report("abc").lines(JobStatus.of(RUNNING + lines(CALL, WORKER, other), "abc", None)) == [
+    assert ProgressReport("abc").lines(JobStatus.of(RUNNING + lines(CALL, WORKER, other), "abc", None)) == [
         "/a.qcow: verify",
         "/x.qcow: copy 50 %, 100 MiB/s, 1 min 05 s left",
         "1 of 3 images done, 50 %, 30 s left",
@@ -79,18 +79,18 @@ def test_a_line_for_each_worker_and_one_for_all():
 
 def test_who_waits_sees_the_other_run():
     waiting = dict(CALL, token="mine", pid=80, stage="waiting", images=0)
-    assert Report("mine").lines(JobStatus.of(RUNNING + lines(waiting, CALL, WORKER), "mine", None)) == [
+    assert ProgressReport("mine").lines(JobStatus.of(RUNNING + lines(waiting, CALL, WORKER), "mine", None)) == [
         "waits for another migration on this host:",
         "/x.qcow: copy 50 %, 100 MiB/s, 1 min 05 s left | 1 of 3 images done, 50 %, 30 s left",
     ]
 
 
 def test_a_single_image_needs_no_total():
-    assert Report("abc").lines(JobStatus.of(lines(dict(CALL, images=1), WORKER), "abc", None)) == [of_worker(WORKER)]
+    assert ProgressReport("abc").lines(JobStatus.of(lines(dict(CALL, images=1), WORKER), "abc", None)) == [of_worker(WORKER)]
 
 
 def test_when_the_job_ends_is_estimated_from_how_far_it_has_come():
-    report = Report("abc")
+    report = ProgressReport("abc")
 
     def left(moment, **facts):
         return report.left(JobStatus.of(lines(dict(CALL, **facts)), "abc", None), moment)

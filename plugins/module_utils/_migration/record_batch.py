@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 from .._errors import QcowError, StateError, reason_of
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, show
-from .._workers import Interrupted
+from .._signals import Interrupted
 from . import cleanup, rollback
 from .domain_references import FOLLOW
 from .record import Record, Records, State
