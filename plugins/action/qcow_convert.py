@@ -124,7 +124,7 @@ class ActionModule(ActionBase):
             self._task.async_val = 0
             self._task.environment = environment
         if not job.get("ansible_job_id") or not job.get("results_file"):
-            display.vv(f"{MODULE} cannot run as a job of its own here: {job.get('msg', job)}", host=self._host)
+            display.vv(f"{MODULE} cannot run in the background here: {job.get('msg', job)}", host=self._host)
             return None
         results_file = str(job["results_file"])
         state_dir = self._remote_expand_user(str(self._task.args.get("state_dir", "/var/lib/vmimage-qcow")))
@@ -151,10 +151,10 @@ class ActionModule(ActionBase):
             except AnsibleConnectionFailure as error:
                 if unreachable_since is None:
                     unreachable_since = time.monotonic()
-                    self._say("the connection is lost, the job goes on there; trying to reach it again")
+                    self._say("connection lost; the migration continues on the host; reconnecting")
                 if time.monotonic() - unreachable_since > self._seconds("reconnect_timeout"):
                     raise AnsibleConnectionFailure(
-                        f"The host has not been reachable for {time.monotonic() - unreachable_since:.0f} s. The migration may go on there; "
+                        f"The host has been unreachable for {time.monotonic() - unreachable_since:.0f} s. The migration may continue there; "
                         f"run again to see. {error}"
                     ) from error
                 self._forget_connection()
@@ -162,7 +162,7 @@ class ActionModule(ActionBase):
                 continue
             moment = time.monotonic()
             if unreachable_since is not None:
-                self._say(f"the connection is back after {moment - unreachable_since:.0f} s")
+                self._say(f"connected again after {moment - unreachable_since:.0f} s")
                 unreachable_since, sign_of_life = None, moment
             if now.finished:
                 return None
@@ -173,7 +173,7 @@ class ActionModule(ActionBase):
                     "failed": True,
                     "reason": "killed",
                     "msg": "The migration on this host has ended without a result: it was killed, or the host was restarted. "
-                    "Nothing is lost; run again, and what it has left is finished or cleaned up first.",
+                    "Nothing is lost. Run again: unfinished work is completed or cleaned up first.",
                 }
             process = now.process
             if moment >= told + pause:

@@ -50,7 +50,7 @@ class ActionModule(ActionBase):
         except ValueError as error:
             raise AnsibleActionFail(f"plan_speed: {error}") from error
         if args["plan_speed"] < 1:
-            raise AnsibleActionFail("plan_speed: nothing is copied at less than a byte a second")
+            raise AnsibleActionFail("plan_speed: the minimum is 1 byte per second")
         directory = os.path.abspath(os.path.expanduser(args["path"])) if args["path"] else None
         write = not self._task.check_mode
         result["changed"] = False
@@ -65,7 +65,7 @@ class ActionModule(ActionBase):
                 changed, totals = make(directory, args["hosts"], args["title"], write=write)
                 result.update(changed=changed, report=os.path.join(directory, "index.html"), totals=totals)
         except OSError as error:
-            raise AnsibleActionFail(f"The report cannot be made: {error}. The reports of the hosts were not touched.") from error
+            raise AnsibleActionFail(f"The report cannot be created: {error}. The reports of the hosts were not changed.") from error
         return result
 
     def _of_host(self, args: dict[str, t.Any], directory: str | None, host: str) -> dict[str, t.Any]:
@@ -77,7 +77,7 @@ class ActionModule(ActionBase):
             try:
                 _keep(args, directory, host, results, left)
             except OSError as error:
-                left.append(f"The report of this host cannot be kept: {error}.")
+                left.append(f"The report of this host cannot be written: {error}.")
         return {"lines": host_report.lines(play, results, check_mode=self._task.check_mode), "problems": left, "reached": results.reached}
 
 

@@ -12,8 +12,8 @@ class ModuleDocFragment:
 options:
   state_dir:
     description:
-      - Directory on the host that holds the records of all migrations, readable by its owner only.
-      - It is created when the first record is written.
+      - Directory on the host for the records of all migrations. Only its owner can read it.
+      - Created with the first record.
     type: path
     default: /var/lib/vmimage-qcow
 """
@@ -22,7 +22,7 @@ options:
 options:
   libvirt_uri:
     description:
-      - Where libvirt is asked. That takes libvirt-python on the host, for the Python that runs the module (C(python3-libvirt)).
+      - Connection URI of libvirt. Needs libvirt-python (C(python3-libvirt)) on the host, for the Python that runs the module.
       - A host without libvirt has no domains.
     type: str
     default: qemu:///system
@@ -31,7 +31,7 @@ options:
     LOCK = r"""
 options:
   lock_timeout:
-    description: How long to wait for another run on the same host to end. In seconds, or with a unit (V(90s), V(5m), V(2h), V(1d)).
+    description: How long to wait for another run on the same host. In seconds, or with a unit (V(90s), V(5m), V(2h), V(1d)).
     type: str
     default: 0s
 """
@@ -40,18 +40,18 @@ options:
 options:
   exclude:
     description:
-      - Shell patterns. What matches one by its name or its full path is left out, a directory with all below it.
+      - Shell patterns. A file or directory whose name or full path matches one is left out, a directory with everything below it.
     type: list
     elements: str
     default: []
   one_filesystem:
-    description: Whether to stay on the filesystem of each of O(paths).
+    description: Whether to stay on the filesystem of each path in O(paths).
     type: bool
     default: false
   missing_ok:
     description:
-      - Whether O(paths) may name what does not exist.
-      - An image that was migrated and has lost its name to that is never an error.
+      - Whether paths in O(paths) may be missing.
+      - An image that is missing because it was migrated is never an error.
     type: bool
     default: false
 """
@@ -59,14 +59,14 @@ options:
     RECORDS = r"""
 options:
   records:
-    description: Names of records, as RV(vmimage.qcow.qcow_convert#module:record) and the reports of the roles give them.
+    description: Names of records, from RV(vmimage.qcow.qcow_convert#module:record) or the report of a role.
     type: list
     elements: str
     default: []
   missing_ok:
-    description: Whether O(paths) may name what does not exist and what no record knows. A directory without records is never an error.
+    description: Whether paths in O(paths) may be missing, with no record about them. A directory without records is never an error.
     type: bool
     default: false
 notes:
-  - What an interrupted run has left on this host is finished or cleaned up first, see RV(recovered).
+  - Work that an interrupted run left on this host is finished or cleaned up first, see RV(recovered).
 """

@@ -51,7 +51,7 @@ def absolute(text: str, name: str) -> bytes:
     """
     path = os.path.expanduser(to_path(text))
     if not os.path.isabs(path):
-        raise OptionError("{0}: {1} is a relative path. Give one that begins with /".format(name, show(path) or "an empty name"))
+        raise OptionError("{0}: {1} is a relative path. Give an absolute path".format(name, show(path) or "an empty name"))
     return os.path.abspath(path)
 
 
@@ -63,7 +63,7 @@ def require_at_least(params: Params, **least: float) -> None:
     for name, bound in least.items():
         value = params[name]
         if value is not None and value < bound:
-            raise OptionError("{0}: {1:g} is less than {2:g}, the least that can be meant".format(name, value, bound))
+            raise OptionError("{0}: {1:g} is less than the minimum of {2:g}".format(name, value, bound))
 
 
 def bytes_of(params: Params, name: str, least: int = 1) -> Optional[int]:
@@ -75,10 +75,10 @@ def bytes_of(params: Params, name: str, least: int = 1) -> Optional[int]:
         return None
     found = _SIZE.match(params[name])
     if found is None:
-        raise OptionError("{0}: {1} is no size. Give bytes, or a number with K, M, G, T or P (64K, 1.5G)".format(name, params[name]))
+        raise OptionError("{0}: {1} is not a size. Give bytes, or a number with K, M, G, T or P (64K, 1.5G)".format(name, params[name]))
     value = int(float(found.group(1)) * (1 << 10 * _UNITS.index(found.group(2).upper() or " ")))
     if value < least:
-        raise OptionError("{0}: {1} is less than {2} bytes, the least that can be meant".format(name, params[name], least))
+        raise OptionError("{0}: {1} is less than the minimum of {2} bytes".format(name, params[name], least))
     return value
 
 
@@ -90,11 +90,11 @@ def seconds_of(params: Params, name: str, least: float = 0) -> float:
     found = _TIME.match(str(params[name]))
     if found is None:
         raise OptionError(
-            "{0}: {1} is no length of time. Give seconds, or a number with s, m, h or d (90s, 5m, 2h)".format(name, params[name])
+            "{0}: {1} is not a duration. Give seconds, or a number with s, m, h or d (90s, 5m, 2h)".format(name, params[name])
         )
     value = float(found.group(1)) * _SECONDS[found.group(2).lower()]
     if value < least:
-        raise OptionError("{0}: {1} is less than {2:g} s, the least that can be meant".format(name, params[name], least))
+        raise OptionError("{0}: {1} is less than the minimum of {2:g} s".format(name, params[name], least))
     return value
 
 
@@ -122,5 +122,5 @@ def reserve_of(params: Params, name: str = "reserve") -> Tuple[int, float]:
     except ValueError:
         percent = -1.0
     if not 0 <= percent <= 100:
-        raise OptionError("{0}: {1} is no percentage from 0% to 100%".format(name, text))
+        raise OptionError("{0}: {1} is not a percentage from 0% to 100%".format(name, text))
     return 0, percent

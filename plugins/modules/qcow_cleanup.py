@@ -11,11 +11,11 @@ version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
-  - Deletes originals that M(vmimage.qcow.qcow_convert) has renamed to C(.qcow1.orig), once they have been retired for O(min_age_days).
-  - Each is deleted only if the record says that the result was verified against it, the original is still the file that was retired and
-    no process has it open, and the migrated image is there, has its format and size, and its tables make sense. Where C(qemu-img) is
-    there, it must not find a qcow2 damaged either, unless a guest is writing it.
-  - Records stay, and say that the original was deleted and when. Such a migration cannot be rolled back any more.
+  - Deletes originals that M(vmimage.qcow.qcow_convert) renamed to C(.qcow1.orig), once they have been retired for O(min_age_days).
+  - An original is deleted only if the result was verified against it according to the record, it is still the file that was retired,
+    no process has it open, and the migrated image exists with the right format and size and consistent tables. If C(qemu-img) is
+    installed, its check of a qcow2 result must pass too, unless a guest is writing to it.
+  - The record is kept and says when the original was deleted. Such a migration can no longer be rolled back.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.actiongroup_qcow
@@ -32,14 +32,14 @@ attributes:
 options:
   paths:
     description:
-      - Clean up only these, by the names of originals, of results, or of directories above them.
-      - If neither this nor O(records) is given, everything that was migrated on the host.
+      - "Clean up only these: paths of originals, of results, or of directories that contain them."
+      - If neither this nor O(records) is given, everything that was migrated on the host is cleaned up.
     type: list
     elements: path
     default: []
     aliases: [path]
   min_age_days:
-    description: For how many days an original must have been retired. Fractions are allowed.
+    description: Number of days that an original must have been retired. Fractions are allowed.
     type: float
     default: 14
 seealso:
@@ -55,50 +55,50 @@ EXAMPLES = r"""
 
 RETURN = r"""
 images:
-  description: One entry for each record that was looked at, newest first, and one for each of O(paths) and O(records) that names none.
+  description: One entry for each record examined, newest first, and one for each entry of O(paths) and O(records) without a record.
   returned: always
   type: list
   elements: dict
   contains:
-    record: {description: The record's name., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    record: {description: Name of the record., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
     src: {description: The original., type: str, sample: /srv/archive/old.qcow}
-    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    src_base64: {description: Its exact path in Base64 if C(src) cannot represent it., type: str, sample: null}
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
-    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+    dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
     retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
     action: {description: "V(delete), V(noop) or V(refuse).", type: str, sample: delete}
-    reasons: {description: Why it was decided so., type: list, elements: str, sample: ["retired for 21.0 days, and its successor is sound"]}
-    changed: {description: "Whether anything was, or would be, changed.", type: bool, sample: true}
-    failed: {description: Whether it was refused or has failed., type: bool, sample: false}
-    reason: {description: "Why it was refused or has failed, as a word for programs.", type: str, sample: needed}
-    msg: {description: "The reasons in one sentence, or what went wrong.", type: str, sample: "retired for 21.0 days, and its successor is sound"}
-    state: {description: What the record says last., type: str, sample: cleaned}
-    time: {description: When the record reached the state that it had before., type: str, sample: "2026-11-01T02:15:12Z"}
-    returns: {description: Bytes that the filesystem gets back., type: int, sample: 2310144}
+    reasons: {description: The reasons for the action., type: list, elements: str, sample: ["retired for 21.0 days, and the migrated image is sound"]}
+    changed: {description: "Whether anything was changed, or would be in check mode.", type: bool, sample: true}
+    failed: {description: Whether the image was refused or failed., type: bool, sample: false}
+    reason: {description: "Why the image was refused or failed, as a keyword.", type: str, sample: needed}
+    msg: {description: "The reasons in one sentence, or what went wrong.", type: str, sample: "retired for 21.0 days, and the migrated image is sound"}
+    state: {description: The last state in the record., type: str, sample: cleaned}
+    time: {description: When the record reached its previous state., type: str, sample: "2026-11-01T02:15:12Z"}
+    returns: {description: Bytes freed on the filesystem., type: int, sample: 2310144}
     retired_time: {description: When the original was retired., type: str, sample: "2026-11-01T02:15:12Z"}
 summary:
-  description: Numbers of records, and the bytes that filesystems get back.
+  description: Numbers of records, and the bytes freed.
   returned: always
   type: dict
   sample: {records: 3, changed: 1, unchanged: 2, failed: 0, bytes_returned: 2310144}
 recovered:
   description:
-    - What was done about what interrupted runs on this host have left, in check mode what would be.
-    - Always empty where nothing was interrupted.
+    - What was done about work that interrupted runs left on this host, or would be done in check mode.
+    - Empty if no run was interrupted.
   returned: always
   type: list
   elements: dict
   contains:
     msg: {description: What was done., type: str, sample: removed the temporary file}
-    failed: {description: Whether that could not be done; the next run tries again., type: bool, sample: false}
-    record: {description: The record's name. V(null) for what is said of a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
-    state: {description: What the record said last., type: str, sample: copying}
+    failed: {description: Whether it failed; the next run tries again., type: bool, sample: false}
+    record: {description: Name of the record. V(null) for a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    state: {description: The last state in the record., type: str, sample: copying}
     src: {description: The original., type: str, sample: /srv/archive/old.qcow}
-    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    src_base64: {description: Its exact path in Base64 if C(src) cannot represent it., type: str, sample: null}
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
-    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+    dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
 reason:
-  description: Why the module failed, as a word for programs.
+  description: Why the module failed, as a keyword.
   returned: when the call as a whole failed
   type: str
   sample: locked
@@ -108,7 +108,7 @@ path:
   type: str
   sample: /var/lib/vmimage-qcow
 details:
-  description: Further facts about the failure; which ones depends on RV(reason).
+  description: Details of the failure, depending on RV(reason).
   returned: when the call as a whole failed
   type: dict
   sample: {}

@@ -6,15 +6,15 @@
 
 DOCUMENTATION = r"""
 module: qcow_convert
-short_description: Convert QCOW version 1 images to qcow2 or raw, proven identical
+short_description: Convert QCOW version 1 images to verified qcow2 or raw images
 version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
-  - Converts one image, or many in one call, and proves that the guest sees the same bytes before the result gets its name.
+  - Converts one image, or many in one call, and verifies that the guest sees the same bytes before it publishes the result.
   - The original is opened read-only and never modified. The result is written under a temporary name beside its destination, synced,
-    verified by reading both images along another path than the copy used, and renamed. A run that fails leaves everything as it was.
-  - Needs nothing but Python on the host. C(qemu-img) is used where asked for, and where it is there, it checks the result too.
+    verified by reading both images with code that the copy does not use, and renamed. A run that fails leaves everything as it was.
+  - Needs only Python on the host. If C(qemu-img) is installed, it also checks the result.
   - Every step is recorded on the host in O(state_dir), before it happens. A second run changes nothing.
 extends_documentation_fragment:
   - ansible.builtin.files
@@ -36,13 +36,13 @@ attributes:
 seealso:
   - module: vmimage.qcow.qcow_info
 notes:
-  - Owner, group, mode, ACLs, extended attributes and the SELinux label of the original carry over; O(owner), O(group), O(mode) and the
-    others override them.
-  - What an interrupted run has left on this host is finished or cleaned up first, see RV(recovered).
-  - SIGTERM, SIGINT and SIGHUP undo what is under way and end the module; after SIGKILL or a crash the next run does it.
-  - While it works, lines tell how far each image has come. The module runs on the host by itself (as with C(async), which it uses unless the task
-    sets C(async) itself), so a lost connection, a cancelled job or a controller that goes away does not end it. A following run waits
-    for O(lock_timeout), shows how far the other has come meanwhile, and then finds its images migrated.
+  - The result gets the owner, group, mode, ACLs, extended attributes and SELinux label of the original; O(owner), O(group), O(mode) and the
+    other file options override them.
+  - Work that an interrupted run left on this host is finished or cleaned up first, see RV(recovered).
+  - SIGTERM, SIGINT and SIGHUP undo the work in progress and end the module; after SIGKILL or a crash the next run does so.
+  - Progress is shown for each image. The module runs on the host in the background (with C(async), which it uses itself unless the task
+    sets C(async)), so a lost connection, a cancelled job or a stopped controller does not end it. The next run waits for O(lock_timeout),
+    shows the progress of the first meanwhile, and then finds its images migrated.
 """
 
 EXAMPLES = r"""
@@ -71,7 +71,7 @@ src: &src
   type: str
   sample: /srv/archive/old.qcow
 src_base64: &src_base64
-  description: Its exact name in Base64 where RV(src) cannot be exact.
+  description: Its exact path in Base64 if RV(src) cannot represent it.
   returned: with O(src), and in each of RV(images)
   type: str
   sample: null
@@ -81,73 +81,73 @@ dest: &dest
   type: str
   sample: /srv/archive/old.qcow2
 dest_base64: &dest_base64
-  description: Its exact name in Base64 where RV(dest) cannot be exact.
+  description: Its exact path in Base64 if RV(dest) cannot represent it.
   returned: with O(src), and in each of RV(images)
   type: str
   sample: null
 action: &action
-  description: V(convert), V(retire) (the result is there and proven, only the original is renamed), V(noop), V(refuse) or V(defer) (left to a later run).
+  description: V(convert), V(retire) (the result exists and is verified, only the original is renamed), V(noop), V(refuse) or V(defer) (left to a later run).
   returned: with O(src), and in each of RV(images)
   type: str
   sample: convert
 reasons: &reasons
-  description: Why it was decided so.
+  description: The reasons for the action.
   returned: with O(src), and in each of RV(images)
   type: list
   elements: str
   sample: [QCOW v1 image of 10737418240 bytes]
 changed: &changed
-  description: Whether anything was, or would be, changed.
+  description: Whether anything was changed, or would be in check mode.
   returned: always
   type: bool
   sample: true
 failed: &failed
-  description: Whether it was refused or has failed.
+  description: Whether the image was refused or failed.
   returned: in each of RV(images)
   type: bool
   sample: false
 msg: &msg
-  description: RV(reasons) in one sentence, or what went wrong and what to do about it.
+  description: RV(reasons) as one sentence, or what went wrong and what to do about it.
   returned: always
   type: str
   sample: QCOW v1 image of 10737418240 bytes
 reason: &reason
-  description: Why it was refused, has failed or was deferred, as a word for programs.
+  description: Why the image was refused, failed or was deferred, as a keyword.
   returned: with O(src), and in each of RV(images); when the call as a whole failed
   type: str
   sample: in-use
 details: &details
-  description: "Further facts about a failure: C(users) of what is in use, damaged C(ranges), C(problems) of a plan that does not fit, a C(backing) file."
+  description: "Details of a failure: C(users) of a file in use, damaged C(ranges), C(problems) of a plan that does not fit, a C(backing) file."
   returned: with O(src), and in each of RV(images); when the call as a whole failed
   type: dict
   sample: {}
 engine: &engine
-  description: Which engine wrote the result. V(staged) is C(qemu-img) from what was read natively.
+  description: The engine that wrote the result. V(staged) means read natively and written by C(qemu-img).
   returned: with O(src), and in each of RV(images)
   type: str
   sample: native
 verified: &verified
-  description: Whether the result was proven identical to the original.
+  description: Whether the result was verified against the original.
   returned: with O(src), and in each of RV(images)
   type: bool
   sample: true
 fingerprint: &fingerprint
-  description: What the guest sees, in both, as one number that does not depend on format or allocation.
+  description: Fingerprint of what the guest sees in both images. It does not depend on format or allocation.
   returned: with O(src), and in each of RV(images)
   type: str
   sample: "sha256-64k:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
 retired: &retired
-  description: The name that the original has got, or will get.
+  description: The name to which the original was, or will be, renamed.
   returned: with O(src), and in each of RV(images)
   type: str
   sample: /srv/archive/old.qcow.qcow1.orig
 record: &record
-  description: The name of the record on the host.
+  description: Name of the record on the host.
   returned: with O(src), and in each of RV(images)
   type: str
   sample: 20261101T021500.000000Z-1a2b3c4d
 source: &source
-  description: The original as it was found; see O(images[].expect).
+  description: What the original was when it was examined; see O(images[].expect).
   returned: with O(src), and in each of RV(images)
   type: dict
   sample: {size: 2307141, mtime_ns: 1795766942543396575, ino: 2148945}
@@ -162,23 +162,23 @@ before: &before
   type: dict
   sample: {path: /srv/archive/old.qcow, format: qcow, virtual_size: 268435456, file_size: 2307141, allocated_size: 2310144, cluster_size: 4096}
 after: &after
-  description: The result; in check mode the most that it will be.
+  description: Size of the result; in check mode the upper limit.
   returned: with O(src), and in each of RV(images)
   type: dict
   sample: {path: /srv/archive/old.qcow2, format: qcow2, virtual_size: 268435456, file_size: 12648448, allocated_size: 12648448, cluster_size: 65536}
 chain: &chain
-  description: The backing files, from the image's own down to the last.
+  description: The backing files, from that of the image down to the last one.
   returned: with O(src), and in each of RV(images)
   type: list
   elements: dict
   sample: [{path: /srv/archive/base.qcow, path_base64: null, format: qcow}]
 backing: &backing
-  description: The backing file of a result that stays an overlay, as its header names it.
+  description: The backing file of a result that stays an overlay, as named in its header.
   returned: with O(src), and in each of RV(images)
   type: dict
   sample: {path: base.qcow2, path_base64: null, format: qcow2}
 repointed: &repointed
-  description: The qcow2 overlays whose headers were, or would be, pointed to the result.
+  description: The qcow2 overlays whose headers were changed to name the result, or would be in check mode.
   returned: with O(src), and in each of RV(images)
   type: list
   elements: str
@@ -190,23 +190,23 @@ lost: &lost
   elements: dict
   sample: [{path: /srv/archive/old.qcow, start: 8388608, length: 65536, offset: 1015808, what: the cluster lies outside the file of 1000000 bytes}]
 warnings: &warnings
-  description: What should be known. The module warns of it, too.
+  description: Warnings about the image, which the module also issues.
   returned: in each of RV(images)
   type: list
   elements: str
   sample: []
 seconds: &seconds
-  description: Time that the image took.
+  description: Seconds that the image took.
   returned: with O(src), and in each of RV(images)
   type: float
   sample: 12.5
 copy_seconds: &copy_seconds
-  description: Of that, for the copy.
+  description: Seconds of that for the copy.
   returned: with O(src), and in each of RV(images)
   type: float
   sample: 7.25
 verify_seconds: &verify_seconds
-  description: Of that, for the verification.
+  description: Seconds of that for the verification.
   returned: with O(src), and in each of RV(images)
   type: float
   sample: 4.5
@@ -228,32 +228,32 @@ images:
       *repointed, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds, verify_seconds: *verify_seconds
     }
 summary:
-  description: Numbers of images, and the bytes of those that were converted. With O(paths) also the numbers of files and directories walked.
+  description: Numbers of images, and the bytes of those that were converted. With O(paths), also the numbers of files and directories searched.
   returned: with O(images), O(paths) or O(plan)
   type: dict
   sample: {images: 3, changed: 2, unchanged: 0, failed: 1, deferred: 0, bytes_before: 2744320, bytes_after: 12742656, files: 4711, directories: 12}
 errors:
-  description: What could not be looked at below O(paths). The module has failed where there is anything.
+  description: What could not be looked at below O(paths). If not empty, the module has failed.
   returned: with O(paths)
   type: list
   elements: dict
   sample: [{path: /srv/archive/private, path_base64: null, msg: "/srv/archive/private: Permission denied. Run with the rights to read it (become)."}]
 recovered:
   description:
-    - What was done about what interrupted runs on this host have left, in check mode what would be.
-    - Always empty where nothing was interrupted.
+    - What was done about work that interrupted runs left on this host, or would be done in check mode.
+    - Empty if no run was interrupted.
   returned: always
   type: list
   elements: dict
   contains:
     msg: {description: What was done., type: str, sample: removed the temporary file}
-    failed: {description: Whether that could not be done; the next run tries again., type: bool, sample: false}
-    record: {description: The record's name. V(null) for what is said of a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
-    state: {description: What the record said last., type: str, sample: copying}
+    failed: {description: Whether it failed; the next run tries again., type: bool, sample: false}
+    record: {description: Name of the record. V(null) for a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    state: {description: The last state in the record., type: str, sample: copying}
     src: {description: The original., type: str, sample: /srv/archive/old.qcow}
-    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    src_base64: {description: Its exact path in Base64 if C(src) cannot represent it., type: str, sample: null}
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
-    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+    dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
 """
 
 from typing import Any, Dict, List, Optional

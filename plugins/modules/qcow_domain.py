@@ -6,17 +6,17 @@
 
 DOCUMENTATION = r"""
 module: qcow_domain
-short_description: Point the libvirt domains that use an image to its migrated result
+short_description: Change libvirt domains to use the migrated result of an image
 version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
-  - Finds every libvirt domain of the host that uses an image, as file, as volume of a pool, by a link or below another name, and
-    changes path and driver type of those disks together, as C(virsh edit) would. Nothing else of a definition changes; passwords stay.
-  - Each definition is read back after the change. Either all domains are moved or none.
-  - A running domain is refused, shut down and started again, or moved live, as O(running) says.
-  - Domains with snapshots, checkpoints or a saved memory state on the image are refused, with the way out.
-  - The role P(vmimage.qcow.migrate#role) does all of this by itself. The module is for hosts where the conversion is done in steps of your own.
+  - Finds every libvirt domain on the host that uses an image, as a file, as a volume of a pool, through a link or under another name, and
+    changes both path and driver type of those disks, as C(virsh edit) would. Nothing else in a definition changes; passwords are kept.
+  - Each definition is read back after the change. Either all domains are changed or none.
+  - O(running) decides whether a running domain is refused, shut down and started again, or migrated live.
+  - A domain with a snapshot, a checkpoint or a saved memory state on the image is refused; the message says what to do about it.
+  - The role P(vmimage.qcow.migrate#role) does all of this. Use the module if you convert images in steps of your own.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.actiongroup_qcow
@@ -33,17 +33,17 @@ attributes:
   idempotent:
     support: full
 requirements:
-  - libvirt-python on the host, for the Python that runs the module (C(python3-libvirt)). A host without libvirt has no domains, and nothing changes there.
+  - libvirt-python (C(python3-libvirt)) on the host, for the Python that runs the module. A host without libvirt has no domains, and nothing changes there.
 options:
   src:
-    description: The image that the domains use now. It need not be there any more.
+    description: The image that the domains use now. It does not have to exist any more.
     type: path
     required: true
   dest:
     description:
-      - The image they are to use.
-      - It must be there, must be of O(format) by its content, and must not be older than what was last written to O(src). With a running domain
-        and O(running=live) it must B(not) be there, because it is made then.
+      - The image that they are to use.
+      - It must exist, its content must be of O(format), and it must not be older than the last write to O(src). With a running domain
+        and O(running=live) it must B(not) exist, because it is created.
     type: path
     required: true
   format:
@@ -52,17 +52,17 @@ options:
     choices: [qcow2, raw]
     default: qcow2
   domain_names:
-    description: Names or UUIDs of the domains to move. If not given, all that use O(src).
+    description: Names or UUIDs of the domains to change. If not given, all domains that use O(src).
     type: list
     elements: str
   running:
     description:
       - What to do with a domain that is running.
       - V(refuse) fails and changes nothing.
-      - V(shutdown) asks the guest to shut down and waits for O(shutdown_timeout). A guest that does not listen goes on running, and nothing changes.
-      - V(live) moves the running domain without a stop. It writes to an overlay while O(src) is converted and verified, then a block copy brings O(dest) up
-        to date and the domain pivots to it. O(dest) comes out as sparse as O(src) is. Needs QEMU 4.2 and libvirt 6.0 on the host, O(format=qcow2), and
-        free space beside O(src) for what the guest writes meanwhile.
+      - V(shutdown) asks the guest to shut down and waits for O(shutdown_timeout). A guest that does not shut down keeps running, and nothing changes.
+      - V(live) migrates without stopping the domain. It writes to an overlay while O(src) is converted and verified; then a block copy brings O(dest) up
+        to date, and the domain pivots to it. O(dest) is as sparse as O(src). Needs QEMU 4.2 and libvirt 6.0 on the host, O(format=qcow2), and
+        free space beside O(src) for what the guest writes in the meantime.
     type: str
     choices: [refuse, shutdown, live]
     default: refuse
@@ -72,19 +72,19 @@ options:
     default: 120s
   restart:
     description:
-      - Whether to start the domains again that were shut down. One that does not start is put back on O(src) and started from there, and the module fails.
+      - Whether to start domains again that were shut down. A domain that does not start is changed back to O(src) and started from there, and the module fails.
     type: bool
     default: true
   bandwidth:
-    description: The most bytes a second for the block copy of a live move, in bytes or with a unit (V(100M)). Not limited if not given.
+    description: Limit for the block copy of a live migration, in bytes per second or with a unit (V(100M)). If not given, there is no limit.
     type: str
   refresh_pools:
-    description: Whether to refresh the active storage pools that hold O(src) or O(dest). Inactive pools are left alone.
+    description: Whether to refresh the active storage pools that contain O(src) or O(dest). Inactive pools are not touched.
     type: bool
     default: true
 notes:
   - O(src) is neither renamed nor removed.
-  - The exact old definition of each domain, which may hold passwords, is kept in the directory C(domains) below O(state_dir), readable by root
+  - The exact old definition of each domain, which may contain passwords, is kept in the directory C(domains) below O(state_dir), readable by root
     only. It is never returned.
 seealso:
   - module: vmimage.qcow.qcow_convert
@@ -95,12 +95,12 @@ EXAMPLES = r"""
   vmimage.qcow.qcow_convert:
     src: /var/lib/libvirt/images/shop.qcow
 
-- name: Point its domains to the result
+- name: Change its domains to use the result
   vmimage.qcow.qcow_domain:
     src: /var/lib/libvirt/images/shop.qcow
     dest: /var/lib/libvirt/images/shop.qcow2
 
-- name: Move a running domain without stopping it
+- name: Migrate the image of a running domain without stopping it
   vmimage.qcow.qcow_domain:
     src: /var/lib/libvirt/images/shop.qcow
     dest: /var/lib/libvirt/images/shop.qcow2
@@ -110,7 +110,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 domains:
-  description: The domains that use, or did use, O(src).
+  description: The domains that use or used O(src).
   returned: success
   type: list
   elements: dict
@@ -118,15 +118,15 @@ domains:
     name: {description: The domain., type: str, sample: shop}
     uuid: {description: Its UUID., type: str, sample: 6f1cf2a5-16a3-4d5d-9d3c-2a8e2a3c4b5d}
     changed: {description: Whether its definition changed., type: bool, sample: true}
-    targets: {description: "The disks concerned, by the names they have in the guest.", type: list, elements: str, sample: [vda]}
-    path: {description: The image they have now., type: str, sample: /var/lib/libvirt/images/shop.qcow2}
-    format: {description: The driver type they have now., type: str, sample: qcow2}
+    targets: {description: "The disks that changed, by their target names.", type: list, elements: str, sample: [vda]}
+    path: {description: The image that they use now., type: str, sample: /var/lib/libvirt/images/shop.qcow2}
+    format: {description: The driver type that they have now., type: str, sample: qcow2}
     was_running: {description: Whether the domain was running., type: bool, sample: false}
-    method: {description: "How it was moved, V(definition) or V(live).", type: str, sample: definition}
+    method: {description: "How it was changed, V(definition) or V(live).", type: str, sample: definition}
     started: {description: Whether it was started again., type: bool, sample: false}
-    saved: {description: File on the host with its exact definition before., type: str, sample: /var/lib/vmimage-qcow/domains/shop-20261101T021500Z-1a2b3c.xml}
+    saved: {description: Path on the host of its exact previous definition., type: str, sample: /var/lib/vmimage-qcow/domains/shop-20261101T021500Z-1a2b3c.xml}
 pools:
-  description: The storage pools that hold one of the images.
+  description: The storage pools that contain one of the images.
   returned: success
   type: list
   elements: dict
@@ -136,33 +136,33 @@ pools:
     refreshed: {description: Whether it was refreshed., type: bool, sample: true}
     reason: {description: Why it was not., type: str, sample: inactive}
 fingerprint:
-  description: What the guest saw at the start of a live move, in both images.
+  description: Fingerprint of what the guest saw in both images at the start of a live migration.
   returned: when a domain was moved live
   type: str
   sample: sha256-64k:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
 record:
-  description: The name of the conversion's record on the host.
+  description: Name of the record of the conversion on the host.
   returned: when a domain was moved live
   type: str
   sample: 20261101T021500.000000Z-1a2b3c4d
 recovered:
   description:
-    - What was done about what interrupted runs on this host have left, in check mode what would be.
-    - Always empty where nothing was interrupted.
+    - What was done about work that interrupted runs left on this host, or would be done in check mode.
+    - Empty if no run was interrupted.
   returned: always
   type: list
   elements: dict
   contains:
     msg: {description: What was done., type: str, sample: removed the temporary file}
-    failed: {description: Whether that could not be done; the next run tries again., type: bool, sample: false}
-    record: {description: The record's name. V(null) for what is said of a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
-    state: {description: What the record said last., type: str, sample: copying}
+    failed: {description: Whether it failed; the next run tries again., type: bool, sample: false}
+    record: {description: Name of the record. V(null) for a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    state: {description: The last state in the record., type: str, sample: copying}
     src: {description: The original., type: str, sample: /srv/archive/old.qcow}
-    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    src_base64: {description: Its exact path in Base64 if C(src) cannot represent it., type: str, sample: null}
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
-    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+    dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
 reason:
-  description: Why the module failed, as a word for programs.
+  description: Why the module failed, as a keyword.
   returned: when the call as a whole failed
   type: str
   sample: locked
@@ -172,7 +172,7 @@ path:
   type: str
   sample: /var/lib/vmimage-qcow
 details:
-  description: Further facts about the failure; which ones depends on RV(reason).
+  description: Details of the failure, depending on RV(reason).
   returned: when the call as a whole failed
   type: dict
   sample: {}

@@ -6,16 +6,16 @@
 
 DOCUMENTATION = r"""
 module: qcow_info
-short_description: Find disk images by content and tell what they are
+short_description: Find disk images by content and describe them
 version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
-  - Looks at files and whole trees and reports every disk image in them by its content, whatever its name says.
+  - Looks at files and directory trees and reports every disk image in them by its content, whatever its name.
   - QCOW version 1 images are described in full and their structure is checked, which no other tool does.
-  - Fails where it could not look at all that O(paths) names; its results are complete then but for what RV(errors) lists.
-  - Nothing is changed, access times included where the rights allow, and C(qemu-img) is never asked what a file is, because on
-    RHEL-like hosts it takes a QCOW version 1 image for a raw one.
+  - Fails if it could not look at everything in O(paths); its results are then complete except for what RV(errors) lists.
+  - Changes nothing, not even access times if permissions allow, and never asks C(qemu-img) for the format of a file, because on
+    RHEL-like hosts it reports a QCOW version 1 image as raw.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.info_module
@@ -26,38 +26,38 @@ extends_documentation_fragment:
 options:
   paths:
     description:
-      - Files and directories to look at, by absolute paths. A file named here is always reported, whatever it is.
-      - Symbolic links inside a tree are not followed.
-      - What does not exist or cannot be read is listed in RV(errors), and the module fails after it has looked at the rest.
+      - Files and directories to look at, as absolute paths. A file named here is always reported, whatever it is.
+      - Symbolic links inside a directory are not followed.
+      - A path that does not exist or cannot be read is listed in RV(errors); the module looks at the rest and then fails.
     type: list
     elements: path
     required: true
     aliases: [path]
   recurse:
-    description: Whether to look into the subdirectories of O(paths).
+    description: Whether to look into subdirectories of O(paths).
     type: bool
     default: true
   report:
     description:
-      - Which files of a tree to report.
+      - Which files in directories to report.
       - V(v1) reports QCOW version 1 images only and is the fastest.
-      - V(known) reports every file whose content says what it is.
-      - V(all) reports every file, those that are raw or unknown too.
+      - V(known) reports every file with a known format.
+      - V(all) reports every file, including raw and unknown ones.
     type: str
     choices: [v1, known, all]
     default: known
   check:
     description:
-      - How closely to check QCOW version 1 images.
-      - V(none) reads their headers only.
-      - V(structure) reads their tables too and finds everything in them that cannot be true.
-      - V(content) inflates every compressed cluster as well.
+      - How thoroughly to check QCOW version 1 images.
+      - V(none) reads the header only.
+      - V(structure) also reads the tables and reports every inconsistency in them.
+      - V(content) also inflates every compressed cluster.
     type: str
     choices: [none, structure, content]
     default: structure
   fingerprint:
     description:
-      - Whether to compute the fingerprint of what the guest sees in each QCOW version 1 and qcow2 image. Reads all that is allocated.
+      - Whether to compute the fingerprint of what the guest sees in each QCOW version 1 and qcow2 image. Reads all allocated data.
       - A migrated image has the fingerprint of its original until a guest writes to it.
     type: bool
     default: false
@@ -67,13 +67,13 @@ options:
     default: true
   query_libvirt:
     description:
-      - Whether to ask libvirt which domains use the images, running or not, by their disks, snapshots, checkpoints and declared backing files.
-      - Where libvirt cannot be asked, the definitions it keeps as files are read instead, with a warning.
+      - Whether to query libvirt for the domains that use the images, running or not, by their disks, snapshots, checkpoints and declared backing files.
+      - If libvirt cannot be queried, the definitions that it keeps as files are read instead, with a warning.
     type: bool
     default: true
   reference_dirs:
     description:
-      - Directories (or files) with text in which to search for the names of QCOW images, for instance V(/etc/xen), V(/etc/pve) or
+      - Directories or text files to search for the names of QCOW images, for instance V(/etc/xen), V(/etc/pve) or
         V(/etc/systemd/system). Subdirectories are included, files over 1 MiB are not.
     type: list
     elements: path
@@ -81,19 +81,19 @@ options:
   list_records:
     description:
       - Which records of migrations on this host to return.
-      - V(unfinished) are those of interrupted runs (or of one that is at work just now). V(all) are all.
+      - V(unfinished) returns those of interrupted runs, or of a run in progress. V(all) returns all.
     type: str
     choices: [unfinished, all]
     default: unfinished
   follow_chains:
     description:
-      - Whether to follow backing files, and to find out which of the images rest on which. The headers of all qcow2 images are read for that.
+      - Whether to follow backing files and to find out which images are backed by which. This reads the headers of all qcow2 images.
     type: bool
     default: true
   backing_dirs:
     description:
-      - Directories in which backing files may be, besides O(paths) and the directory of each image. Files elsewhere are not opened,
-        and protocols, devices and the kernel's own files never.
+      - Directories in which backing files may lie, besides O(paths) and the directory of each image. Files elsewhere are not opened;
+        protocols, devices and files of the kernel never are.
     type: list
     elements: path
     default: []
@@ -127,23 +127,23 @@ EXAMPLES = r"""
 
 RETURN = r"""
 images:
-  description: One entry for each file reported, all with the same keys. What cannot be told is V(null).
+  description: One entry for each file reported, all with the same keys. What is unknown is V(null).
   returned: always
   type: list
   elements: dict
   contains:
-    path: {description: "The file's name; bytes that are not UTF-8 appear as C(\\xNN).", type: str, sample: /srv/archive/old.img}
-    path_base64: {description: "Its exact name in Base64 where RV(images[].path) cannot be exact.", type: str, sample: null}
+    path: {description: "Path of the file; bytes that are not UTF-8 appear as C(\\xNN).", type: str, sample: /srv/archive/old.img}
+    path_base64: {description: "Its exact path in Base64 if RV(images[].path) cannot represent it.", type: str, sample: null}
     format:
-      description: The format by C(qemu-img)'s name for it (V(qcow) is QCOW version 1), or V(unknown) for raw or unknown.
+      description: The format, as named by C(qemu-img) (V(qcow) is QCOW version 1), or V(unknown) for a raw or unknown file.
       type: str
       sample: qcow
-    version: {description: The version the image states., type: int, sample: 1}
-    virtual_size: {description: Size of the guest's disk in bytes., type: int, sample: 10737418240}
-    file_size: {description: Length of the file in bytes., type: int, sample: 2307141}
-    allocated_size: {description: Bytes the file takes on its filesystem., type: int, sample: 2310144}
-    mtime: {description: "When the file was last modified, in seconds since 1970.", type: float, sample: 1795766942.5}
-    cluster_size: {description: Bytes in a cluster., type: int, sample: 4096}
+    version: {description: The version in the header., type: int, sample: 1}
+    virtual_size: {description: Virtual size in bytes., type: int, sample: 10737418240}
+    file_size: {description: Size of the file in bytes., type: int, sample: 2307141}
+    allocated_size: {description: Bytes that the file occupies on its filesystem., type: int, sample: 2310144}
+    mtime: {description: "When the file was last modified, in seconds since 1970-01-01 UTC.", type: float, sample: 1795766942.5}
+    cluster_size: {description: Cluster size in bytes., type: int, sample: 4096}
     encrypted: {description: Whether the image is encrypted., type: bool, sample: false}
     compressed_clusters: {description: Number of compressed clusters., type: int, sample: 3000}
     data_bytes: {description: Guest bytes that the image holds., type: int, sample: 12288000}
@@ -153,16 +153,16 @@ images:
       choices: [qemu, qemu-0.6-to-0.9, xen-blktap, virtualbox, mkimg, mac-on-linux, unknown]
       sample: qemu
     backing:
-      description: The backing file as the image names it, or V(null).
+      description: The backing file as named in the header, or V(null).
       type: dict
       sample: {name: base.qcow, name_base64: null, format: null}
     chain:
-      description: The backing files, from the image's own down to the last.
+      description: The backing files, from that of the image down to the last one.
       type: list
       elements: dict
       sample: [{path: /srv/archive/base.qcow, path_base64: null, format: qcow}]
     dependents:
-      description: The images found that have this one as their backing file.
+      description: The images found that have this image as their backing file.
       type: list
       elements: dict
       sample: [{path: /srv/archive/clone.qcow, path_base64: null, format: qcow}]
@@ -188,7 +188,7 @@ images:
       type: dict
       sample: {action: follow, reasons: ["Its definition is pointed to the result: shop (vda)."]}
     references:
-      description: Where text files below O(reference_dirs) name the image.
+      description: Where text files below O(reference_dirs) mention the image.
       type: list
       elements: dict
       sample: [{file: /etc/xen/shop.cfg, file_base64: null, line: 12}]
@@ -209,31 +209,31 @@ images:
       elements: dict
       sample: [{kind: backing-protocol, severity: error, start: null, length: 11, offset: 48, text: "the backing file's name is refused: nbd:"}]
     fingerprint:
-      description: What the guest sees as one number that does not depend on format or allocation.
+      description: Fingerprint of what the guest sees. It does not depend on format or allocation.
       type: str
       sample: sha256-64k:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
     candidate: {description: Whether the image is one to migrate., type: bool, sample: true}
     reasons: {description: "Why it is a candidate, or why not.", type: list, elements: str, sample: [QCOW v1]}
-    error: {description: "Why the file could not be looked at, otherwise V(null).", type: str, sample: null}
+    error: {description: "Why the file could not be examined, or V(null).", type: str, sample: null}
 candidates:
-  description: The images to migrate, as O(vmimage.qcow.qcow_convert#module:images) takes them.
+  description: The images to migrate, for O(vmimage.qcow.qcow_convert#module:images).
   returned: always
   type: list
   elements: dict
   contains:
-    src: {description: "The image's name; bytes that are not UTF-8 appear as C(\\xNN).", type: str, sample: /srv/archive/old.img}
-    src_base64: {description: "Its exact name in Base64 where RV(candidates[].src) cannot be exact.", type: str, sample: null}
+    src: {description: "Path of the image; bytes that are not UTF-8 appear as C(\\xNN).", type: str, sample: /srv/archive/old.img}
+    src_base64: {description: "Its exact path in Base64 if RV(candidates[].src) cannot represent it.", type: str, sample: null}
 errors:
-  description: What could not be looked at. The module has failed where there is anything.
+  description: What could not be looked at. If not empty, the module has failed.
   returned: always
   type: list
   elements: dict
   contains:
     path: {description: The file or directory., type: str, sample: /srv/archive/private}
-    path_base64: {description: "Its exact name in Base64 where RV(errors[].path) cannot be exact.", type: str, sample: null}
+    path_base64: {description: "Its exact path in Base64 if RV(errors[].path) cannot represent it.", type: str, sample: null}
     msg: {description: "Why, and what to do about it.", type: str, sample: "/srv/archive/private: Permission denied. Leave it out with exclude."}
 summary:
-  description: Numbers of directories and files walked, of images by format, of candidates, damaged ones and errors, and the candidates' bytes.
+  description: Numbers of directories and files searched, of images by format, of candidates, damaged images and errors, and the bytes of the candidates.
   returned: always
   type: dict
   sample: {directories: 12, files: 4711, formats: {qcow: 3, qcow2: 70}, v1: 3, candidates: 3, candidate_bytes: 1073741824, retired: 0, damaged: 0,
@@ -244,21 +244,21 @@ records:
   type: list
   elements: dict
   contains:
-    record: {description: The record's name., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    record: {description: Name of the record., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
     src: {description: The original., type: str, sample: /srv/archive/old.qcow}
-    src_base64: {description: "Its exact name in Base64 where RV(records[].src) cannot be exact.", type: str, sample: null}
+    src_base64: {description: "Its exact path in Base64 if RV(records[].src) cannot represent it.", type: str, sample: null}
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
-    dest_base64: {description: "Its exact name in Base64 where RV(records[].dest) cannot be exact.", type: str, sample: null}
+    dest_base64: {description: "Its exact path in Base64 if RV(records[].dest) cannot represent it.", type: str, sample: null}
     retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
     format: {description: The result's format., type: str, sample: qcow2}
     state: {description: The last state that was reached., type: str, sample: done}
     time: {description: When it was reached., type: str, sample: "2026-11-01T02:15:12Z"}
-    verified: {description: Whether the result was proven identical to the original., type: bool, sample: true}
+    verified: {description: Whether the result was verified against the original., type: bool, sample: true}
     error: {description: Why it failed., type: str, sample: null}
-    unfinished: {description: "What the next run will do about it, or V(null) where nothing is left to do.", type: str, sample: null}
-reason: {description: "Why the module failed, as a word for programs.", returned: when the call as a whole failed, type: str, sample: option}
+    unfinished: {description: "What the next run will do about it, or V(null) if nothing is left to do.", type: str, sample: null}
+reason: {description: "Why the module failed, as a keyword.", returned: when the call as a whole failed, type: str, sample: option}
 path: {description: What the failure is about., returned: when the call as a whole failed, type: str, sample: /var/lib/vmimage-qcow}
-details: {description: Further facts about the failure., returned: when the call as a whole failed, type: dict, sample: {}}
+details: {description: Details of the failure., returned: when the call as a whole failed, type: dict, sample: {}}
 """
 
 from ansible.module_utils.basic import AnsibleModule

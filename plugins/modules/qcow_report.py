@@ -6,15 +6,15 @@
 
 DOCUMENTATION = r"""
 module: qcow_report
-short_description: Make one report of all hosts
+short_description: Create one report of all hosts
 version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
-  - Tells what a run of one of the collection's roles on a host amounts to, keeps that on the controller, and makes one report of all hosts.
-  - Reads the reports that the roles P(vmimage.qcow.scan#role) and P(vmimage.qcow.migrate#role) have written for single hosts and makes one page of them
-    that tells how a whole fleet stands, with no need of a network to look at it.
-  - Works on the controller alone. The roles call it; call it yourself to make the report anew.
+  - Summarizes what a role of this collection did on a host, keeps that on the controller, and creates one report of all hosts.
+  - The report is made from the reports of single hosts that the roles P(vmimage.qcow.scan#role) and P(vmimage.qcow.migrate#role) have written.
+    Its page shows the state of the whole fleet and needs no network.
+  - Runs on the controller only. The roles call it; call it yourself to create the report again.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.action
@@ -28,17 +28,17 @@ attributes:
   idempotent:
     support: full
     details:
-      - The report states when it was made, and is left as it is when nothing else has changed.
+      - The report states when it was created, and is not rewritten if nothing else has changed.
 options:
   path:
     description:
-      - The directory on the controller that holds C(scan-HOST.json) and C(migrate-HOST.json).
-      - It gets C(index.html), C(report.json), C(hosts.csv), C(images.csv) and C(images.jsonl).
-      - A relative one is below the directory C(ansible-playbook) was started in. It is made where it does not exist.
-      - Required unless there are O(results). Empty for no reports.
+      - The directory on the controller with C(scan-HOST.json) and C(migrate-HOST.json).
+      - C(index.html), C(report.json), C(hosts.csv), C(images.csv) and C(images.jsonl) are written to it.
+      - A relative path is relative to the directory in which C(ansible-playbook) was started. Created if it does not exist.
+      - Required unless O(results) is given. Empty for no reports.
     type: str
   hosts:
-    description: Hosts of which a report is expected. One that has none is reported as missing.
+    description: Hosts for which a report is expected. A host without one is reported as missing.
     type: list
     elements: str
     default: []
@@ -47,21 +47,21 @@ options:
     type: str
     default: QCOW version 1 migration
   fleet:
-    description: Whether to make the report of all hosts.
+    description: Whether to create the report of all hosts.
     type: bool
     default: true
   play:
-    description: Whose O(results) they are.
+    description: The role that O(results) are from.
     type: str
     choices: [scan, migrate, rollback, cleanup]
   results:
     description:
-      - What the modules of this play have returned for this host, as registered. C(found) is of M(vmimage.qcow.qcow_info), C(planned) of
-        M(vmimage.qcow.qcow_convert) in check mode, and C(done) of the module that has changed something.
-      - It is kept in O(path) as C(PLAY-HOST.json), but not in check mode, and told in RV(lines) and RV(problems).
+      - What the modules returned for this host, as registered. C(found) is from M(vmimage.qcow.qcow_info), C(planned) from
+        M(vmimage.qcow.qcow_convert) in check mode, and C(done) from the module that made changes.
+      - Kept in O(path) as C(PLAY-HOST.json), except in check mode, and summarized in RV(lines) and RV(problems).
     type: dict
   requested_paths:
-    description: The paths that O(results) are about.
+    description: The paths that were given to the role.
     type: list
     elements: str
     default: []
@@ -70,11 +70,11 @@ options:
     type: bool
     default: true
   plan_speed:
-    description: Bytes a second that the times in the plan are estimated with.
+    description: Bytes per second for the time estimates in the plan.
     type: str
     default: 200M
   fail_on_found:
-    description: Whether RV(problems) has an entry where a scan has found an image to migrate.
+    description: Whether an image to migrate, found by a scan, is one of the RV(problems).
     type: bool
     default: false
 seealso:
@@ -83,7 +83,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Make the report of all hosts anew
+- name: Create the report of all hosts again
   hosts: localhost
   gather_facts: false
   tasks:
@@ -95,29 +95,29 @@ EXAMPLES = r"""
 
 RETURN = r"""
 lines:
-  description: What to show of the run on this host.
+  description: The lines to show about the run on this host.
   returned: with O(results)
   type: list
   elements: str
   sample: ["3 files looked at, 1 to migrate"]
 problems:
-  description: Why the run on this host is no success; empty where it is.
+  description: The problems of the run on this host; empty if it succeeded.
   returned: with O(results)
   type: list
   elements: str
   sample: ["/srv/archive/private: Permission denied. Leave it out with exclude."]
 reached:
-  description: Whether the host could be reached all the time.
+  description: Whether the host was reachable throughout.
   returned: with O(results)
   type: bool
   sample: true
 report:
-  description: The page.
+  description: Path of the page.
   returned: with O(fleet)
   type: str
   sample: /srv/reports/2026-11/index.html
 totals:
-  description: Numbers of hosts and of images by what has become of them, and bytes, over all hosts.
+  description: Numbers of hosts, of images by outcome, and of bytes, over all hosts.
   returned: with O(fleet)
   type: dict
   sample: {hosts: 2, missing: 0, files: 4711, images: 3, bytes: 6930432, failed: 0, left: 1, deferred: 0, migrated: 2, retired: 0, other: 0,

@@ -11,12 +11,12 @@ version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
-  - Gives originals their names back, points back what was re-pointed, and removes the results, all from the records on the host.
-  - Refuses where the migrated image has been written since, as its guest would lose that, unless O(discard_changes) says that it may. The
-    newer image is then kept under its name with C(.rolled-back.) and the name of the record appended.
-  - Refuses where an overlay has been made on the migrated image since, beside it, as that would lose its backing file.
-  - Refuses where the original was deleted by M(vmimage.qcow.qcow_cleanup), was changed, or where anything has one of the files open.
-  - What was rolled back can be migrated again.
+  - Renames originals back, changes domains and overlays back to them, and removes the results, all from the records on the host.
+  - Refuses an image that was written after its migration, because the guest would lose those writes, unless O(discard_changes) is set. The
+    migrated image is then kept, with C(.rolled-back.) and the name of the record appended to its name.
+  - Refuses an image over which an overlay was created since the migration, in the same directory, because the overlay would lose its backing file.
+  - Refuses an image whose original was deleted by M(vmimage.qcow.qcow_cleanup) or was changed, and one with a file that is in use.
+  - An image that was rolled back can be migrated again.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.actiongroup_qcow
@@ -34,22 +34,22 @@ attributes:
 options:
   paths:
     description:
-      - What to roll back, by the names of originals (before or after they were retired), of results, or of directories above them.
+      - Paths of originals (before or after they were retired), of results, or of directories that contain them.
       - At least one of O(paths) and O(records) is required.
     type: list
     elements: path
     default: []
     aliases: [path]
   discard_changes:
-    description: Whether guests may lose what they have written to the migrated images. These are kept under another name anyway.
+    description: Whether to roll back although guests have written to the migrated images. The migrated images are kept under another name.
     type: bool
     default: false
   domains:
     description:
-      - What becomes of libvirt domains that have followed the migration.
-      - V(follow) points their disks back to what the record says. A migration whose domains run is refused.
-      - V(refuse) refuses every migration that domains have followed.
-      - V(ignore) leaves them pointing to the result, which is gone then; for hosts whose libvirt is gone too.
+      - What to do with libvirt domains that were changed by the migration.
+      - V(follow) changes their disks back to those in the record. A migration whose domains are running is refused.
+      - V(refuse) refuses every migration that changed domains.
+      - V(ignore) leaves them with the result, which no longer exists; for hosts that no longer have libvirt.
     type: str
     choices: [follow, refuse, ignore]
     default: follow
@@ -63,7 +63,7 @@ EXAMPLES = r"""
   vmimage.qcow.qcow_rollback:
     paths: /srv/archive/old.qcow
 
-- name: Undo everything below a directory, whatever guests have written since
+- name: Undo everything below a directory, even if guests have written since
   vmimage.qcow.qcow_rollback:
     paths: /srv/archive
     discard_changes: true
@@ -71,45 +71,45 @@ EXAMPLES = r"""
 
 RETURN = r"""
 images:
-  description: One entry for each record that was chosen, newest first, and one for each of O(paths) and O(records) that names none.
+  description: One entry for each selected record, newest first, and one for each entry of O(paths) and O(records) without a record.
   returned: always
   type: list
   elements: dict
   contains:
-    record: {description: The record's name., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    record: {description: Name of the record., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
     src: {description: The original., type: str, sample: /srv/archive/old.qcow}
-    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    src_base64: {description: Its exact path in Base64 if C(src) cannot represent it., type: str, sample: null}
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
-    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+    dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
     retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
     action: {description: "V(roll-back), V(noop) or V(refuse).", type: str, sample: roll-back}
-    reasons: {description: Why it was decided so., type: list, elements: str, sample: [the guest sees the same bytes]}
-    changed: {description: "Whether anything was, or would be, changed.", type: bool, sample: true}
-    failed: {description: Whether it was refused or has failed., type: bool, sample: false}
-    reason: {description: "Why it was refused or has failed, as a word for programs.", type: str, sample: needed}
+    reasons: {description: The reasons for the action., type: list, elements: str, sample: [the guest sees the same bytes]}
+    changed: {description: "Whether anything was changed, or would be in check mode.", type: bool, sample: true}
+    failed: {description: Whether the image was refused or failed., type: bool, sample: false}
+    reason: {description: "Why the image was refused or failed, as a keyword.", type: str, sample: needed}
     msg: {description: "The reasons in one sentence, or what went wrong and what to do about it.", type: str, sample: the guest sees the same bytes}
-    state: {description: What the record says last., type: str, sample: rolled-back}
-    time: {description: When the record reached the state that it had before., type: str, sample: "2026-11-01T02:15:12Z"}
-    discarded: {description: Whether guests have lost what they had written to the result., type: bool, sample: false}
-    kept: {description: The name under which a result that had been written since is kept., type: str, sample: null}
+    state: {description: The last state in the record., type: str, sample: rolled-back}
+    time: {description: When the record reached its previous state., type: str, sample: "2026-11-01T02:15:12Z"}
+    discarded: {description: Whether writes of guests to the result were discarded., type: bool, sample: false}
+    kept: {description: The path under which a result is kept that was written after its migration., type: str, sample: null}
 recovered:
   description:
-    - What was done about what interrupted runs on this host have left, in check mode what would be.
-    - Always empty where nothing was interrupted.
+    - What was done about work that interrupted runs left on this host, or would be done in check mode.
+    - Empty if no run was interrupted.
   returned: always
   type: list
   elements: dict
   contains:
     msg: {description: What was done., type: str, sample: removed the temporary file}
-    failed: {description: Whether that could not be done; the next run tries again., type: bool, sample: false}
-    record: {description: The record's name. V(null) for what is said of a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
-    state: {description: What the record said last., type: str, sample: copying}
+    failed: {description: Whether it failed; the next run tries again., type: bool, sample: false}
+    record: {description: Name of the record. V(null) for a domain., type: str, sample: 20261101T021500.000000Z-1a2b3c4d}
+    state: {description: The last state in the record., type: str, sample: copying}
     src: {description: The original., type: str, sample: /srv/archive/old.qcow}
-    src_base64: {description: Its exact name in Base64 where C(src) cannot be exact., type: str, sample: null}
+    src_base64: {description: Its exact path in Base64 if C(src) cannot represent it., type: str, sample: null}
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
-    dest_base64: {description: Its exact name in Base64 where C(dest) cannot be exact., type: str, sample: null}
+    dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
 reason:
-  description: Why the module failed, as a word for programs.
+  description: Why the module failed, as a keyword.
   returned: when the call as a whole failed
   type: str
   sample: locked
@@ -119,7 +119,7 @@ path:
   type: str
   sample: /var/lib/vmimage-qcow
 details:
-  description: Further facts about the failure; which ones depends on RV(reason).
+  description: Details of the failure, depending on RV(reason).
   returned: when the call as a whole failed
   type: dict
   sample: {}

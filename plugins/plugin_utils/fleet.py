@@ -200,7 +200,7 @@ class Fleet:
                 self._problem(host, None, "run", str(message))
         if summary["state"] == "missing":
             self.totals["missing"] += 1
-            self._problem(host, None, "missing", "There is no report of this host: it was not reached, or its run has ended early.")
+            self._problem(host, None, "missing", "There is no report of this host: it was not reached, or its run ended early.")
         self.chains.extend(forest(host, rows)[: max(0, 200 - len(self.chains))])
         self.hosts.append(summary)
         return rows

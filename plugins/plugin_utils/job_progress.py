@@ -114,7 +114,7 @@ class ProgressReport:
             ]
             return ["waits for another migration on this host" + (":" if others else "")] + others
         if stage == "recovering":
-            return ["looks after what an interrupted run has left"]
+            return ["finishes what an interrupted run left"]
         if stage == "planning":
             return [f"plans {count(call['images'], 'image')}"]
         if stage == "ending":

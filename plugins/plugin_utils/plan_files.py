@@ -23,11 +23,11 @@ HEAD = """\
 ---
 # Plan for {host}. Nothing has been changed yet.
 #
-# Review it, change it, and have it carried out:
+# Review and edit it, then carry it out:
 #   ansible-playbook vmimage.qcow.migrate -e migrate_plan={directory}
-# Images are migrated in this order, bases always before what rests on them. Give one the action "skip", or take it out, and it stays as it is.
-# One with the action "refuse" cannot be migrated as things are; as long as it is here, the run fails and says so.
-# "expect" is the state of the image that was looked at: one that has changed since is refused.
+# Images are migrated in this order, backing files before their overlays. To leave an image as it is, set its action to "skip" or remove it.
+# An image with the action "refuse" cannot be migrated as things are; as long as it is listed, the run fails and names it.
+# "expect" is the state of the image when it was examined: an image that has changed since is refused.
 """
 
 _FOR_MODULE = ("src", "src_base64", "dest", "dest_base64", "format", "expect", "action", "why")
@@ -77,7 +77,7 @@ def read(path: str, host: str, *, missing_ok: bool = False) -> PlanFile:
         raise PlanError(f"The plan {path} is for the host {plan.get('host')}. Nothing was changed.")
     if plan.get("refused"):
         raise PlanError(
-            f"The plan {path} could not be carried out as a whole: {plan['refused']} Nothing was changed. Mend that, scan again, and review the new plan."
+            f"The plan {path} could not be carried out as a whole: {plan['refused']} Nothing was changed. Fix that, scan again, and review the new plan."
         )
     return PlanFile([_entry(image, path) for image in plan["images"]], [str(item) for item in plan.get("paths") or []])
 

@@ -56,7 +56,7 @@ PATHS = {
     "missing": ("{images}/typo", "{images}/typo: No such file or directory. Give a path that exists, or set missing_ok."),
     "comma": ("{images},/srv", '{images},/srv: No such file or directory. Give several paths as a list: ["/first", "/second"].'),
     "pattern": ("{images}/*.qcow", "{images}/*.qcow: No such file or directory. Patterns are not expanded: give the directory"),
-    "relative": ("images", "paths: images is a relative path. Give one that begins with /"),
+    "relative": ("images", "paths: images is a relative path. Give an absolute path"),
 }
 
 

@@ -93,7 +93,7 @@ class _Transcoding:
         self.options = options
         self.cluster = cluster = image.cluster_size
         self.carried = 0
-        # Behind the end of a disk that is no whole number of sectors the result shows zeros: its last cluster is written anew.
+        # Behind the end of a disk that is not a whole number of sectors the result shows zeros: its last cluster is written anew.
         self.odd = image.virtual_size // cluster * cluster if image.virtual_size % SECTOR else image.virtual_size
         self.per_table = cluster // 8
         self.old_end = -(-image.file_size // cluster)  # clusters
@@ -179,9 +179,7 @@ class _Transcoding:
             return
         count = -(-extent.length // cluster)
         if extent.kind != DATA:
-            raise UnsupportedImage(
-                "a range was given up", self.image.path, hint="Nothing was published. Set layout=recluster to salvage it."
-            )
+            raise UnsupportedImage("a range was lost", self.image.path, hint="Nothing was published. Set layout=recluster to salvage it.")
         if not self._stays(extent):
             for number in range(count):
                 data = os.pread(self.image.fd, cluster, offset + number * cluster)

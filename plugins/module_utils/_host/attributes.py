@@ -41,10 +41,10 @@ def prepare(fd: int, source_fd: int) -> List[str]:
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY):
             return []
-        return ["The source is excepted from copy-on-write (chattr +C); the result could not be: {0}.".format(error.strerror)]
+        return ["The source is excluded from copy-on-write (chattr +C); the result could not be: {0}.".format(error.strerror)]
     # Btrfs ignores the flag without an error where the file holds data already.
     if not (linux.get_flags(fd) or 0) & linux.FLAG_NOCOW and os.fstat(fd).st_size:
-        return ["The source is excepted from copy-on-write (chattr +C); the result could not be, because it was not empty."]
+        return ["The source is excluded from copy-on-write (chattr +C); the result could not be, because it was not empty."]
     return []
 
 
@@ -73,7 +73,7 @@ def carry_over(source_fd: int, dest_fd: int, *, timestamps: bool) -> List[str]:
         try:
             os.utime(dest_fd, ns=(source.st_atime_ns, source.st_mtime_ns))
         except OSError as error:
-            warnings.append("Timestamps could not be carried over: {0}.".format(error.strerror))
+            warnings.append("Timestamps could not be preserved: {0}.".format(error.strerror))
     return warnings
 
 
@@ -95,10 +95,10 @@ def _carry_owner(source: os.stat_result, dest_fd: int, warnings: List[str]) -> b
     try:
         os.fchown(dest_fd, -1, source.st_gid)
     except OSError:
-        warnings.append("Owner {0} and group {1} could not be carried over: {2}.".format(source.st_uid, source.st_gid, reason))
+        warnings.append("Owner {0} and group {1} could not be preserved: {2}.".format(source.st_uid, source.st_gid, reason))
         return False
     if dest.st_uid != source.st_uid:
-        warnings.append("Owner {0} could not be carried over: {1}.".format(source.st_uid, reason))
+        warnings.append("Owner {0} could not be preserved: {1}.".format(source.st_uid, reason))
     return True
 
 
@@ -124,12 +124,12 @@ def _carry_xattrs(source_fd: int, dest_fd: int, group_carried: bool, warnings: L
             failed.setdefault(failure, []).append(name)
     acl_failure = None
     if _ACL in source:
-        acl_failure = _carry_xattr(source_fd, dest_fd, _ACL) if group_carried else "its group could not be carried over"
+        acl_failure = _carry_xattr(source_fd, dest_fd, _ACL) if group_carried else "its group could not be preserved"
         if acl_failure:
             failed.setdefault(acl_failure, []).append(_ACL)
     for failure, names in sorted(failed.items()):
         shown = ", ".join(show(os.fsencode(name)) for name in names)
-        warnings.append("Extended attributes could not be carried over ({0}): {1}.".format(failure, shown))
+        warnings.append("Extended attributes could not be preserved ({0}): {1}.".format(failure, shown))
     return not acl_failure
 
 
@@ -163,4 +163,4 @@ def _carry_flags(source_fd: int, dest_fd: int, warnings: List[str]) -> None:
             return
         except OSError:
             pass
-    warnings.append("Inode flags (no dump, no atime, synchronous) could not be carried over to this filesystem.")
+    warnings.append("Inode flags (no dump, no atime, synchronous) could not be preserved to this filesystem.")

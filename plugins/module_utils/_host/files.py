@@ -252,7 +252,9 @@ def _rename_durably(source: bytes, dest: bytes, inode: Optional[int]) -> None:
         there = inode_at(source)
         if there is None:
             if inode_at(dest) is None or inode is None or inode_at(dest) != inode:
-                raise QcowError("is gone, and {0} is not what it would have become.".format(show(dest)), path=source, reason="missing")
+                raise QcowError(
+                    "is gone, and {0} is not the file that it was renamed to.".format(show(dest)), path=source, reason="missing"
+                )
         elif inode is not None and there != inode:
             raise ImageChanged(
                 "is not the file that was recorded (inode {0}, expected {1}).".format(there, inode),
@@ -366,10 +368,10 @@ def _exchange(tmp: bytes, dest: bytes) -> None:
         if error.errno not in _CANNOT:
             raise
         raise QcowError(
-            "cannot be replaced without a moment in which it is missing: the filesystem has neither hard links nor exchange.",
+            "cannot be replaced atomically: the filesystem supports neither hard links nor exchanging names.",
             path=dest,
             reason="unsupported-filesystem",
-            hint="Nothing was changed. Let the result take another name.",
+            hint="Nothing was changed. Choose another name for the result.",
         ) from error
 
 

@@ -262,7 +262,7 @@ class Guard:
             if error.errno == errno.EAGAIN:
                 raise self._in_use([use for use in find_users(self._fd, ignore_pids=self._ignored) if use.kind == WRITER]) from error
             self.warnings.append(
-                "Writers that take no locks cannot be held off, only noticed by what they change: {0}.".format(error.strerror)
+                "Writers that take no locks cannot be kept out, only noticed by what they change: {0}.".format(error.strerror)
             )
 
     def check(self) -> None:
@@ -278,7 +278,7 @@ class Guard:
             raise self._in_use(lock_users(self._fd))
         if not identity(self._fd).same_content(self._identity):
             raise ImageChanged(
-                "was written while it was being read.", path=self._path, hint="Nothing was published. Stop what writes it and run again."
+                "was written while it was read.", path=self._path, hint="Nothing was published. Stop what writes it and run again."
             )
 
     def _let_pass(self) -> None:

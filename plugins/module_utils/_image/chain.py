@@ -288,12 +288,12 @@ def _decide(
     for said, who in sayings:
         if said == "raw" and (found in NATIVE + FOREIGN or version is not None):
             raise UnsafeImage(
-                "{0} raw, but its content says {1}: a guest may have written that into its own disk".format(
+                "{0} raw, but its content says {1}: a guest may have written it into its own disk".format(
                     who, "QCOW version {0}".format(version) if version is not None else found
                 ),
                 path,
                 reason="declared-raw",
-                hint="It was left as it is. Find out which is true before anything is done with it.",
+                hint="It was left as it is. Find out which is true before you use it.",
             )
     if found in NATIVE + FOREIGN:
         return found
@@ -308,7 +308,7 @@ def _decide(
         if not is_base or rules.raw_bases:
             return "raw"
         raise UnsafeImage(
-            "nothing says what the base is", path, reason="format-unknown", hint="If it is raw, declare it in backing_formats."
+            "the format of the base is unknown", path, reason="format-unknown", hint="If it is raw, declare it in backing_formats."
         )
     what = "an archive or another container" if found in _NOT_IMAGES else "an image that cannot be read here"
     raise UnsupportedImage(

@@ -245,15 +245,11 @@ def unlock(image: Qcow1, passphrase: bytes, *, force: bool = False) -> Plausibil
         trimmed = passphrase.rstrip(b"\r\n")
         if trimmed != passphrase and plausible(image, decryptor(trimmed, image.path)).ok:
             hint = (
-                "Without the newline at the end of the passphrase it is right: the newline counts as part of it. Remove it from the file "
+                "The passphrase is right without the newline at its end, which counts as part of it. Remove it from the file "
                 "(printf %s instead of echo). Nothing was changed."
             )
         elif trimmed == passphrase and plausible(image, decryptor(passphrase + b"\n", image.path)).ok:
-            hint = (
-                "With a newline at its end the passphrase is right: the image was made with one. Add it to the file. Nothing was changed."
-            )
-        raise PassphraseError(
-            "the passphrase is wrong by all appearances: " + verdict.reason, image.path, hint=hint, sectors=verdict.sectors
-        )
+            hint = "The passphrase is right with a newline at its end: the image was created with one. Add it to the file. Nothing was changed."
+        raise PassphraseError("the passphrase appears to be wrong: " + verdict.reason, image.path, hint=hint, sectors=verdict.sectors)
     image.unlock(decrypt)
     return verdict

@@ -102,7 +102,7 @@ def _qemu(image: Qcow1, header: Qcow1Header, tables: List[int]) -> Optional[Prod
     end = header.l1_offset + 8 * header.l1_entries
     marks = ["L1 table right after the " + ("name" if header.has_backing else "header")]
     if header.size % SECTOR:
-        return Producer(MOL, [*marks, "virtual size of {0} bytes, no whole number of sectors".format(header.size)])
+        return Producer(MOL, [*marks, "virtual size of {0} bytes, not a whole number of sectors".format(header.size)])
     if header.has_backing and header.mtime:
         return Producer(QEMU_OLD, [*marks, "the backing file's time in the header (QEMU up to 0.8.2)"])
     if not tables:

@@ -62,7 +62,7 @@ def _size(header: Qcow1Header) -> List[Finding]:
     if not rest:
         return []
     text = (
-        "the virtual size of {0} bytes is no whole number of sectors: QEMU does not show the guest the last {1} bytes; they are kept, and the new disk "
+        "the virtual size of {0} bytes is not a whole number of sectors: QEMU does not show the guest the last {1} bytes; they are kept, and the new disk "
         "is {2} bytes larger"
     ).format(header.size, rest, SECTOR - rest)
     return [Finding("odd-size", WARNING, header.size - rest, rest, 24, text)]

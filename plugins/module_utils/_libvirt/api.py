@@ -124,7 +124,7 @@ def definition(connection: Connection, handle: Any) -> str:
         raise QcowError(
             "Domain {0} is transient: it has no definition that could be changed.".format(handle.name()),
             reason="transient",
-            hint="It was left alone. Change what creates it, or make it persistent (virsh define).",
+            hint="It was not changed. Change what creates it, or make it persistent (virsh define).",
         )
     library = connection.library
     with reported(connection, "The definition of {0} cannot be read".format(handle.name())):
@@ -225,7 +225,7 @@ def refresh_pools(connection: Connection, paths: List[bytes]) -> List[Refreshed]
 
 def versions(connection: Connection) -> Tuple[Tuple[int, int, int], Tuple[int, int, int]]:
     """Versions of the libvirt daemon and of the hypervisor, each as (major, minor, release)."""
-    with reported(connection, "libvirt does not tell its version"):
+    with reported(connection, "libvirt does not report its version"):
         numbers = connection.handle.getLibVersion(), connection.handle.getVersion()
     return tuple((number // 1000000, number // 1000 % 1000, number % 1000) for number in numbers)  # type: ignore[return-value]
 

@@ -54,13 +54,13 @@ def shutdown(connection: api.Connection, uuid: str, timeout: float) -> bool:
                 raise ToolFailed(
                     "Domain {0} cannot be asked to shut down: {1}.".format(name, api.message(error)),
                     reason="libvirt",
-                    hint="It goes on running.",
+                    hint="It keeps running.",
                 ) from error
         if now >= end:
             raise ImageInUse(
                 "Domain {0} did not shut down within {1:g} seconds.".format(name, timeout),
                 reason="shutdown-timeout",
-                hint="It goes on running and nothing was changed. Does the guest listen to the power button (acpid, qemu-guest-agent)? "
+                hint="It keeps running and nothing was changed. Does the guest listen to the power button (acpid, qemu-guest-agent)? "
                 "Shut it down by hand, or allow it more time.",
             )
         time.sleep(_LOOK_SECONDS)
@@ -83,7 +83,7 @@ def start(connection: api.Connection, uuid: str, settle: float = 1.0) -> bool:
     failed = (library.VIR_DOMAIN_SHUTOFF_CRASHED, library.VIR_DOMAIN_SHUTOFF_FAILED)
     if state == library.VIR_DOMAIN_CRASHED or (state == library.VIR_DOMAIN_SHUTOFF and reason in failed):
         raise ToolFailed(
-            "Domain {0} started and ended at once with an error.".format(name),
+            "Domain {0} started and stopped at once with an error.".format(name),
             reason="libvirt",
             hint="See its log: virsh domstate --reason {0}.".format(name),
         )
@@ -152,7 +152,7 @@ def capable(connection: api.Connection, uuid: str, targets: List[str], format_na
             raise UnsupportedImage("{1} of domain {0} is a {2}.".format(name, target, found[target].device), hint=way_out)
         if handle.blockJobInfo(target):
             raise ImageInUse(
-                "A block job is at work on {1} of domain {0}.".format(name, target),
+                "A block job is running on {1} of domain {0}.".format(name, target),
                 hint="Wait for it (virsh blockjob {0} {1}).".format(name, target),
             )
 
@@ -201,7 +201,7 @@ def take_snapshot(connection: api.Connection, uuid: str, overlays: Dict[str, byt
         | library.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
         | library.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     )
-    with api.reported(connection, "Domain {0} cannot be put on an overlay".format(name), hint="It runs on as before."):
+    with api.reported(connection, "Domain {0} cannot be put on an overlay".format(name), hint="It keeps running as before."):
         handle.snapshotCreateXML("<domainsnapshot><disks>{0}</disks></domainsnapshot>".format("".join(pieces)), flags)
     return Snapshot(name, uuid, tuple(Overlay(target, images[target], overlays[target]) for target in sorted(overlays)), before)
 
@@ -233,7 +233,7 @@ def pivot(
             xml_text.quote(api.describe(moved[target]))
         )
         with api.reported(
-            connection, "{0} of domain {1} cannot be copied".format(target, snapshot.domain), hint="It runs on, on its overlay."
+            connection, "{0} of domain {1} cannot be copied".format(target, snapshot.domain), hint="It keeps running on its overlay."
         ):
             handle.blockCopy(target, destination, parameters, flags)
         _finish(connection, handle, target, progress, timeout)
@@ -257,7 +257,7 @@ def commit_back(
             with api.reported(connection, "The block job on {0} of domain {1} cannot be ended".format(target, snapshot.domain)):
                 handle.blockJobAbort(target)
         with api.reported(
-            connection, "{0} of domain {1} cannot be committed".format(target, snapshot.domain), hint="It runs on, on its overlay."
+            connection, "{0} of domain {1} cannot be committed".format(target, snapshot.domain), hint="It keeps running on its overlay."
         ):
             handle.blockCommit(target, None, None, 0, flags)
         _finish(connection, handle, target, progress, timeout)
@@ -285,7 +285,7 @@ def _finish(connection: api.Connection, handle: Any, target: str, progress: Opti
     library = connection.library
     end = None if timeout is None else time.monotonic() + timeout
     name = handle.name()
-    stays = "The domain runs on, on its overlay {0}.".format(show(_image_of(connection, handle, target) or b"?"))
+    stays = "The domain keeps running on its overlay {0}.".format(show(_image_of(connection, handle, target) or b"?"))
     try:
         while True:
             ready = _ready(_live(connection, handle), target)

@@ -65,7 +65,7 @@ def obstacles(answer: Inventory, uses: Iterable[DomainUse]) -> List[str]:
             found.append(
                 "Snapshot {0} of domain {1} remembers {2} for {3}: reverting to it would need the old image. "
                 "Merge and delete the snapshot first (virsh blockcommit, virsh snapshot-delete {1} {0}; "
-                "--metadata where only the memory of it is left).".format(name, use.domain, show(use.path), use.target)
+                "--metadata if only its metadata is left).".format(name, use.domain, show(use.path), use.target)
             )
         elif use.where.startswith("checkpoint:"):
             name = use.where.partition(":")[2]

@@ -99,7 +99,7 @@ def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[st
             batch.execute(plans)
     except Interrupted as error:
         raise QcowError(
-            "{0}; what was under way was undone".format(error),
+            "{0}; the work in progress was undone".format(error),
             reason="interrupted",
             hint="{0} of {1} images were processed. Run again to continue.".format(len(batch.results), len(wanted)),
             images=[batch.results[number] for number in sorted(batch.results)],

@@ -47,13 +47,12 @@ def plan_cleanup(record: Record, *, min_age: float, now: float) -> Removal:
         return Removal(record, NOOP, ["the retired original was removed by other means"])
     if not record.facts.get("verified"):
         raise StateError(
-            "the result was never verified against it",
-            retired,
-            reason="unverified",
-            hint="It was kept. Delete it yourself if you are sure.",
+            "the result was never verified against it", retired, reason="unverified", hint="It was kept. Delete it by hand if you are sure."
         )
     _require_sound(record)
-    return Removal(record, DELETE, ["retired for {0:.1f} days, and its successor is sound".format(age / 86400)], _returns(record, retired))
+    return Removal(
+        record, DELETE, ["retired for {0:.1f} days, and the migrated image is sound".format(age / 86400)], _returns(record, retired)
+    )
 
 
 def retired_at(record: Record) -> float:
@@ -70,7 +69,7 @@ def _returns(record: Record, retired: bytes) -> int:
     with Source(retired) as source:
         if not source.identity.is_recorded(was):
             raise ImageChanged(
-                "is not the file that was retired, or was written since", retired, hint="It was kept. Compare it with the result."
+                "is not the file that was retired, or was written after that", retired, hint="It was kept. Compare it with the result."
             )
         require_unused(source.fd, "the retired original", retired, "It was kept. Stop what uses it and run again.")
         status = os.fstat(source.fd)
@@ -97,7 +96,7 @@ def _require_sound(record: Record) -> None:
             expected = (record.facts.get("after") or {}).get("virtual_size", 0)
             if layer.virtual_size < expected:
                 raise DamagedImage(
-                    "its virtual size is {0} bytes, at first it was {1}".format(layer.virtual_size, expected), dest, hint=kept
+                    "its virtual size is {0} bytes, it was {1} when it was made".format(layer.virtual_size, expected), dest, hint=kept
                 )
             for _extent in layer.extents():
                 pass

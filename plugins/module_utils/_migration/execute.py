@@ -309,9 +309,7 @@ def _require_still_named(source: Source) -> None:
     """What was read must still be what the image's name means: the result is published, and the original retired, by name."""
     there = identity_at(source.path)
     if there is None or not there.same_file(source.identity):
-        raise ImageChanged(
-            "was replaced by another file, moved or removed while it was being read.", source.path, hint="Nothing was published. Run again."
-        )
+        raise ImageChanged("was replaced, moved or removed while it was read.", source.path, hint="Nothing was published. Run again.")
 
 
 def _stage(progress: Optional[OnProgress], plan: Plan, stage: str, guard: Guards) -> Callable[[int], None]:

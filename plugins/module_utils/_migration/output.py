@@ -192,7 +192,7 @@ def _convert(plan: Plan, node: Node, result: int) -> None:
         )
     except ToolFailed as error:
         error.message = error.message.replace(show(target), show(plan.dest))
-        error.hint = "The original was not changed and nothing was published. Run again when what qemu-img reports is mended."
+        error.hint = "The original was not changed and nothing was published. Fix what qemu-img reports, then run again."
         raise
 
 

@@ -210,7 +210,7 @@ def _target(fd: int, path: bytes, entry: Dict[str, Any], to: str, other: str) ->
         return rebased(now, backing_of(wanted, path), path)  # used since: everything but the backing file stays
     if _torn(now, wanted, contrary):
         return wanted
-    raise ImageChanged("the overlay has got another backing file since: {0}".format(show(says.name)), path, hint="It was left as it is.")
+    raise ImageChanged("the overlay now has another backing file: {0}".format(show(says.name)), path, hint="It was left as it is.")
 
 
 def _torn(now: bytes, one: bytes, other: bytes) -> bool:

@@ -75,7 +75,7 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
             "the plan refuses it: {0}".format(request.refused),
             request.src,
             reason="planned",
-            hint="It was left as it is. Mend that and scan again, or set its action in the plan to skip.",
+            hint="It was left as it is. Fix that and scan again, or set its action in the plan to skip.",
         )
     done = _last_done(records.of_source(request.src))
     if not os.path.lexists(request.src):
@@ -205,7 +205,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     if any(isinstance(layer, Qcow1) and layer.header.crypt_method for layer in source.layers):
         reasons.append("legacy encryption; found: " + (", ".join(sorted(set(source.recognised))) or "no known signature"))
     if source.warnings:
-        reasons.append("suspect, converted as it reads: " + "; ".join(source.warnings[:MAX_RANGES]))
+        reasons.append("suspect, converted as it can be read: " + "; ".join(source.warnings[:MAX_RANGES]))
     if lost:
         ranges = sum(len(found) for found in lost.values())
         reasons.append("{0} damaged ranges will read as zeros (salvage)".format(ranges))
@@ -233,7 +233,7 @@ def choose_engine(request: Request) -> str:
         return NATIVE
     if request.engine == QEMU_IMG:
         if request.salvage:
-            raise UnsupportedImage("qemu-img reads damage as zeros without a word", request.src, hint="Set engine=auto to salvage it.")
+            raise UnsupportedImage("qemu-img silently reads damage as zeros", request.src, hint="Set engine=auto to salvage it.")
         return QEMU_IMG
     if request.format == "qcow2" and (request.compression == "zstd" or request.encryption == "luks"):
         if request.engine == NATIVE:
@@ -272,7 +272,7 @@ def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> N
     check_name(dest)
     if dest == request.src and retired is None:
         raise QcowError(
-            "the result would take the original's own name, and the original is to be kept",
+            "the result would take the name of the original, and the original is to be kept",
             request.src,
             reason="exists",
             hint="Nothing was changed. Set original=retire, or give another dest.",
@@ -281,7 +281,7 @@ def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> N
         check_name(retired)
         if os.path.lexists(retired):
             raise QcowError(
-                "the name {0} that the original would get is taken".format(show(retired)),
+                "the name {0} for the retired original is taken".format(show(retired)),
                 request.src,
                 reason="exists",
                 hint="Nothing was changed. Move that file away and run again.",
@@ -322,7 +322,7 @@ def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]
     except (VerificationFailed, UnsafeImage, UnsupportedImage, DamagedImage, KeyError):
         pass
     raise QcowError(
-        "the name {0} that the result would get is taken by something else".format(show(dest)),
+        "the name {0} for the result is taken by another file".format(show(dest)),
         request.src,
         reason="exists",
         hint="Nothing was changed. Move that file away, or give another dest, and run again.",

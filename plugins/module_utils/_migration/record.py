@@ -90,7 +90,7 @@ class Record:
         path = self.file(role)
         if path is None:
             raise StateError(
-                "the record does not name its {0}".format(role), self.path, hint="Nothing was changed. Look at the record and the image."
+                "the record lacks its {0}".format(role), self.path, hint="Nothing was changed. Look at the record and the image."
             )
         return path
 
@@ -225,7 +225,7 @@ class DomainJournal:
             os.rename(path + b".new", path)
             sync_directory(self._directory)
         except OSError as error:
-            raise StateError("cannot be written: {0}".format(error.strerror), path, hint="No domain was touched for it.") from error
+            raise StateError("cannot be written: {0}".format(error.strerror), path, hint="No domain was changed.") from error
 
     def clear(self, key: str) -> None:
         """The domain is as it should be."""
@@ -285,7 +285,7 @@ class Exclusive:
                         "another migration is running on this host",
                         self._path,
                         reason="locked",
-                        hint="Nothing was changed. Wait for it to end and run again.",
+                        hint="Nothing was changed. Wait until it ends and run again.",
                     ) from None
                 time.sleep(0.2)
 

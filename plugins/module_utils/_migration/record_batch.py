@@ -167,7 +167,9 @@ def _run(
             recovered.extend(recover_all(session))
             _handle_all(choice, session.records, handle, missing, results)
     except Interrupted as error:
-        raise QcowError(str(error), reason="interrupted", hint="Run again to go on; it finishes what was begun.", images=results) from error
+        raise QcowError(
+            str(error), reason="interrupted", hint="Run again to continue; unfinished work is completed first.", images=results
+        ) from error
     return results
 
 

@@ -144,7 +144,7 @@ def _complete(record: Record, references: References) -> str:
         return _without_original(record, result_in_place)
     if in_place(record) and record.state != State.VERIFIED and not result_in_place and name == record.path_of("src"):
         _discard_given_back(record)
-        return "the original had got its name back; removed the result"
+        return "the original already had its name back; removed the result"
     if record.state == State.VERIFIED and not result_in_place and inode_at(temporary_path(record)) != record.facts["result"]["ino"]:
         abandon(record, "the result is gone")
         return "the result did not survive; the original is as it was"
@@ -207,7 +207,7 @@ def _discard_given_back(record: Record) -> None:
     leftover = temporary_path(record)
     if inode_at(leftover) == record.facts["result"]["ino"]:
         remove_durably(leftover, inode=record.facts["result"]["ino"])
-    record.note(State.FAILED, error="a writer came before the original was retired", temporary=None)
+    record.note(State.FAILED, error="a writer opened the original before it was retired", temporary=None)
 
 
 # ---- domains ----

@@ -79,7 +79,7 @@ def _require_original(record: Record) -> None:
     where = retired or src
     if retired is not None and not in_place(record) and os.path.lexists(src):
         raise TargetExists(
-            "there is something under the name the original would get back", src, hint="Nothing was changed. Move it away first."
+            "another file has the name that the original would get back", src, hint="Nothing was changed. Move it away first."
         )
     if inode_at(where) is None:
         raise QcowError("the original is gone", where, reason="missing", hint="Nothing was changed. Restore it from a backup.")
@@ -117,16 +117,16 @@ def _with_result(record: Record, discard_changes: bool, keep: bool) -> Reversal:
         _require_idle(source)
         what = _changes(record, source)
         if not what and not keep:
-            return Reversal(record, ROLL_BACK, ["the result is what it was when it was made"], result=source.identity)
+            return Reversal(record, ROLL_BACK, ["the result has not changed since it was made"], result=source.identity)
         if what and not discard_changes:
             raise ImageChanged(
-                "has been written since the migration ({0})".format(what),
+                "was written after the migration ({0})".format(what),
                 dest,
                 hint="Nothing was changed. Convert it back if its changes matter, or set discard_changes=true: it is then kept under another name.",
             )
         kept = dest + KEPT_SUFFIX + record.id.encode("ascii")
         check_name(kept)
-        why = "the guest loses what was written since: {0}".format(what) if what else "an overlay that is kept rests on the result"
+        why = "the guest loses later writes: {0}".format(what) if what else "an overlay that is kept needs the result"
         return Reversal(record, ROLL_BACK, [why], bool(what), kept, source.identity)
 
 
@@ -144,8 +144,8 @@ def _changes(record: Record, source: Source) -> str:
     except QcowError as error:
         return "it cannot be read: {0}".format(error)
     if not same:
-        return "the guest's bytes are others"
-    return "it has got internal snapshots" if touched and _has_snapshots(record, source) else ""
+        return "the guest data differs"
+    return "it has internal snapshots" if touched and _has_snapshots(record, source) else ""
 
 
 def _readable_alone(record: Record, source: Source) -> bool:
@@ -253,7 +253,7 @@ class NewDependents:
                 "the result is the backing file of {0}".format(", ".join(show(path) for path in found)),
                 dest,
                 reason="needed",
-                hint="Nothing was changed. Commit or move away what rests on it first; if it belongs to a migrated image, roll that back first.",
+                hint="Nothing was changed. Commit or move away its overlays first; roll back those that belong to a migrated image.",
             )
 
     def _resting_on(self, dest: bytes) -> List[GraphNode]:

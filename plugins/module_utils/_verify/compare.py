@@ -219,6 +219,6 @@ def _differ(chains: List[Chain], block: int, path: bytes) -> NoReturn:
         )
         hint = (
             "Nothing was published and the source is untouched. Copy the image to another filesystem with a program that does not ask for holes "
-            "(dd bs=1M) and migrate it there. Until this filesystem is mended, cp and qemu-img lose data on it, too."
+            "(dd bs=1M) and migrate it there. Until this filesystem is repaired, cp and qemu-img lose data on it too."
         )
     raise VerificationFailed(message, path, hint=hint, start=start, length=BLOCK)
