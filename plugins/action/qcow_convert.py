@@ -22,6 +22,7 @@ from ansible.utils.vars import merge_hash
 from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
 
 MODULE = "vmimage.qcow.qcow_convert"
 DEFAULTS = {"progress_interval": "15s", "reconnect_timeout": "1h", "time_limit": "365d"}
@@ -231,4 +232,4 @@ class ActionModule(ActionBase):
         self._connection._shell.tmpdir = None
 
     def _say(self, line: str) -> None:
-        display.display(f"  [{self._host}] {line}")
+        display.display(f"  [{self._host}] {visible(line)}")

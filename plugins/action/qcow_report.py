@@ -20,6 +20,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet, host_report, plan_files
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page import render
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import cell
 
 ARGUMENTS: dict[str, dict[str, t.Any]] = {
     "path": {"type": "str"},
@@ -130,17 +131,6 @@ def make(directory: str, hosts: list[str], title: str, *, write: bool = True) ->
             for piece in render(summary, everything.rows(), title, moment):
                 replaced.stream.write(piece)
     return changed, summary["totals"]
-
-
-def cell(value: t.Any) -> t.Any:
-    """A value as a cell of a table; a text that a spreadsheet would take for a formula is kept from being one."""
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)):
-        value = "; ".join(str(item) for item in value)
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return value
 
 
 class _Replacing:

@@ -13,7 +13,7 @@ options:
   state_dir:
     description:
       - Directory on the host for the records of all migrations. Only its owner can read it.
-      - Created with the first record.
+      - Created with the first record. A directory that others can write, that belongs to another user, or that is a symbolic link is refused.
     type: path
     default: /var/lib/vmimage-qcow
 """

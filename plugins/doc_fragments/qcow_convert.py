@@ -176,6 +176,7 @@ options:
     description:
       - Directories in which backing files may lie, besides the directory of each image. Backing files elsewhere are refused, and so
         are protocols, devices and files of the kernel, wherever they are.
+      - A backing file is followed only if everybody who can write the image could have read it, whatever directory it is in.
       - With O(original=retire), overlays over an image are searched for here too, including subdirectories.
     type: list
     elements: path
@@ -187,7 +188,9 @@ options:
     type: dict
     default: {}
   raw_bases:
-    description: Whether to treat a backing file without a known signature as raw. If not, it must be declared in O(backing_formats).
+    description:
+      - Whether to treat a backing file without a known signature as raw. If not, it must be declared in O(backing_formats).
+      - A backing file of an image that users other than root can write must be declared in any case.
     type: bool
     default: true
   domains:

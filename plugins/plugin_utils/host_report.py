@@ -13,6 +13,7 @@ import typing as t
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import SCHEMA
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import count, size
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.plan_files import refusal
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
 
 Facts = t.Dict[str, t.Any]
 
@@ -44,7 +45,8 @@ def lines(play: str, results: Results, *, check_mode: bool) -> list[str]:
     """What to show on the terminal."""
     if not results.reached:
         return ["NOT REACHED"]
-    return {"scan": _scanned, "migrate": _migrated, "rollback": _rolled_back, "cleanup": _cleaned}[play](results, check_mode)
+    told = {"scan": _scanned, "migrate": _migrated, "rollback": _rolled_back, "cleanup": _cleaned}[play](results, check_mode)
+    return [visible(line) for line in told]
 
 
 def problems(play: str, results: Results, *, fail_on_found: bool = False) -> list[str]:
@@ -63,7 +65,7 @@ def problems(play: str, results: Results, *, fail_on_found: bool = False) -> lis
         said[stopped] = None
     if fail_on_found:
         said.update(dict.fromkeys(_guarded(results.found)))
-    return list(said)
+    return [visible(line) for line in said]
 
 
 def _guarded(found: Facts) -> t.Iterator[str]:

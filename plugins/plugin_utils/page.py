@@ -14,6 +14,7 @@ import typing as t
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import duration, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import finalize
 
 Facts = t.Dict[str, t.Any]
 
@@ -36,6 +37,7 @@ def render(summary: Facts, rows: list[Facts], title: str, moment: str) -> t.Iter
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=finalize,
     )
     environment.filters.update(size=_size, duration=_duration, number=_number, format_name=lambda name: FORMAT_NAMES.get(name, name))
     order = {"missing": 0, "failed": 1, "left": 2, "deferred": 3, "done": 4}

@@ -11,10 +11,11 @@ from typing import Any, Optional
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, cleanup
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import NewDependents
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
-from ansible_collections.vmimage.qcow.tests.support.faults import Scene
+from ansible_collections.vmimage.qcow.tests.support.faults import SPEC, Scene
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
 
@@ -47,8 +48,8 @@ def test_soak_time(scene: Scene) -> None:
     assert (answer["action"], answer["changed"], answer["failed"]) == ("noop", False, False)
     record = next(Records(os.fsencode(scene.state)).all())
     now = cleanup.retired_at(record) + 14 * 86400
-    assert cleanup.plan_cleanup(record, min_age=14 * 86400, now=now - 5).action == "noop"
-    assert cleanup.plan_cleanup(record, min_age=14 * 86400, now=now + 5).action == "delete"
+    assert cleanup.plan_cleanup(record, min_age=14 * 86400, now=now - 5, dependents=NewDependents()).action == "noop"
+    assert cleanup.plan_cleanup(record, min_age=14 * 86400, now=now + 5, dependents=NewDependents()).action == "delete"
     scene.assert_migrated()
 
 
@@ -126,3 +127,58 @@ def test_unverified_is_kept(tmp_path: Any) -> None:
     scene = Scene(str(tmp_path))
     migrate(scene, verify=False)
     kept(scene, "unverified")
+
+
+def test_overlay_on_the_retired_original(scene: Scene) -> None:
+    tool = require_tool("qemu-img")
+    overlay = os.path.join(os.path.dirname(scene.retired), "over.qcow2")
+    subprocess.run([tool, "create", "-q", "-f", "qcow2", "-F", "qcow", "-b", scene.retired, overlay], check=True)
+    kept(scene, "needed")
+    os.unlink(overlay)
+    assert clean(scene)["changed"]
+
+
+def _made_anew(scene: Scene, tool: str, *more: str) -> None:
+    size = str(SPEC.size)
+    subprocess.run([tool, "create", "-q", "-f", "raw" if scene.dest.endswith(".raw") else "qcow2", *more, scene.dest, size], check=True)
+
+
+def test_result_made_anew_under_its_name(scene: Scene) -> None:
+    """An empty image of the same size, in the same file."""
+    inode = os.stat(scene.dest).st_ino
+    _made_anew(scene, require_tool("qemu-img"))
+    assert os.stat(scene.dest).st_ino == inode
+    kept(scene, "changed")
+
+
+def test_result_replaced_by_another_file(scene: Scene) -> None:
+    tool = require_tool("qemu-img")
+    os.rename(scene.dest, scene.dest + ".moved")
+    _made_anew(scene, tool)
+    kept(scene, "changed")
+
+
+def test_result_that_has_become_an_overlay(scene: Scene) -> None:
+    tool = require_tool("qemu-img")
+    if scene.dest.endswith(".raw"):
+        pytest.skip("a raw image has no backing file")
+    base = os.path.join(os.path.dirname(scene.dest), "other.raw")
+    with open(base, "wb") as stream:
+        stream.truncate(1 << 20)
+    subprocess.run([tool, "rebase", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", base, scene.dest], check=True)
+    kept(scene, "changed")
+
+
+def test_result_overwritten_with_zeros(scene: Scene) -> None:
+    tool = require_tool("qemu-io")
+    format_name = "raw" if scene.dest.endswith(".raw") else "qcow2"
+    size = SPEC.size // 512 * 512
+    subprocess.run([tool, "-f", format_name, "-c", "write -z 0 %d" % size, scene.dest], check=True, stdout=subprocess.DEVNULL)
+    kept(scene, "changed")
+
+
+def test_guest_has_written_to_most_of_the_result(scene: Scene) -> None:
+    tool = require_tool("qemu-io")
+    format_name = "raw" if scene.dest.endswith(".raw") else "qcow2"
+    subprocess.run([tool, "-f", format_name, "-c", "write -P 7 0 2m", scene.dest], check=True, stdout=subprocess.DEVNULL)
+    assert clean(scene)["changed"]

@@ -71,9 +71,9 @@ def after_the_copy(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[bytes], No
     """Have ``meddle`` called with the temporary result's path between copy and verification."""
     original = execute.write
 
-    def write(plan: Any, source: Any, fd: int, temporary: bytes, progress: Any) -> Any:
-        written = original(plan, source, fd, temporary, progress)
-        meddle(temporary)
+    def write(plan: Any, source: Any, fd: int, *more: Any) -> Any:
+        written = original(plan, source, fd, *more)
+        meddle(os.readlink(b"/proc/self/fd/%d" % fd))
         return written
 
     monkeypatch.setattr(execute, "write", write)

@@ -127,7 +127,7 @@ def _injection(point: Point, what: str, more: str = "") -> list[str]:
 def points(lines: list[str], calls: list[str]) -> list[Point]:
     """Every call of a trace as a point; what only reads the kernel's own files or loads code is left out, data writes are sampled."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    found, data, asking = [], [], []
+    found, data, asking, walking = [], [], [], []
     helpers: dict[tuple[str, int], Point] = {}
     first = lines[0].split()[0]
     for line in lines:
@@ -146,14 +146,16 @@ def points(lines: list[str], calls: list[str]) -> list[Point]:
             data.append(point)
         elif call in ASKING:
             asking.append(point)
+        elif call == "openat" and "O_PATH" in line:
+            walking.append(point)
         else:
             found.append(point)
     data += helpers.values()
     if ALL_POINTS:
-        return found + data + asking
+        return found + data + asking + walking
     if len(data) > 16:
         data = data[:5] + data[5 : -5 : max(1, (len(data) - 10) // 6)] + data[-5:]
-    return found + data + asking[::4]
+    return found + data + asking[::4] + walking[::16]
 
 
 SPEC = ImageSpec(

@@ -7,15 +7,15 @@
 import errno
 import os
 import stat
-from typing import Dict, List, Set
+from typing import Dict, Iterable, List, Set
 
 from .._paths import show
 from . import linux
 
 _ACL = "system.posix_acl_access"
 _LABEL = "security.selinux"
-# Hashes of the old content would make the new file unreadable where they are enforced.
-_OF_THE_CONTENT = ("security.ima", "security.evm")
+# Hashes of the old content would make the new file unreadable where they are enforced; what the old content was allowed is not for the new one.
+_OF_THE_CONTENT = ("security.ima", "security.evm", "security.capability")
 # libvirt counts here the running domains that use *this inode* and the owner to give back after the last one.
 _OF_THE_INODE = "trusted.libvirt.security."
 _CARRIED_FLAGS = linux.FLAG_NODUMP | linux.FLAG_NOATIME | linux.FLAG_SYNC
@@ -48,26 +48,35 @@ def prepare(fd: int, source_fd: int) -> List[str]:
     return []
 
 
-def carry_over(source_fd: int, dest_fd: int, *, timestamps: bool) -> List[str]:
-    """Give the result the source's owner, group, mode, access list, extended attributes and inode flags.
+def carry_over(source_fd: int, dest_fd: int, *, timestamps: bool, below: Iterable[int] = ()) -> List[str]:
+    """Give the result the source's owner, group, mode, access list, extended attributes and inode flags. Set-id bits and capabilities belong to
+    the old content and are left out.
 
     At no moment can anybody read the result who could not read the source: it is closed first, changes hands while it is
     closed, and is opened last. Where the group cannot be carried, the group's rights shrink to those of everybody.
 
+    :param below: the backing files whose content is in the result: who cannot read one of them cannot read the result.
     :param timestamps: carry access and modification time too; later writes to the result undo that, so call it last.
     :return: warnings, one sentence each, for everything that could not be carried. Nothing is raised for those.
     :raises OSError: where even the mode cannot be set: the result must not be published then.
     """
     source = os.fstat(source_fd)
-    mode = stat.S_IMODE(source.st_mode)
+    mode = stat.S_IMODE(source.st_mode) & 0o1777
     os.fchmod(dest_fd, mode & 0o600)
     warnings: List[str] = []
     group_carried = _carry_owner(source, dest_fd, warnings)
-    acl_carried = _carry_xattrs(source_fd, dest_fd, group_carried, warnings)
+    names = _names(source_fd)
+    narrow = _narrowest(mode, source, _ACL in names, below)
+    if narrow != mode:
+        warnings.append(
+            "Fewer users can read the result than the original, because they cannot read a backing file whose content is in it."
+        )
+        names.discard(_ACL)
+    acl_carried = _carry_xattrs(source_fd, dest_fd, names, group_carried, warnings)
     if not group_carried or not acl_carried:
         # (The group bits of a file with an access list are the list's mask, not what its group may do.)
-        mode = _without_group(mode)
-    os.fchmod(dest_fd, mode)
+        narrow = _without_group(narrow)
+    os.fchmod(dest_fd, narrow)
     _carry_flags(source_fd, dest_fd, warnings)
     if timestamps:
         try:
@@ -75,6 +84,18 @@ def carry_over(source_fd: int, dest_fd: int, *, timestamps: bool) -> List[str]:
         except OSError as error:
             warnings.append("Timestamps could not be preserved: {0}.".format(error.strerror))
     return warnings
+
+
+def _narrowest(mode: int, source: os.stat_result, has_access_list: bool, below: Iterable[int]) -> int:
+    """A mode without the rights of those who cannot read some backing file; without an access list, where there is one."""
+    for fd in below:
+        base = os.fstat(fd)
+        if base.st_mode & stat.S_IROTH:
+            continue
+        mode &= ~stat.S_IRWXO
+        if has_access_list or base.st_gid != source.st_gid or not base.st_mode & stat.S_IRGRP:
+            mode &= ~stat.S_IRWXG
+    return mode
 
 
 def _without_group(mode: int) -> int:
@@ -109,9 +130,11 @@ def _names(fd: int) -> Set[str]:
         return set()
 
 
-def _carry_xattrs(source_fd: int, dest_fd: int, group_carried: bool, warnings: List[str]) -> bool:
-    """True where the result's access list is the source's afterwards (also where neither has one)."""
-    source = _names(source_fd)
+def _carry_xattrs(source_fd: int, dest_fd: int, source: Set[str], group_carried: bool, warnings: List[str]) -> bool:
+    """True where the result's access list is the source's afterwards (also where neither has one).
+
+    :param source: the names to carry.
+    """
     if _ACL not in source and _ACL in _names(dest_fd):
         # Inherited from the directory's default list: it would let in people whom the source does not.
         os.removexattr(dest_fd, _ACL)

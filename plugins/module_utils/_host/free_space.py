@@ -7,6 +7,8 @@
 import os
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
+from .._directories import open_directory
+from .._errors import UnsafeImage
 from .._paths import show
 from . import attributes, linux
 
@@ -62,7 +64,7 @@ def filesystem(directory: bytes) -> Filesystem:
 
     :raises OSError: where the directory cannot be looked at.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = open_directory(directory)
     try:
         usage, mount, device = os.fstatvfs(fd), linux.mount_of(fd), os.fstat(fd).st_dev
     finally:
@@ -96,14 +98,17 @@ def problems(demands: Iterable[Demand], *, reserve_bytes: int = 0, reserve_perce
         purposes.setdefault(demand.directory, []).append(demand)
     for directory, wishes in purposes.items():
         try:
-            there = filesystem(directory)
+            there, closed = filesystem(directory), _closed(directory, wishes)
         except OSError as error:
             reason = "missing" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else "not-writable"
             found.append(Problem(reason, directory, "{0} (for {1}): {2}.".format(show(directory), _for(wishes), error.strerror)))
             continue
+        except UnsafeImage as error:
+            found.append(Problem(error.reason, directory, str(error)))
+            continue
         filesystems.setdefault(there.key, there)
         asked.setdefault(there.key, []).extend(wishes)
-        found.extend(_closed(directory, wishes, there))
+        found.extend([_read_only(directory, wishes)] if there.read_only else closed)
     for key, wishes in asked.items():
         found.extend(_too_full(filesystems[key], wishes, reserve_bytes, reserve_percent))
     return found
@@ -117,19 +122,24 @@ def _for(demands: List[Demand]) -> str:
     return ", ".join(names[:3]) + (" and {0} more".format(len(names) - 3) if len(names) > 3 else "")
 
 
-def _closed(directory: bytes, demands: List[Demand], there: Filesystem) -> List[Problem]:
+def _read_only(directory: bytes, demands: List[Demand]) -> Problem:
+    return Problem("read-only", directory, "{0} (for {1}): the filesystem is mounted read-only.".format(show(directory), _for(demands)))
+
+
+def _closed(directory: bytes, demands: List[Demand]) -> List[Problem]:
     """What keeps us from creating files in a directory, whatever space there is."""
     place = "{0} (for {1})".format(show(directory), _for(demands))
-    if there.read_only:
-        return [Problem("read-only", directory, "{0}: the filesystem is mounted read-only.".format(place))]
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    parent = open_directory(directory)
     try:
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
         flags = attributes.protection(fd)
-    finally:
         os.close(fd)
+        writable = os.access(b".", os.W_OK | os.X_OK, dir_fd=parent, effective_ids=os.access in os.supports_effective_ids)
+    finally:
+        os.close(parent)
     if flags:  # asked first: the kernel says of an immutable directory that nobody has the right
         return [Problem("protected", directory, "{0}: the directory is {1} (see lsattr).".format(place, " and ".join(flags)))]
-    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+    if not writable:
         return [Problem("not-writable", directory, "{0}: no right to create files here as user {1}.".format(place, os.geteuid()))]
     return []
 

@@ -68,26 +68,21 @@ def libc() -> Any:
     return _libc
 
 
-def renameat2(source: bytes, dest: bytes, flags: int) -> None:
-    """``renameat2(2)`` on two paths.
+def renameat2(source: bytes, dest: bytes, flags: int, *, src_dir_fd: int = _AT_FDCWD, dst_dir_fd: int = _AT_FDCWD) -> None:
+    """``renameat2(2)``.
 
+    :param src_dir_fd: the directory that ``source`` is in; ``dst_dir_fd``: that of ``dest``.
     :raises OSError: as the call does; ENOSYS where neither the C library nor we know the call's number.
     """
     library = libc()
+    names = (ctypes.c_long(src_dir_fd), ctypes.c_char_p(source), ctypes.c_long(dst_dir_fd), ctypes.c_char_p(dest), ctypes.c_ulong(flags))
     if hasattr(library, "renameat2"):
-        failed = library.renameat2(_AT_FDCWD, ctypes.c_char_p(source), _AT_FDCWD, ctypes.c_char_p(dest), ctypes.c_uint(flags))
+        failed = library.renameat2(ctypes.c_int(src_dir_fd), names[1], ctypes.c_int(dst_dir_fd), names[3], ctypes.c_uint(flags))
     else:
         number = _NR_RENAMEAT2.get(os.uname().machine)
         if number is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), source, None, dest)
-        failed = library.syscall(
-            ctypes.c_long(number),
-            ctypes.c_long(_AT_FDCWD),
-            ctypes.c_char_p(source),
-            ctypes.c_long(_AT_FDCWD),
-            ctypes.c_char_p(dest),
-            ctypes.c_ulong(flags),
-        )
+        failed = library.syscall(ctypes.c_long(number), *names)
     if failed:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), source, None, dest)

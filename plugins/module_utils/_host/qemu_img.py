@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import zlib
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from .._errors import QcowError, ToolFailed, ToolMissing, UnsupportedImage
 from .._paths import show
@@ -34,6 +34,7 @@ class Node(NamedTuple):
 
     ``secret_file`` holds the passphrase of this node, byte for byte (a newline at its end counts).
     ``protocol`` is ``file``, or ``host_device`` for a block device.
+    ``fd`` is the file, open for reading: qemu-img is given that, and ``path`` is for messages only. Nobody can exchange an open file.
     """
 
     path: bytes
@@ -41,6 +42,7 @@ class Node(NamedTuple):
     backing: Optional[Any] = None  # a Node; a NamedTuple cannot name itself in Python 3.6
     secret_file: Optional[bytes] = None
     protocol: str = "file"
+    fd: Optional[int] = None
 
 
 class CheckResult(NamedTuple):
@@ -61,6 +63,11 @@ class CompareResult(NamedTuple):
     message: str
 
 
+def name_of_descriptor(fd: int) -> bytes:
+    """What a program that we start can open one of our descriptors by: the very file, whatever has become of its names."""
+    return b"/proc/%d/fd/%d" % (os.getpid(), fd)
+
+
 def escape(value: bytes) -> bytes:
     """A value inside an option string of QEMU: only the comma means something there."""
     return value.replace(b",", b",,")
@@ -72,7 +79,7 @@ def _options(node: Node, prefix: bytes, secrets: List[Tuple[bytes, bytes]]) -> L
     parts = [
         prefix + b"driver=" + escape(node.driver.encode("ascii")),
         prefix + b"file.driver=" + node.protocol.encode("ascii"),
-        prefix + b"file.filename=" + escape(os.path.abspath(node.path)),
+        prefix + b"file.filename=" + escape(os.path.abspath(node.path) if node.fd is None else name_of_descriptor(node.fd)),
     ]
     if node.secret_file is not None:
         name = b"node%d" % len(secrets)
@@ -187,7 +194,7 @@ class QemuImg:
     def convert(
         self,
         source: Node,
-        dest: bytes,
+        dest: Union[bytes, int],
         output_format: str,
         *,
         options: Optional[Mapping[str, str]] = None,
@@ -201,7 +208,7 @@ class QemuImg:
         """Write all the guest sees of ``source`` to ``dest``, whole, without a backing file. No time limit.
 
         An existing ``dest`` keeps its inode, owner and mode and is overwritten: create it first, closed to others. Where qemu-img cannot create
-        the image it removes ``dest``; to keep the file, give the name of an open descriptor below ``/proc``.
+        the image it removes the name that it was given (``bdrv_create``); a descriptor, open for writing, has none.
 
         :param options: creation options (``-o``), names and values as qemu-img has them.
         :param secrets: id -> file, for ids that ``options`` refer to (``encrypt.key-secret``, ``key-secret``).
@@ -233,7 +240,7 @@ class QemuImg:
     def _convert(
         self,
         source: Node,
-        dest: bytes,
+        dest: Union[bytes, int],
         output_format: str,
         arguments: List[bytes],
         secrets: Mapping[str, bytes],
@@ -249,20 +256,21 @@ class QemuImg:
             arguments = arguments + [b"-p"]
             watch = _progress_parser(progress)
         # An absolute name cannot be taken for a protocol, so the result needs no option string.
-        argv = (
-            [b"convert"] + _secret_arguments(needed) + arguments + [b"-O", output_format.encode("ascii")] + read + [os.path.abspath(dest)]
-        )
-        self._run(argv, timeout=timeout, on_stdout=watch, tick=tick)
+        target = name_of_descriptor(dest) if isinstance(dest, int) else os.path.abspath(dest)
+        argv = [b"convert"] + _secret_arguments(needed) + arguments + [b"-O", output_format.encode("ascii")] + read + [target]
+        self._run(argv, _chain(source), timeout=timeout, on_stdout=watch, tick=tick)
 
-    def check(self, path: bytes, image_format: str, *, tick: Optional[Callable[[], None]] = None) -> CheckResult:
+    def check(self, path: bytes, image_format: str, *, fd: Optional[int] = None, tick: Optional[Callable[[], None]] = None) -> CheckResult:
         """Check an image's structure, alone: its backing file is not opened. Never repairs. No time limit.
+
+        :param fd: see :class:`Node`.
 
         :raises UnsupportedImage: QCOW v1 (no version can check it), raw. :raises ToolFailed: it could not be checked.
         """
         self._refuse_v1(path, image_format, "check")
-        output = self._run(
-            [b"check", b"--output=json"] + self._operand(Node(path, image_format), []), accept=(0, 2, 3, 63), timeout=None, tick=tick
-        )
+        node = Node(path, image_format, fd=fd)
+        argv = [b"check", b"--output=json"] + self._operand(node, [])
+        output = self._run(argv, [node], accept=(0, 2, 3, 63), timeout=None, tick=tick)
         if output.rc == 63:
             raise UnsupportedImage("qemu-img cannot check images of format {0}.".format(image_format), path=path)
         answer = self._json(output, [b"check"])
@@ -283,15 +291,18 @@ class QemuImg:
             raise self._failed([b"compare"], output)
         return CompareResult(output.rc == 0, show(output.stdout).strip())
 
-    def info(self, path: bytes, image_format: str) -> Dict[str, Any]:
+    def info(self, path: bytes, image_format: str, *, fd: Optional[int] = None) -> Dict[str, Any]:
         """What ``info --output=json`` says of an image that is not QCOW v1 (read those yourself: not every qemu-img can).
+
+        :param fd: see :class:`Node`.
 
         :raises UnsupportedImage: QCOW v1. :raises ToolFailed: it cannot be opened as that format.
         """
         self._refuse_v1(path, image_format, "info")
-        argv = [b"info", b"--output=json"] + self._operand(Node(path, image_format), [])
+        node = Node(path, image_format, fd=fd)
+        argv = [b"info", b"--output=json"] + self._operand(node, [])
         try:
-            return self._json(self._run(argv, memory=_LOOK_MEMORY), argv)
+            return self._json(self._run(argv, [node], memory=_LOOK_MEMORY), argv)
         except ToolFailed as error:
             error.hint = "Nothing was changed. For this look qemu-img gets {0} bytes of memory, whatever the image asks for.".format(
                 _LOOK_MEMORY
@@ -321,12 +332,24 @@ class QemuImg:
         if image_format == "qcow":
             raise UnsupportedImage("qemu-img {0} is not used on QCOW v1 images.".format(command), path=path)
 
-    def _run(self, arguments: Sequence[bytes], *, accept: Sequence[int] = (0,), timeout: Optional[float] = -1.0, **more: Any) -> Output:
+    def _run(
+        self,
+        arguments: Sequence[bytes],
+        nodes: Sequence[Node] = (),
+        *,
+        accept: Sequence[int] = (0,),
+        timeout: Optional[float] = -1.0,
+        **more: Any,
+    ) -> Output:
         for _attempt in range(_ATTEMPTS):
             output = run([self.path] + list(arguments), timeout=self._timeout if timeout == -1.0 else timeout, **more)
             if _BUSY not in output.stderr:
                 break
-        output = output._replace(stderr=_DEPRECATION.sub(b"", output.stderr))
+        said = _DEPRECATION.sub(b"", output.stderr)
+        for node in nodes:
+            if node.fd is not None:
+                said = re.sub(re.escape(name_of_descriptor(node.fd)) + rb"(?!\d)", node.path.replace(b"\\", rb"\\"), said)
+        output = output._replace(stderr=said)
         if output.rc not in accept:
             raise self._failed(arguments, output)
         return output

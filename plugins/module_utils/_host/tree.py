@@ -12,6 +12,7 @@ import select
 import stat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from .._directories import open_directory, place_of, target_of
 from .._errors import QcowError
 from .._workers import Channel, Worker
 from . import linux
@@ -100,15 +101,29 @@ def walk(
     walker = _Walker(prefix, _matcher(exclude), head_size, block_devices, counts or Counts())
     for path in paths:
         try:
-            status = os.stat(path)
-        except (OSError, ValueError) as error:
+            real = _resolved(path)
+            status = os.stat(real)
+        except (QcowError, OSError, ValueError) as error:
             walker.counts.errors += 1
             yield _failed(path, error)
             continue
         if stat.S_ISDIR(status.st_mode):
             yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse, workers if prefix else 1)
         else:
-            yield walker.named(os.path.realpath(path) if os.path.islink(path) else path)
+            yield walker.named(real)
+
+
+def _resolved(path: bytes) -> bytes:
+    """A path whose last component is no symbolic link: one is followed where no stranger could have put it.
+
+    :raises UnsafeImage: a stranger could. :raises OSError: where it leads nowhere.
+    """
+    for _hop in range(40):
+        with place_of(path) as (directory, name):
+            if not stat.S_ISLNK(os.stat(name or b".", dir_fd=directory, follow_symlinks=False).st_mode):
+                return path
+            path = os.path.join(os.path.dirname(path), target_of(path, directory, name))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def _matcher(patterns: Iterable[bytes]) -> Optional[Any]:
@@ -117,7 +132,7 @@ def _matcher(patterns: Iterable[bytes]) -> Optional[Any]:
 
 
 def _failed(path: bytes, error: Exception) -> Found:
-    return Found(path, None, b"", getattr(error, "strerror", None) or str(error))
+    return Found(path, None, b"", getattr(error, "strerror", None) or getattr(error, "message", None) or str(error))
 
 
 class _Listing(NamedTuple):
@@ -269,9 +284,10 @@ class _Walker:
         """What is to be told of one directory. Raises nothing and changes nothing here: it may run in another process."""
         nothing = _Listing(None, 0, [], [])
         try:
-            fd = self._open_directory(directory, follow=named)
-        except OSError as error:
-            return nothing if error.errno == errno.ENOENT and not named else nothing._replace(reported=[_failed(directory, error)])
+            fd = self._open_directory(directory)
+        except (QcowError, OSError) as error:
+            gone = isinstance(error, FileNotFoundError)
+            return nothing if gone and not named else nothing._replace(reported=[_failed(directory, error)])
         try:
             status = os.fstat(fd)
             key = (status.st_dev, status.st_ino)
@@ -288,12 +304,15 @@ class _Walker:
         return _Listing(key, len(files), sorted(prefix + name for name in directories), reported)
 
     @staticmethod
-    def _open_directory(path: bytes, *, follow: bool) -> int:
-        flags = _DIRECTORY_FLAGS if follow else _DIRECTORY_FLAGS | os.O_NOFOLLOW
+    def _open_directory(path: bytes) -> int:
+        directory = open_directory(path)
         try:
-            return os.open(path, flags | _O_NOATIME)
-        except PermissionError:
-            return os.open(path, flags)
+            try:
+                return os.open(b".", _DIRECTORY_FLAGS | _O_NOATIME, dir_fd=directory)
+            except PermissionError:
+                return os.open(b".", _DIRECTORY_FLAGS, dir_fd=directory)
+        finally:
+            os.close(directory)
 
     def _list(self, fd: int, prefix: bytes) -> Tuple[List[Any], List[bytes], List[Found]]:
         """The directory's regular files (as entries, in inode order: so a disk reads forward), subdirectories and block devices."""

@@ -11,8 +11,9 @@ where a symbolic link leads. QEMU would also obey protocols and devices and gues
 import os
 import posixpath
 import re
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
+from .._directories import real_directory, real_path
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
 from .._paths import show
 from . import qcow1, qcow2
@@ -72,6 +73,8 @@ class Rules(NamedTuple):
     formats: Mapping[bytes, str] = {}
     raw_bases: bool = True  # take a base for raw that has no magic and of which nobody says what it is
     depth: int = MAX_DEPTH
+    writers_of: Callable[[int, bytes], List[Any]] = lambda _fd, _path: []  # strangers who can write an image: see _host.rights
+    unable_to_read: Callable[[List[Any], int, bytes], Optional[Any]] = lambda _writers, _fd, _path: None
 
 
 def reference_of(read_at: ReadAt, format_name: str, path: bytes) -> Optional[Reference]:
@@ -184,9 +187,9 @@ def locate(image: bytes, name: bytes) -> bytes:
 
 def allowed(path: bytes, directories: Tuple[bytes, ...]) -> bool:
     """Whether a path, all symbolic links resolved, lies below one of the directories."""
-    real = os.path.realpath(path)
+    real = real_path(path)
     for directory in directories:
-        parent = os.path.realpath(directory or b".")
+        parent = real_path(directory or b".")
         if real.startswith(parent if parent.endswith(b"/") else parent + b"/"):
             return True
     return False
@@ -201,17 +204,21 @@ def follow(path: bytes, fd: int, open_file: Opener, rules: Rules) -> Iterator[Tu
     :raises DamagedImage: a header that cannot be true. :raises UnsupportedImage: a format that cannot be read.
     :raises QcowError: reason ``missing-base`` or what ``open_file`` raises.
     """
-    directories = (os.path.dirname(path) or b".",) + tuple(rules.directories)
+    directories = _real_directories((os.path.dirname(path) or b".",) + tuple(rules.directories))
     member = _examine(path, path, fd, None, rules, is_base=False)
     seen = {member.key: member.path}
     yield member, fd
     while member.reference is not None:
         below = locate(member.path, member.reference.name)
-        _require_safe(below, member, directories)
-        nearest, real = member, os.path.realpath(below)
+        # Resolved once: what is judged here is opened by that very name, and by no symbolic link that appears in it afterwards.
+        nearest, real = member, real_path(below)
+        _require_safe(below, real, member, directories)
+        writers = rules.writers_of(fd, member.real)
         fd = _open_base(real, nearest, open_file)
         try:
-            member = _examine(below, real, fd, member.reference.format, rules, is_base=True)
+            _require_right(rules.unable_to_read(writers, fd, real), real, nearest)
+            known = rules._replace(raw_bases=rules.raw_bases and not writers)
+            member = _examine(below, real, fd, member.reference.format, known, is_base=True)
             if member.key in seen:
                 raise UnsafeImage(
                     "the backing chain is a loop: {0} leads back to {1}".format(show(nearest.path), show(seen[member.key])),
@@ -227,8 +234,28 @@ def follow(path: bytes, fd: int, open_file: Opener, rules: Rules) -> Iterator[Tu
         yield member, fd
 
 
-def _require_safe(below: bytes, above: Member, directories: Tuple[bytes, ...]) -> None:
-    real = os.path.realpath(below)
+def _real_directories(directories: Iterable[bytes]) -> Tuple[bytes, ...]:
+    found = []
+    for directory in directories:
+        try:
+            found.append(real_directory(directory).rstrip(b"/") + b"/")
+        except OSError:
+            continue  # nothing can lie in it
+    return tuple(found)
+
+
+def _require_right(writer: Optional[Any], real: bytes, above: Member) -> None:
+    if writer is not None:
+        raise UnsafeImage(
+            "{0} can write this image but could not read the backing file {1} that it names".format(writer, show(real)),
+            above.path,
+            hint="It was not read and nothing was changed. If you trust this image, give it and its directory to root (chown), "
+            "or let them read the backing file.",
+            backing=show(real),
+        )
+
+
+def _require_safe(below: bytes, real: bytes, above: Member, directories: Tuple[bytes, ...]) -> None:
     if classify_backing_name(real).kind in (KERNEL, DEVICE):
         raise UnsafeImage(
             "the backing file {0} is a device or belongs to the kernel".format(show(below)),
@@ -243,7 +270,7 @@ def _require_safe(below: bytes, above: Member, directories: Tuple[bytes, ...]) -
             hint=_hint_for_missing(below),
             backing=show(below),
         )
-    if not allowed(below, directories):
+    if not real.startswith(directories):
         raise UnsafeImage(
             "the backing file {0} lies outside the directories in which backing files may lie".format(show(real)),
             above.path,
@@ -274,7 +301,7 @@ def _open_base(real: bytes, above: Member, open_file: Opener) -> int:
 def _examine(path: bytes, real: bytes, fd: int, recorded: Optional[str], rules: Rules, *, is_base: bool) -> Member:
     status, read_at = os.fstat(fd), reader_at(fd)
     kind = identify(read_at(HEAD, 0), status.st_size, read_at)
-    declared = rules.formats.get(os.path.realpath(path))
+    declared = rules.formats.get(real_path(path))
     format_name = _decide(path, kind.format, kind.version, recorded, declared, rules, is_base=is_base)
     reference = reference_of(read_at, format_name, path)
     return Member(path, real, (status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns, format_name, reference)

@@ -11,6 +11,7 @@ import os
 from contextlib import contextmanager
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
+from .._directories import real_path
 from .._errors import QcowError, ToolFailed, ToolMissing
 from .._paths import show, to_path
 from . import xml_text
@@ -196,8 +197,8 @@ def pool_of_xml(xml: str, *, active: bool) -> Optional[Pool]:
 
 def pool_for(known: List[Pool], path: bytes, preferred: Optional[str] = None) -> Optional[Pool]:
     """The pool in whose directory the file lies; ``preferred`` wins where several share it."""
-    directory = os.path.realpath(os.path.dirname(path))
-    matching = [pool for pool in known if os.path.realpath(pool.path) == directory]
+    directory = real_path(os.path.dirname(path))
+    matching = [pool for pool in known if real_path(pool.path) == directory]
     return next((pool for pool in matching if pool.name == preferred), matching[0] if matching else None)
 
 
@@ -207,10 +208,10 @@ def refresh_pools(connection: Connection, paths: List[bytes]) -> List[Refreshed]
     A pool that cannot be refreshed now (a job of its own is running) is part of the answer, not an error: the definitions of the
     domains do not depend on it.
     """
-    directories = {os.path.realpath(os.path.dirname(path)) for path in paths}
+    directories = {real_path(os.path.dirname(path)) for path in paths}
     results = []
     for pool in pools(connection):
-        if os.path.realpath(pool.path) not in directories:
+        if real_path(pool.path) not in directories:
             continue
         if not pool.active:
             results.append(Refreshed(pool.name, pool.path, False, "inactive"))

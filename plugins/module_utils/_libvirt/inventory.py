@@ -12,6 +12,7 @@ import glob
 import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
+from .._directories import real_path
 from .._errors import QcowError
 from .._paths import show, to_path
 from . import api, domain_xml, xml_text
@@ -83,7 +84,7 @@ class Inventory:
 
     def users_of(self, path: bytes) -> List[DomainUse]:
         """Every use of that file, under whatever name: by real path, and by device and inode while the file is there."""
-        found = list(self._by_name.get(os.path.realpath(path), ()))
+        found = list(self._by_name.get(real_path(path), ()))
         found += [use for use in self._by_inode.get(_inode(path) or (0, 0), ()) if use not in found]
         text = show(path)
         for mention in self._mentions:
@@ -135,7 +136,7 @@ class Inventory:
         if use in self.uses:
             return
         self.uses.append(use)
-        self._by_name.setdefault(os.path.realpath(use.path), []).append(use)
+        self._by_name.setdefault(real_path(use.path), []).append(use)
         inode = _inode(use.path)
         if inode is not None:
             self._by_inode.setdefault(inode, []).append(use)

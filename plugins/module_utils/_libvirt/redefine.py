@@ -11,6 +11,7 @@ disk's path and driver type changes, and a definition that already says so is no
 import os
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
+from .._directories import real_path
 from .._errors import ImageInUse, QcowError, VerificationFailed
 from .._paths import show
 from . import api, domain_xml, xml_text
@@ -130,7 +131,7 @@ def _change(answer: Inventory, use: DomainUse, move: Move) -> domain_xml.Change:
         pool = api.pool_for(answer.pools, move.dest, use.pool)
         if pool is not None:
             return domain_xml.Change(use.target, use.depth, path, move.format, pool.name, os.path.basename(path), not move.alone)
-    elif os.path.realpath(use.path) == os.path.realpath(move.dest):
+    elif real_path(use.path) == real_path(move.dest):
         # It is there already, under a name of its own (a link, another mount): the name is the operator's.
         path = api.describe(use.path)
     return domain_xml.Change(use.target, use.depth, path, move.format, None, None, not move.alone)

@@ -7,6 +7,7 @@
 import os
 from typing import Any, Dict, List, Tuple
 
+from .._directories import real_path
 from .._options import OptionError, absolute, bytes_of, cluster_size_of, path_of, paths_of, require_at_least, reserve_of, seconds_of
 from .._paths import decode_exact, encode_exact, show, to_path
 from .batch import Settings
@@ -95,11 +96,11 @@ ARGUMENTS = {
 def passphrase_files_of(params: Dict[str, Any], image: Dict[str, Any]) -> Tuple[Tuple[bytes, bytes], ...]:
     """Which file has the passphrase of which image; the one for all others is under the empty name."""
     files = {
-        os.path.realpath(absolute(path, "passphrase_files")): absolute(str(secret), "passphrase_files")
+        real_path(absolute(path, "passphrase_files")): absolute(str(secret), "passphrase_files")
         for path, secret in params["passphrase_files"].items()
     }
     if image.get("passphrase_file"):
-        files[os.path.realpath(exact(image, "src"))] = absolute(image["passphrase_file"], "passphrase_file")
+        files[real_path(exact(image, "src"))] = absolute(image["passphrase_file"], "passphrase_file")
     if params["passphrase_file"] is not None:
         files[b""] = absolute(params["passphrase_file"], "passphrase_file")
     return tuple(sorted(files.items()))

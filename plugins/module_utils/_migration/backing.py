@@ -5,11 +5,13 @@
 """Overlays that stay thin: what they will rest on, under which name, and with which clusters."""
 
 import os
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, Mapping, NamedTuple, Optional, Tuple
 
 from .._copy.transcode import why_not
 from .._copy.writers import RawWriter
+from .._directories import real_path
 from .._errors import UnsupportedImage
+from .._host.rights import unable_to_read, writers_of
 from .._image.chain import Member, Rules
 from .._image.measure import Need, measure
 from .._image.qcow1 import Qcow1
@@ -20,8 +22,13 @@ from .source import Source
 
 def rules_of(request: Request) -> Rules:
     """What may be followed for this request."""
-    formats = {os.path.realpath(path): format_name for path, format_name in request.backing_formats}
-    return Rules(request.backing_dirs, formats, request.raw_bases)
+    formats = {real_path(path): format_name for path, format_name in request.backing_formats}
+    return rules_for(request.backing_dirs, formats, request.raw_bases)
+
+
+def rules_for(directories: Tuple[bytes, ...], formats: Mapping[bytes, str], raw_bases: bool = True) -> Rules:
+    """What may be followed: inside some directories, and by nobody who could not read it themselves; see :class:`Rules`."""
+    return Rules(directories, formats, raw_bases, writers_of=writers_of, unable_to_read=unable_to_read)
 
 
 class Backing(NamedTuple):
@@ -65,14 +72,14 @@ def new_name(src: bytes, dest: bytes, old_name: bytes, old_base: bytes, new_base
 
     :param old_base: the name the base was reached under. :param new_base: the name it has from now on.
     """
-    here = os.path.realpath(os.path.dirname(dest))
-    if os.path.realpath(os.path.dirname(new_base)) == here and not os.path.isabs(old_name):
+    here = real_path(os.path.dirname(dest))
+    if real_path(os.path.dirname(new_base)) == here and not os.path.isabs(old_name):
         name = os.path.basename(new_base)
-        if os.path.realpath(os.path.dirname(src)) == here and b"/" in old_name and old_base == new_base:
+        if real_path(os.path.dirname(src)) == here and b"/" in old_name and old_base == new_base:
             name = old_name
-    elif old_base == new_base or os.path.realpath(os.path.dirname(old_base)) == os.path.realpath(os.path.dirname(new_base)):
+    elif old_base == new_base or real_path(os.path.dirname(old_base)) == real_path(os.path.dirname(new_base)):
         # The base stays in its directory.
-        if os.path.isabs(old_name) or os.path.realpath(os.path.dirname(src)) == here:
+        if os.path.isabs(old_name) or real_path(os.path.dirname(src)) == here:
             name = os.path.join(os.path.dirname(old_name), os.path.basename(new_base))
         else:
             name = os.path.abspath(new_base)

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Dict, List, Optional, Set, Tuple
 
-from .._errors import QcowError
+from .._errors import QcowError, StateError
 from .._host import tree
 from .._host.in_use import find_users_many
 from .._image.chain import Graph, GraphNode, Key, allowed
@@ -20,7 +20,7 @@ from . import overlay_headers
 from .backing import new_name
 from .plan import CONVERT, REFUSE, RETIRE, Plan
 from .planner import Bases, make_plan
-from .record import Records
+from .record import Record, Records
 from .request import Request, is_overlay, is_retired
 
 
@@ -183,3 +183,49 @@ def _chain_groups(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> 
     for number in plans:
         sizes[root(number)] = sizes.get(root(number), 0) + 1
     return {number: root(number) for number in plans if sizes[root(number)] > 1 or plans[number].dependents}
+
+
+class NewDependents:
+    """Overlays that somebody has made since on results, or on retired originals.
+
+    Looks into each directory once in a run, where overlays are made: beside them.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Dict[bytes, SeenImages] = {}
+        self._leaving: Set[bytes] = set()
+
+    def leaves(self, record: Record) -> None:
+        """This record's result has gone (in check mode: would have gone) before those that are asked for next."""
+        self._leaving.add(record.path_of("dest"))
+
+    def require_none(self, record: Record) -> None:
+        """See that nothing rests on a record's result but what its rollback points back.
+
+        :raises StateError: reason ``needed``, naming what rests on it.
+        """
+        dest = record.path_of("dest")
+        expected = self._leaving | overlay_headers.repointed(record)
+        found = [path for path in self.of(dest) if path not in expected]
+        if found:
+            raise StateError(
+                "the result is the backing file of {0}".format(", ".join(show(path) for path in found)),
+                dest,
+                reason="needed",
+                hint="Nothing was changed. Commit or move away its overlays first; roll back those that belong to a migrated image.",
+            )
+
+    def of(self, path: bytes) -> List[bytes]:
+        """The images beside a file that rest on it, by the name that it has."""
+        directory = os.path.dirname(path)
+        if directory not in self._seen:
+            self._seen[directory] = SeenImages()
+            self._seen[directory].walk([directory], recurse=False)
+        try:
+            status = os.stat(path)
+        except OSError:
+            return []
+        key, now = (status.st_dev, status.st_ino), SeenImages()
+        for node in self._seen[directory].graph.dependents(key):
+            now.node(node.path)  # as it is now: it may have gone, or been pointed back
+        return [node.path for node in now.graph.dependents(key)]

@@ -10,10 +10,17 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from .._errors import DamagedImage, ImageChanged, QcowError, StateError
-from .._host.files import inode_at, remove_durably
+from .._fingerprint import BLOCK
+from .._host.files import inode_at
 from .._host.in_use import WRITER, find_users, require_unused
 from .._host.qemu_img import QemuImg
+from .._host.renames import remove_durably
 from .._image.extent import SECTOR
+from .._image.qcow1 import Qcow1
+from .._paths import show
+from .._verify.compare import guest_blocks
+from .._verify.qcow_readers import open_reader
+from .chains import NewDependents
 from .record import Record, State
 from .source import Source, open_layer
 
@@ -30,10 +37,11 @@ class Removal(NamedTuple):
     returns: int = 0
 
 
-def plan_cleanup(record: Record, *, min_age: float, now: float) -> Removal:
+def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewDependents) -> Removal:
     """Look at a retired original and at the result that took its place, and decide. Changes nothing.
 
     :param min_age: seconds for which it must have been retired. :param now: seconds since 1970.
+    :param dependents: finds the images that rest on the original by the name that it has now.
     :raises QcowError: where it is old enough, but must not be deleted.
     """
     retired = record.file("retired")
@@ -49,7 +57,15 @@ def plan_cleanup(record: Record, *, min_age: float, now: float) -> Removal:
         raise StateError(
             "the result was never verified against it", retired, reason="unverified", hint="It was kept. Delete it by hand if you are sure."
         )
-    _require_sound(record)
+    needed_by = dependents.of(retired)
+    if needed_by:
+        raise StateError(
+            "the retired original is the backing file of {0}".format(", ".join(show(path) for path in needed_by)),
+            retired,
+            reason="needed",
+            hint=_KEPT + " Give these overlays another backing file (qemu-img rebase), or remove them.",
+        )
+    _require_sound(record, retired)
     return Removal(
         record, DELETE, ["retired for {0:.1f} days, and the migrated image is sound".format(age / 86400)], _returns(record, retired)
     )
@@ -76,17 +92,25 @@ def _returns(record: Record, retired: bytes) -> int:
     return status.st_blocks * SECTOR if status.st_nlink == 1 else 0
 
 
-def _require_sound(record: Record) -> None:
-    """The result is there, opens, has its format and size, and its tables make sense; ``qemu-img``, where it is, must agree.
+_KEPT = "The retired original was kept."
+
+
+def _require_sound(record: Record, retired: bytes) -> None:
+    """The result is there, is the file that was published with what guests have written to it since, opens, has its format and size, and its
+    tables make sense; ``qemu-img``, where it is, must agree.
 
     It may be in use: then only we look, without locks, at what is always consistent on storage.
 
     :raises QcowError: something is wrong with it.
     """
     dest, format_name = record.path_of("dest"), record.facts["format"]
-    kept = "The retired original was kept."
+    kept = _KEPT
     if inode_at(dest) is None:
         raise QcowError("the migrated image is gone", dest, reason="missing", hint=kept)
+    if inode_at(dest) != record.facts["result"]["ino"]:
+        raise ImageChanged(
+            "the migrated image was replaced by another file", dest, hint=kept + " Compare the two; delete it by hand if you are sure."
+        )
     try:
         with Source(dest) as source:
             found = source.identify().format
@@ -98,8 +122,11 @@ def _require_sound(record: Record) -> None:
                 raise DamagedImage(
                     "its virtual size is {0} bytes, it was {1} when it was made".format(layer.virtual_size, expected), dest, hint=kept
                 )
+            _require_same_chain(record, layer, dest)
             for _extent in layer.extents():
                 pass
+            if not source.identity.is_recorded(record.facts["result"]):
+                _require_something_left(retired, source.fd, dest, format_name)
             written = any(use.kind == WRITER for use in find_users(source.fd))
     except OSError as error:
         raise DamagedImage("the migrated image cannot be read: {0}".format(error.strerror), dest, hint=kept) from error
@@ -108,6 +135,45 @@ def _require_sound(record: Record) -> None:
         answer = tool.check(dest, format_name)
         if answer.corruptions or answer.errors:
             raise DamagedImage("qemu-img check finds it damaged: {0}".format(answer), dest, hint=kept)
+
+
+def _require_same_chain(record: Record, layer: Any, dest: bytes) -> None:
+    """Whether the result still stands alone, or still does not."""
+    had, has = record.facts.get("backing") is not None, getattr(layer, "backing_name", None) is not None
+    if had != has:
+        words = (
+            "the migrated image has a backing file now, and had none" if has else "the migrated image had a backing file, and has none now"
+        )
+        raise ImageChanged(words, dest, hint=_KEPT + " Delete it by hand if you are sure.")
+
+
+def _require_something_left(retired: bytes, fd: int, dest: bytes, format_name: str) -> None:
+    """A result that was written since holds at least one block as the original does: guests do not change all that they have.
+
+    Ends at the first such block, which is mostly the first. Nothing is said of encrypted images.
+
+    :raises ImageChanged: nothing of the original is left in it.
+    """
+    with Source(retired) as source:
+        if Qcow1(source.fd, retired).header.crypt_method:
+            return
+        chain = [open_reader("qcow", source.fd, retired)]
+        reader, there, anything = open_reader(format_name, fd, dest), bytearray(BLOCK), False
+        for block, data in guest_blocks(chain):
+            if not any(data):
+                continue
+            anything = True
+            there[:] = bytes(BLOCK)
+            with memoryview(there) as view:
+                reader.fill(block, view, lowest=True)
+            if there == data:
+                return
+    if anything:
+        raise ImageChanged(
+            "nothing of what the original holds is left in the migrated image: guests do not write all of a disk anew",
+            dest,
+            hint=_KEPT + " Look at the migrated image; roll back, or delete the original by hand if you are sure.",
+        )
 
 
 def clean(removal: Removal) -> None:

@@ -14,12 +14,13 @@ import os
 from typing import Any, Dict
 
 from .._errors import ImageChanged, ImageInUse, QcowError
-from .._host.files import identity_at, inode_at, publish_new, remove_durably, replace_keeping, retire
+from .._host.files import identity_at, inode_at
 from .._host.in_use import WRITER, require_unused
+from .._host.renames import publish_new, remove_durably, replace_keeping, retire
 from .._paths import show
 from .record import Record, State, named, now
 from .references import References
-from .request import HELPERS, temporary_beside, temporary_name
+from .request import temporary_name
 
 
 def finish(record: Record, references: References, source_fd: int, guard: Any, *, hold: bool = False) -> None:
@@ -97,16 +98,11 @@ def withdraw(record: Record, references: References, reason: str) -> None:
 
 
 def _remove_result(record: Record) -> None:
-    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange), and its helpers."""
+    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange)."""
     temporary = temporary_path(record)
     inode = (record.facts.get("temporary") or {}).get("ino")
     if inode_at(temporary) not in (None, record.facts["src"]["ino"]):
         remove_durably(temporary, inode=inode)
-    for directory in (os.path.dirname(temporary), os.path.dirname(record.path_of("src"))):
-        for purpose in HELPERS:
-            helper = os.path.join(directory, temporary_beside(temporary, purpose))
-            if inode_at(helper) is not None:
-                remove_durably(helper)
 
 
 def _publish(record: Record, source_fd: int, guard: Any) -> None:

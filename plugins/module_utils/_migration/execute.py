@@ -24,7 +24,6 @@ from .output import is_device, open_exclusively, read_back, second_opinion, writ
 from .plan import CONVERT, RETIRE, Plan
 from .progress import Pace
 from .record import Record, Records, State, named
-from .request import temporary_beside
 from .results import Outcome
 from .session import Session
 from .source import Guards, Source, ranges_of
@@ -232,7 +231,7 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
     try:
         record.note(State.COPYING, device=named(plan.dest))
         started = time.monotonic()
-        source.materialise(os.path.dirname(plan.request.src), temporary_beside(temporary_path(record), b"base"))
+        source.materialise(os.path.dirname(plan.request.src))
         extents = filled(source.extents(), source.layers[0], plan.virtual_size)
         writer = DeviceWriter(fd, plan.virtual_size)
         written = copy_extents(extents, source.layers, writer, _stage(progress, plan, "copy", guard), hashed=plan.request.verify)
@@ -257,15 +256,9 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
         "allocated_size": size,
         "cluster_size": None,
     }
-    there = os.lstat(plan.dest)
-    result_facts = {
-        "dev": there.st_dev,
-        "ino": there.st_ino,
-        "size": there.st_size,
-        "mtime_ns": there.st_mtime_ns,
-        "ctime_ns": there.st_ctime_ns,
-    }
-    record.note(State.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=result_facts)
+    there = identity_at(plan.dest)
+    named_now = {} if there is None else there._asdict()
+    record.note(State.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=named_now)
     seconds = (copied - started, time.monotonic() - copied)
     return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, guard.warnings, *seconds)
 
@@ -279,15 +272,20 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
         record.note(State.COPYING, temporary=named(temporary, ino=inode))
         warnings = guard.warnings + prepare(fd, source.fd)
         started = time.monotonic()
-        written = write(plan, source, fd, temporary, _stage(progress, plan, "copy", guard))
+        written = write(plan, source, fd, os.path.dirname(temporary), _stage(progress, plan, "copy", guard))
         copied = time.monotonic()
         proof = None
         if plan.request.verify:
             proof = _prove(plan, source, fd, temporary, written, _stage(progress, plan, "verify", guard))
-            second_opinion(plan, temporary)
+            second_opinion(plan, fd)
         guard.check()
         _require_still_named(source)
-        warnings += carry_over(source.fd, fd, timestamps=plan.request.timestamps)
+        warnings += carry_over(
+            source.fd,
+            fd,
+            timestamps=plan.request.timestamps,
+            below=[base for _member, base in source.pairs()] if plan.backing is None else (),
+        )
         os.fsync(fd)
         sync_directory(os.path.dirname(temporary))
         after = {
@@ -331,7 +329,7 @@ def _stage(progress: Optional[OnProgress], plan: Plan, stage: str, guard: Guards
 
 
 def _prove(plan: Plan, source: Source, fd: int, temporary: bytes, written: Optional[str], progress: Callable[[int], None]) -> str:
-    result, opened = read_back(plan, source, fd, temporary)
+    result, opened = read_back(plan, source, fd, os.path.dirname(temporary))
     try:
         uncached = plan.request.page_cache == "spare"
         return verify(source.readers(ranges_of(plan.lost)), result, plan.dest, progress, copied=written, uncached=uncached)

@@ -18,10 +18,11 @@ from typing import Callable, Dict, List, Optional, Tuple
 from .._copy.copier import copy_extents
 from .._copy.transcode import transcode
 from .._copy.writers import Qcow2Writer, RawWriter, preallocate
+from .._directories import real_path
 from .._errors import ImageInUse, NoSpace, QcowError, ToolFailed, ToolMissing, UnsafeImage, UnsupportedImage, VerificationFailed
-from .._host.files import create_temporary, open_source
+from .._host.files import create_nameless, open_source
 from .._host.in_use import require_unused
-from .._host.qemu_img import Node, QemuImg
+from .._host.qemu_img import Node, QemuImg, name_of_descriptor
 from .._image.detect import HEAD, UNKNOWN, identify, signatures
 from .._image.extent import filled
 from .._image.qcow1 import Qcow1
@@ -31,7 +32,7 @@ from .._verify.qcow_readers import open_reader
 from .._verify.reader import Reader
 from .backing import KEEP, qcow2_options
 from .plan import NATIVE, STAGED, Plan
-from .request import Request, temporary_beside
+from .request import Request
 from .source import Source
 
 
@@ -50,7 +51,7 @@ def require_usable(request: Request, dest: bytes, size: int) -> None:
     """
     if request.format != "raw":
         raise UnsupportedImage("a block device takes raw results only", dest, hint="Set format=raw. Nothing was changed.")
-    real = os.path.realpath(dest)
+    real = real_path(dest)
     fd = open_source(real, block_devices=True)
     try:
         there = os.lseek(fd, 0, os.SEEK_END)
@@ -85,7 +86,7 @@ def open_exclusively(dest: bytes) -> int:
     :raises ImageInUse: where one has it already.
     """
     try:
-        return os.open(os.path.realpath(dest), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        return os.open(real_path(dest), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise ImageInUse("the device is in use (mounted, or part of another device)", dest, hint="Nothing was changed.") from error
@@ -97,18 +98,18 @@ OnProgress = Callable[[int], None]
 _LUKS_SECRET = "result"
 
 
-def write(plan: Plan, source: Source, fd: int, temporary: bytes, progress: OnProgress) -> Optional[str]:
+def write(plan: Plan, source: Source, fd: int, directory: bytes, progress: OnProgress) -> Optional[str]:
     """Write the result into its empty temporary file. Nothing is synced.
 
-    :param fd: the temporary file, open for writing; ``temporary`` is its name.
+    :param fd: the temporary file, open for writing. :param directory: for further ones, without names.
     :return: the fingerprint of what was written, where the copy has made one on its way.
     :raises QcowError: what reading, writing or qemu-img raise.
     """
-    source.materialise(os.path.dirname(temporary), temporary_beside(temporary, b"base"))
+    source.materialise(directory)
     if plan.engine == NATIVE:
         return _write_natively(plan, source, fd, progress)
     if plan.engine == STAGED:
-        return _write_staged(plan, source, fd, temporary, progress)
+        return _write_staged(plan, source, fd, directory, progress)
     _convert(plan, source_node(plan, source), fd)
     return None
 
@@ -135,16 +136,13 @@ def options_of(plan: Plan) -> Qcow2Options:
     return qcow2_options(plan.request, plan.backing, plan.cluster_size)
 
 
-def _write_staged(plan: Plan, source: Source, result: int, temporary: bytes, progress: OnProgress) -> Optional[str]:
-    directory, name = os.path.dirname(temporary), temporary_beside(temporary, b"staged")
-    path = os.path.join(directory, name)
-    fd = create_temporary(directory, name)
+def _write_staged(plan: Plan, source: Source, result: int, directory: bytes, progress: OnProgress) -> Optional[str]:
+    fd = create_nameless(directory)
     try:
         copied = copy_extents(source.extents(), source.layers, Qcow2Writer(fd, plan.virtual_size), progress, hashed=plan.request.verify)
-        _convert(plan, Node(path, "qcow2"), result)
+        _convert(plan, Node(plan.request.src, "qcow2", fd=fd), result)
         return copied.fingerprint
     finally:
-        os.unlink(path)
         os.close(fd)
 
 
@@ -152,23 +150,18 @@ def source_node(plan: Plan, source: Source) -> Node:
     """The original and all below it as qemu-img is told them: every driver named."""
     secrets = dict(plan.request.passphrase_files)
     node: Optional[Node] = None
-    chain = [(source.path, "qcow")] + [(member.real, member.format) for member in source.members]
-    for (path, driver), layer in reversed(list(zip(chain, source.layers))):
+    for layer in reversed(source.layers):
         secret = None
         if isinstance(layer, Qcow1) and layer.header.crypt_method:
-            secret = secrets.get(os.path.realpath(layer.path), secrets.get(b""))
-        node = Node(path, driver, node, secret)
+            secret = secrets.get(real_path(layer.path), secrets.get(b""))
+        node = Node(layer.path, layer.format, node, secret, fd=layer.fd)
     if node is None:
         raise ValueError("a chain has at least one file")
     return node
 
 
 def _convert(plan: Plan, node: Node, result: int) -> None:
-    """Have qemu-img write to ``result``, our descriptor of the temporary file.
-
-    Not to its name: where it cannot finish, qemu-img removes the name it was given (``bdrv_create``), and a second try would leave a file of its
-    own making, open to others. What a descriptor is called cannot be removed.
-    """
+    """Have qemu-img write to ``result``, our descriptor of the temporary file."""
     tool = _tool()
     if node.driver == "qcow" and not tool.reads_v1():
         raise ToolMissing(
@@ -179,11 +172,10 @@ def _convert(plan: Plan, node: Node, result: int) -> None:
     secrets = {}
     if request.encryption == "luks" and request.luks_passphrase_file is not None:
         secrets[_LUKS_SECRET] = request.luks_passphrase_file
-    target = b"/proc/%d/fd/%d" % (os.getpid(), result)
     try:
         tool.convert(
             node,
-            target,
+            result,
             request.format,
             options=qemu_img_options(request),
             secrets=secrets,
@@ -191,7 +183,7 @@ def _convert(plan: Plan, node: Node, result: int) -> None:
             bandwidth=request.bandwidth,
         )
     except ToolFailed as error:
-        error.message = error.message.replace(show(target), show(plan.dest))
+        error.message = error.message.replace(show(name_of_descriptor(result)), show(plan.dest))
         error.hint = "The original was not changed and nothing was published. Fix what qemu-img reports, then run again."
         raise
 
@@ -222,19 +214,19 @@ def qemu_img_options(request: Request) -> Dict[str, str]:
     return options
 
 
-def read_back(plan: Plan, source: Source, fd: int, temporary: bytes) -> Tuple[List[Reader], List[int]]:
-    """The result as the second reading path sees it, with the files below it, and the descriptors to be closed after that."""
+def read_back(plan: Plan, source: Source, fd: int, directory: bytes) -> Tuple[List[Reader], List[int]]:
+    """The result as the second reading path sees it, with the files below it, and the descriptors to be closed after that.
+
+    :param directory: for a file without a name, into which qemu-img writes what only it can read back.
+    """
     if plan.engine != NATIVE and (plan.request.compression == "zstd" or plan.request.encryption == "luks"):
-        path = os.path.join(os.path.dirname(temporary), temporary_beside(temporary, b"proof"))
-        proof = create_temporary(os.path.dirname(path), os.path.basename(path))
+        proof = create_nameless(directory)
         try:
-            _tool().convert(Node(temporary, "qcow2", secret_file=plan.request.luks_passphrase_file), path, "raw")
+            _tool().convert(Node(plan.dest, "qcow2", secret_file=plan.request.luks_passphrase_file, fd=fd), proof, "raw")
             return [open_reader("raw", proof, plan.dest)], [proof]
         except BaseException:
             os.close(proof)
             raise
-        finally:
-            os.unlink(path)
     images = [open_reader(plan.request.format, fd, plan.dest)]
     opened: List[int] = []
     if plan.backing is not None:
@@ -246,8 +238,10 @@ def read_back(plan: Plan, source: Source, fd: int, temporary: bytes) -> Tuple[Li
     return images, opened
 
 
-def second_opinion(plan: Plan, temporary: bytes) -> None:
+def second_opinion(plan: Plan, fd: int) -> None:
     """Where the host has a qemu-img, it must find our qcow2 clean too.
+
+    :param fd: the result.
 
     :raises VerificationFailed: where it does not.
     """
@@ -256,7 +250,7 @@ def second_opinion(plan: Plan, temporary: bytes) -> None:
     tool = QemuImg.find()
     if tool is None:
         return
-    answer = tool.check(temporary, "qcow2")
+    answer = tool.check(plan.dest, "qcow2", fd=fd)
     if not answer.ok:
         raise VerificationFailed(
             "qemu-img check does not find the result clean: {0}".format(answer),

@@ -14,6 +14,8 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from .._directories import require_ours
+from .._errors import StateError
 from .._paths import show
 from .record import make_directory
 
@@ -97,6 +99,7 @@ class Progress:
             _remove(path)
             return
         try:
+            require_ours(os.path.dirname(self._directory), os.path.basename(self._directory))
             make_directory(self._directory)
             fd = os.open(path + b".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -104,7 +107,7 @@ class Progress:
             finally:
                 os.close(fd)
             os.rename(path + b".new", path)
-        except OSError:
+        except (OSError, StateError):
             pass  # a full disk must not end a conversion for the sake of its status
 
 

@@ -15,14 +15,17 @@ import os
 import time
 from typing import Any, Dict, Iterator, List, Optional
 
+from .._directories import require_ours, strangers_can_write
 from .._errors import QcowError, StateError
-from .._host.files import remove_durably, sync_directory
+from .._host.files import sync_directory
+from .._host.renames import remove_durably
 from .._paths import decode_exact, encode_exact, show
 
 SCHEMA = 1
 
 _SUFFIX = b".jsonl"
 _NEW = b".new"
+_DOMAIN_JOURNAL = b"domain-journal"
 
 
 class State:
@@ -142,6 +145,7 @@ class Records:
         identifier = "{0}.{1:06d}Z-{2}".format(moment, int(fraction * 1000000), os.urandom(4).hex())  # sorts by time
         line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=State.PLANNED, time=now())
         path = os.path.join(self.directory, identifier.encode("ascii") + _SUFFIX)
+        require_ours(self.state_dir, b"records")
         try:
             make_directory(self.directory)
             _create(path, line)
@@ -191,6 +195,7 @@ class Records:
                 remove_durably(os.path.join(self.directory, name))
 
     def _names(self) -> List[bytes]:
+        require_ours(self.state_dir, b"records")
         try:
             return sorted(os.listdir(self.directory))
         except OSError as error:
@@ -203,7 +208,8 @@ class DomainJournal:
     """What was done to running domains and is still to be undone: one file for each in the state directory."""
 
     def __init__(self, state_dir: bytes) -> None:
-        self._directory = os.path.join(state_dir, b"domain-journal")
+        self._state_dir = state_dir
+        self._directory = os.path.join(state_dir, _DOMAIN_JOURNAL)
 
     def _path(self, key: str) -> bytes:
         return os.path.join(self._directory, key.encode("ascii") + b".json")
@@ -215,6 +221,7 @@ class DomainJournal:
         :raises StateError: where that cannot be done; the domain must not be touched then.
         """
         path = self._path(key)
+        require_ours(self._state_dir, _DOMAIN_JOURNAL)
         try:
             make_directory(self._directory)
             fd = os.open(path + b".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -238,6 +245,7 @@ class DomainJournal:
     def entries(self) -> List[Dict[str, Any]]:
         """What is written down. An entry that was cut short was never acted on."""
         found = []
+        require_ours(self._state_dir, _DOMAIN_JOURNAL)
         try:
             names = sorted(os.listdir(self._directory))
         except OSError:
@@ -263,7 +271,8 @@ class Exclusive:
         self._fd = -1
 
     def __enter__(self) -> "Exclusive":
-        """:raises StateError: with reason ``locked`` where another run holds the lock."""
+        """:raises StateError: with reason ``locked`` where another run holds the lock; the directory is not ours."""
+        require_ours(os.path.dirname(self._path))
         try:
             make_directory(os.path.dirname(self._path))
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -357,6 +366,8 @@ def _read(path: bytes) -> Optional[Record]:
     facts: Dict[str, Any] = {}
     try:
         with open(path, "rb") as stream:
+            if strangers_can_write(os.fstat(stream.fileno())):
+                return None  # not written by a run of ours
             for raw in stream:
                 try:
                     line = json.loads(raw.decode("utf-8"))

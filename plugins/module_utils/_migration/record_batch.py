@@ -13,11 +13,11 @@ from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, show
 from .._signals import Interrupted
 from . import cleanup, rollback
+from .chains import NewDependents
 from .domain_references import FOLLOW
 from .record import Record, Records, State
 from .recover import explain, explain_all, recover_all
 from .results import Undone
-from .rollback import NewDependents
 from .session import Session
 
 _ROLES = ("src", "dest", "retired", "retire_to")
@@ -139,10 +139,10 @@ def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[s
 
     Results, parameters and errors as for :func:`roll_back_all`.
     """
-    now = time.time()
+    now, dependents = time.time(), NewDependents()
 
     def handle(record: Record) -> Dict[str, Any]:
-        removal = cleanup.plan_cleanup(record, min_age=min_age, now=now)
+        removal = cleanup.plan_cleanup(record, min_age=min_age, now=now, dependents=dependents)
         if removal.action == cleanup.DELETE and not choice.check_mode:
             cleanup.clean(removal)
         return dict(cleanup.describe(removal), action=removal.action, reasons=removal.reasons, changed=removal.action == cleanup.DELETE)

@@ -15,8 +15,9 @@ import os
 from typing import Any, Callable, Dict, List, Optional
 
 from .._errors import ImageChanged, ImageInUse, QcowError, StateError
-from .._host.files import inode_at, remove_durably
+from .._host.files import inode_at
 from .._host.in_use import Guard
+from .._host.renames import remove_durably
 from .._libvirt import api, control, domain_xml, redefine
 from .._paths import decode_exact, encode_exact, show
 from .commit import abandon, finish, in_place, published, result_unchanged, temporary_path, withdraw, written

@@ -11,6 +11,7 @@ import re
 import stat
 from typing import AbstractSet, Dict, Iterable, Iterator, List, NamedTuple, Pattern, Set
 
+from .._directories import real_path
 from .._errors import StateError
 from .record import Record
 
@@ -127,7 +128,7 @@ def mentions(directories: Iterable[bytes], paths: Iterable[bytes]) -> Dict[bytes
 
 
 def _pattern(path: bytes) -> Pattern[bytes]:
-    names = {path, os.path.realpath(path)}
+    names = {path, real_path(path)}
     volume = os.path.join(os.path.basename(os.path.dirname(path)), os.path.basename(path))
     full = b"|".join(re.escape(name) for name in sorted(names))
     return re.compile(rb"(?:(?<!" + _WORD + rb")(?:" + full + rb")|(?<=:)" + re.escape(volume) + rb")(?!" + _WORD + rb")")

@@ -115,14 +115,3 @@ def is_overlay(path: bytes) -> bool:
 def temporary_name(record_id: str) -> bytes:
     """The name of an unfinished result; short, so that it fits wherever the result's own name fits."""
     return b".vmimage-qcow." + record_id.encode("ascii") + b".tmp"
-
-
-HELPERS = (b"base", b"staged", b"proof")
-"""What else a migration may need a temporary file for: a base that only qemu-img reads, the plain image that qemu-img compresses or
-encrypts, and what qemu-img reads back of that."""
-
-
-def temporary_beside(temporary: bytes, purpose: bytes) -> bytes:
-    """The name of another temporary file of the same migration, without its directory; ``purpose`` is one of :data:`HELPERS`."""
-    name = os.path.basename(temporary)
-    return name[: -len(b".tmp")] + b"." + purpose + b".tmp"

@@ -8,20 +8,19 @@ A result that a guest has written since is never deleted: it is refused, or, whe
 """
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Set
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from .._errors import ImageChanged, QcowError, StateError, TargetExists
-from .._host.files import FileIdentity, check_name, inode_at, remove_durably, replace_keeping, retire
+from .._host.files import FileIdentity, check_name, inode_at
 from .._host.in_use import Guard, require_unused
-from .._image.chain import GraphNode
+from .._host.renames import remove_durably, replace_keeping, retire
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
-from .chains import SeenImages
+from .._verify.qcow_readers import open_reader
 from .commit import in_place, temporary_path
-from .overlay_headers import repointed
 from .record import Record, Records, State, named
 from .references import References
-from .source import Source, open_layer, open_reader
+from .source import Source, open_layer
 
 NOOP = "noop"
 ROLL_BACK = "roll-back"
@@ -227,45 +226,3 @@ def _set_result_aside(record: Record, inode: int) -> None:
         remove_durably(there, inode=inode)
     elif inode_at(there) == inode or inode_at(kept) == inode:
         retire(there, kept, inode=inode)
-
-
-class NewDependents:
-    """Overlays that somebody has made on results since. Looks into each directory once in a run, where overlays are made: beside the results."""
-
-    def __init__(self) -> None:
-        self._seen: Dict[bytes, SeenImages] = {}
-        self._leaving: Set[bytes] = set()
-
-    def leaves(self, record: Record) -> None:
-        """This record's result has gone (in check mode: would have gone) before those that are asked for next."""
-        self._leaving.add(record.path_of("dest"))
-
-    def require_none(self, record: Record) -> None:
-        """See that nothing rests on a record's result but what its rollback points back.
-
-        :raises StateError: reason ``needed``, naming what rests on it.
-        """
-        dest = record.path_of("dest")
-        expected = self._leaving | repointed(record)
-        found = [node.path for node in self._resting_on(dest) if node.path not in expected]
-        if found:
-            raise StateError(
-                "the result is the backing file of {0}".format(", ".join(show(path) for path in found)),
-                dest,
-                reason="needed",
-                hint="Nothing was changed. Commit or move away its overlays first; roll back those that belong to a migrated image.",
-            )
-
-    def _resting_on(self, dest: bytes) -> List[GraphNode]:
-        directory = os.path.dirname(dest)
-        if directory not in self._seen:
-            self._seen[directory] = SeenImages()
-            self._seen[directory].walk([directory], recurse=False)
-        try:
-            status = os.stat(dest)
-        except OSError:
-            return []
-        key, now = (status.st_dev, status.st_ino), SeenImages()
-        for node in self._seen[directory].graph.dependents(key):
-            now.node(node.path)  # as it is now: it may have gone, or been pointed back
-        return now.graph.dependents(key)

@@ -7,8 +7,9 @@
 import os
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
+from .._directories import real_path
 from .._errors import DamagedImage, ImageChanged, PassphraseError, QcowError, ToolMissing, UnsupportedImage
-from .._host.files import FileIdentity, create_temporary, identity, open_source
+from .._host.files import FileIdentity, create_nameless, identity, open_source
 from .._host.in_use import Guard
 from .._host.qemu_img import Node, QemuImg
 from .._image import crypt
@@ -39,7 +40,7 @@ class Opaque(Layer):
     def __init__(self, fd: int, path: bytes, driver: str) -> None:
         super().__init__(fd, path)
         self.format = driver
-        self.virtual_size = int(_tool_for(path, driver).info(path, driver)["virtual-size"])
+        self.virtual_size = int(_tool_for(path, driver).info(path, driver, fd=fd)["virtual-size"])
 
     def extents(self) -> Iterator[Extent]:
         """See :meth:`Layer.extents`."""
@@ -161,7 +162,7 @@ class Source:
         """
         for layer in self.layers:
             if isinstance(layer, Qcow1) and layer.header.crypt_method:
-                secret = passphrase_files.get(os.path.realpath(layer.path), passphrase_files.get(b""))
+                secret = passphrase_files.get(real_path(layer.path), passphrase_files.get(b""))
                 if secret is None:
                     raise PassphraseError(
                         "the image is encrypted (legacy AES) and no passphrase was given",
@@ -171,21 +172,13 @@ class Source:
                 verdict = crypt.unlock(layer, crypt.read_passphrase(secret), force=force)
                 self.recognised.extend(verdict.recognised)
 
-    def materialise(self, directory: bytes, name: bytes) -> None:
-        """Read bases of formats that are not read here: qemu-img writes them out as raw, sparse files without a name.
-
-        :param directory: where to. :param name: of the file while it has one.
-        """
+    def materialise(self, directory: bytes) -> None:
+        """Read bases of formats that are not read here: qemu-img writes them out as raw, sparse files without a name in a directory."""
         for place, layer in enumerate(self.layers):
             if isinstance(layer, Opaque):
-                path = os.path.join(directory, name)
-                fd = create_temporary(directory, name)
-                try:
-                    _tool_for(layer.path, layer.format).convert(Node(layer.path, layer.format), path, "raw")
-                    self._below.append(open_source(path))
-                finally:
-                    os.unlink(path)
-                    os.close(fd)
+                self._below.append(create_nameless(directory))
+                node = Node(layer.path, layer.format, fd=layer.fd)
+                _tool_for(layer.path, layer.format).convert(node, self._below[-1], "raw")
                 raw = Raw(self._below[-1], layer.path)
                 if raw.virtual_size != layer.virtual_size:
                     raise QcowError("qemu-img wrote {0} bytes, expected {1}".format(raw.virtual_size, layer.virtual_size), layer.path)

@@ -14,8 +14,9 @@ import subprocess
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.action.qcow_report import cell, make
+from ansible_collections.vmimage.qcow.plugins.action.qcow_report import make
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import cell
 from ansible_collections.vmimage.qcow.tests.support.require import require
 from ansible_collections.vmimage.qcow.tests.support.returned import converted, damaged, looked_at
 
@@ -108,9 +109,10 @@ def test_check_mode_writes_nothing(folder):
     assert sorted(os.listdir(folder)) == before
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", " =1"])
 def test_no_cell_is_a_formula(text):
     assert cell(text) == "'" + text
+    assert cell("\t=1") == "\\x09=1"
 
 
 def test_a_scan_after_the_migration_does_not_count_twice(tmp_path):

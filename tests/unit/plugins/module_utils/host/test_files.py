@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ImageChanged, QcowError, StateError, TargetExists, UnsafeImage
-from ansible_collections.vmimage.qcow.plugins.module_utils._host import files, linux
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import files, linux, renames
 from ansible_collections.vmimage.qcow.tests.support.filesystems import in_child, mounted
 
 CRASH = 77
@@ -118,7 +118,7 @@ def test_publish_survives_a_crash_at_every_call(folder, lacking):
         if finished:
             assert (get(tmp), get(dest), os.stat(dest).st_ino) == (None, b"new", inode[0])
 
-    sweep(prepare, lambda: files.publish_new(tmp, dest, inode=inode[0]), holds, lacking)
+    sweep(prepare, lambda: renames.publish_new(tmp, dest, inode=inode[0]), holds, lacking)
 
 
 @pytest.mark.parametrize("lacking", [(), (NO_EXCHANGE,), (NO_LINK,)], ids=["all", "no-exchange", "no-link"])
@@ -139,7 +139,7 @@ def test_replace_survives_a_crash_at_every_call(folder, lacking):
         if finished:
             assert (get(tmp), get(dest), get(aside)) == (None, b"new", b"old")
 
-    sweep(prepare, lambda: files.replace_keeping(tmp, dest, aside, inode=inode[0]), holds, lacking)
+    sweep(prepare, lambda: renames.replace_keeping(tmp, dest, aside, inode=inode[0]), holds, lacking)
 
 
 def test_retire_survives_a_crash_at_every_call(folder):
@@ -156,7 +156,7 @@ def test_retire_survives_a_crash_at_every_call(folder):
         if finished:
             assert get(path) is None
 
-    sweep(prepare, lambda: files.retire(path, aside, inode=inode[0]), holds)
+    sweep(prepare, lambda: renames.retire(path, aside, inode=inode[0]), holds)
 
 
 @pytest.mark.parametrize("lacking", [(), (NO_EXCHANGE,), (NO_EXCHANGE, NO_LINK)], ids=["renameat2", "link", "plain"])
@@ -169,9 +169,9 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch, lacking):
     put(dest, b"old")
     put(aside, b"somebody's")
     for attempt in (
-        lambda: files.publish_new(tmp, dest),
-        lambda: files.retire(dest, aside),
-        lambda: files.replace_keeping(tmp, dest, aside, inode=inode),
+        lambda: renames.publish_new(tmp, dest),
+        lambda: renames.retire(dest, aside),
+        lambda: renames.replace_keeping(tmp, dest, aside, inode=inode),
     ):
         with pytest.raises(TargetExists):
             attempt()
@@ -183,7 +183,7 @@ def test_a_dangling_link_is_a_taken_name(tmp_path):
     put(tmp, b"new")
     os.symlink(b"nowhere", dest)
     with pytest.raises(TargetExists):
-        files.publish_new(tmp, dest)
+        renames.publish_new(tmp, dest)
     assert os.readlink(dest) == b"nowhere"
 
 
@@ -195,7 +195,7 @@ def test_replace_refuses_where_it_cannot_keep_the_old_file_reachable(tmp_path, m
     inode = put(tmp, b"new")
     put(dest, b"old")
     with pytest.raises(QcowError) as caught:
-        files.replace_keeping(tmp, dest, aside, inode=inode)
+        renames.replace_keeping(tmp, dest, aside, inode=inode)
     assert caught.value.reason == "unsupported-filesystem"
     assert (get(tmp), get(dest), get(aside)) == (b"new", b"old", None)
 
@@ -204,26 +204,26 @@ def test_a_stranger_under_a_recorded_name_is_left_alone(tmp_path):
     tmp, dest = os.fsencode(tmp_path / "tmp"), os.fsencode(tmp_path / "dest")
     inode = max(put(tmp, b"stranger"), put(dest, b"old")) + 1
     with pytest.raises(ImageChanged):
-        files.publish_new(tmp, os.fsencode(tmp_path / "new"), inode=inode)
+        renames.publish_new(tmp, os.fsencode(tmp_path / "new"), inode=inode)
     with pytest.raises(StateError):
-        files.replace_keeping(tmp, dest, os.fsencode(tmp_path / "aside"), inode=inode)
+        renames.replace_keeping(tmp, dest, os.fsencode(tmp_path / "aside"), inode=inode)
     with pytest.raises(ImageChanged):
-        files.remove_durably(tmp, inode=inode)
+        renames.remove_durably(tmp, inode=inode)
     assert (get(tmp), get(dest)) == (b"stranger", b"old")
 
 
 def test_publish_of_a_lost_file_says_so(tmp_path):
     with pytest.raises(QcowError) as caught:
-        files.publish_new(os.fsencode(tmp_path / "tmp"), os.fsencode(tmp_path / "dest"))
+        renames.publish_new(os.fsencode(tmp_path / "tmp"), os.fsencode(tmp_path / "dest"))
     assert caught.value.reason == "missing"
 
 
 def test_remove_is_idempotent(tmp_path):
     path = os.fsencode(tmp_path / "x")
     put(path, b"")
-    assert files.remove_durably(path) is True
-    assert files.remove_durably(path) is False
-    assert files.remove_durably(path + b"/no/such/folder") is False
+    assert renames.remove_durably(path) is True
+    assert renames.remove_durably(path) is False
+    assert renames.remove_durably(path + b"/no/such/folder") is False
 
 
 @pytest.mark.parametrize("name", [b"x" * 256, b"\xff" * 256, b"", b"..", b"a\0b"])
@@ -233,7 +233,7 @@ def test_impossible_names_are_refused_before_anything_is_done(tmp_path, name):
     for attempt in (
         lambda: files.check_name(os.path.join(folder, name)),
         lambda: files.create_temporary(folder, name),
-        lambda: files.publish_new(folder + b"/tmp", os.path.join(folder, name)),
+        lambda: renames.publish_new(folder + b"/tmp", os.path.join(folder, name)),
     ):
         with pytest.raises(QcowError) as caught:
             attempt()
@@ -244,7 +244,7 @@ def test_impossible_names_are_refused_before_anything_is_done(tmp_path, name):
 def test_the_longest_name_works(tmp_path):
     folder = os.fsencode(tmp_path)
     put(folder + b"/tmp", b"new")
-    files.publish_new(folder + b"/tmp", folder + b"/" + b"\xff" * 255)
+    renames.publish_new(folder + b"/tmp", folder + b"/" + b"\xff" * 255)
     assert os.listdir(folder) == [b"\xff" * 255]
 
 

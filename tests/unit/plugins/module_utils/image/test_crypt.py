@@ -215,7 +215,11 @@ def test_a_plain_base_does_not_vouch_for_an_overlay(opened):
 
 @pytest.mark.parametrize(
     ("made_with", "given", "word"),
-    [(b"pw", b"pw\n", "is right without the newline"), (b"pw", b"pw\r\n", "without the newline"), (b"pw\n", b"pw", "is right with a newline")],
+    [
+        (b"pw", b"pw\n", "is right without the newline"),
+        (b"pw", b"pw\r\n", "without the newline"),
+        (b"pw\n", b"pw", "is right with a newline"),
+    ],
 )
 def test_the_newline_at_the_end_is_explained(opened, made_with, given, word):
     image = opened(ImageSpec(size=1 << 20, clusters={0: Plain(b"text" * 500)}, password=made_with))

@@ -1,0 +1,182 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Directories reached so that nobody but us and root decides where a path leads.
+
+A path is walked one component at a time, each opened below the one before it. A symbolic link is followed only where no stranger could have put
+it: anyone who can write in a directory could otherwise have a run of root's read or write wherever the link points. Whoever may write in a
+directory on the way can still put another directory there, but only one that they may move anyway.
+
+A stranger is everybody but root and the user that we work as.
+"""
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import AnyStr, Iterator, List, Tuple
+
+from ._errors import StateError, UnsafeImage
+from ._paths import show
+
+_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40  # as in the kernel
+
+
+def is_stranger(uid: int) -> bool:
+    """Whether a user is neither root nor the one that we work as."""
+    return uid not in (0, os.geteuid())
+
+
+def strangers_can_write(status: os.stat_result) -> bool:
+    """Whether anybody but root and us may create, rename and remove names in a directory, or write a file.
+
+    A POSIX ACL that lets others write shows in the group's bits of the mode (``acl(5)``: they are its mask).
+    """
+    group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
+    return is_stranger(status.st_uid) or bool(group or status.st_mode & stat.S_IWOTH)
+
+
+def _can_exchange(directory: os.stat_result, entry: os.stat_result) -> bool:
+    """Whether a stranger could have put an entry of a directory there, or can put another in its place."""
+    if directory.st_mode & stat.S_ISVTX and not is_stranger(directory.st_uid):
+        return is_stranger(entry.st_uid)  # only its owner can rename it, and nobody can create one in another's name
+    return strangers_can_write(directory)
+
+
+def open_directory(path: bytes) -> int:
+    """Open a directory, whatever symbolic links of root's or our own lead to it.
+
+    :return: a descriptor (``O_PATH``: for calls that take a directory's descriptor) that the caller closes.
+    :raises UnsafeImage: a stranger could have made one of the links.
+    :raises OSError: where it cannot be reached.
+    """
+    return _walk(path)[0]
+
+
+def real_directory(path: bytes) -> bytes:
+    """The path of a directory without symbolic links, resolved by the rules and with the errors of :func:`open_directory`."""
+    fd, real, _passed = _walk(path)
+    os.close(fd)
+    return real
+
+
+def real_path(path: AnyStr) -> AnyStr:
+    """A path without symbolic links, whoever made them, or as it is where somebody exchanges them meanwhile.
+
+    For comparing names; what is opened by it is opened by the rules above.
+    """
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return os.path.abspath(path)
+
+
+def directories_on(path: bytes) -> List[os.stat_result]:
+    """The status of every directory on the way to a path, its own included, by the rules and with the errors of :func:`open_directory`."""
+    fd, _real, passed = _walk(path)
+    os.close(fd)
+    return passed
+
+
+def _walk(path: bytes) -> Tuple[int, bytes, List[os.stat_result]]:
+    if not path.startswith(b"/"):
+        path = os.path.join(os.getcwdb(), path)
+    pending = _components(path)
+    fd, names = os.open(b"/", _FLAGS), []  # type: Tuple[int, List[bytes]]
+    passed = [os.fstat(fd)]
+    links = 0
+    try:
+        while pending:
+            name = pending.pop()
+            try:
+                below = os.open(name, _FLAGS, dir_fd=fd)
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                target = target_of(path, fd, name)
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+                pending.extend(_components(target))
+                below = os.open(b"/", _FLAGS) if target.startswith(b"/") else os.dup(fd)
+                names = [] if target.startswith(b"/") else names
+            else:
+                names = names[:-1] if name == b".." else names + [name]
+            os.close(fd)
+            fd = below
+            passed.append(os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, b"/" + b"/".join(names), passed
+
+
+def _components(path: bytes) -> List[bytes]:
+    """The names of a path, the last one first."""
+    return [name for name in reversed(path.split(b"/")) if name not in (b"", b".")]
+
+
+def target_of(path: bytes, directory: int, name: bytes) -> bytes:
+    """Where a symbolic link in an open directory leads, if no stranger could have put it there.
+
+    :param path: that is being followed, for messages.
+    :raises UnsafeImage: a stranger could. :raises NotADirectoryError: it is no link.
+    """
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if not stat.S_ISLNK(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if _can_exchange(os.fstat(directory), status):
+        raise UnsafeImage(
+            "is reached through the symbolic link {0}, which users other than root can change; it was not followed".format(show(name)),
+            path=path,
+            hint="Nothing was changed. Give the path without the link, or let root own the link and the directory that it is in.",
+        )
+    return os.readlink(name, dir_fd=directory)
+
+
+@contextmanager
+def place_of(path: bytes) -> Iterator[Tuple[int, bytes]]:
+    """The directory of a path, opened by :func:`open_directory`, and the last component: for calls that take a directory's descriptor.
+
+    :raises UnsafeImage: see there. :raises OSError: see there; of the call that is made with it.
+    """
+    directory, name = os.path.split(path)
+    fd = open_directory(directory or b".")
+    try:
+        yield fd, name
+    finally:
+        os.close(fd)
+
+
+def require_ours(directory: bytes, *inside: bytes) -> None:
+    """Make sure that what lies in a directory, and in directories inside it, was put there by root or us. One that does not exist is nobody's.
+
+    :raises StateError: one of them, or a directory above, can be changed by others, or it is a symbolic link.
+    """
+    above = [name for name in directory.split(b"/") if name not in (b"", b".")]
+    parts = above + list(inside)
+    for depth in range(len(parts) + 1):
+        place = b"/" + b"/".join(parts[:depth])
+        try:
+            status = os.lstat(place)
+        except OSError:
+            return
+        if stat.S_ISLNK(status.st_mode):
+            if depth < len(above):
+                continue  # of root's or ours: what is above it has been looked at
+            problem = "is a symbolic link"
+        elif not stat.S_ISDIR(status.st_mode):
+            problem = "is not a directory"
+        elif is_stranger(status.st_uid):
+            problem = "belongs to user {0}".format(status.st_uid)
+        elif strangers_can_write(status) and (depth >= len(above) or not status.st_mode & stat.S_ISVTX):
+            problem = "can be written by others (mode {0:04o})".format(stat.S_IMODE(status.st_mode))
+        else:
+            continue
+        raise StateError(
+            "{0} {1}: what is in it may have been put there by others".format(show(place), problem),
+            directory,
+            hint="Nothing was changed. Give it to the user that the runs work as, with mode 0700 (chown, chmod), or choose another state_dir.",
+        )
