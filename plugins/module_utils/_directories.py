@@ -150,6 +150,66 @@ def place_of(path: bytes) -> Iterator[Tuple[int, bytes]]:
         os.close(fd)
 
 
+def exists(path: AnyStr) -> bool:
+    """Whether anything has a name, a symbolic link included; False where it cannot be reached by the rules of :func:`open_directory`."""
+    try:
+        with place_of(os.fsencode(path)) as (directory, name):
+            os.stat(name or b".", dir_fd=directory, follow_symlinks=False)
+    except (OSError, ValueError, UnsafeImage):
+        return False
+    return True
+
+
+def remove(path: bytes) -> None:
+    """Remove a file.
+
+    :raises UnsafeImage: see :func:`open_directory`. :raises OSError: as the call does.
+    """
+    with place_of(path) as (directory, name):
+        os.unlink(name, dir_fd=directory)
+
+
+def make_directory(path: bytes, mode: int = 0o700) -> None:
+    """Make a directory and what is missing above it, each durable before the next.
+
+    :param mode: of each directory that is made.
+    :raises UnsafeImage: see :func:`open_directory`. :raises OSError: where it cannot be made.
+    """
+    try:
+        os.close(open_directory(path))
+        return
+    except FileNotFoundError:
+        pass
+    make_directory(os.path.dirname(path.rstrip(b"/")) or b".", mode)
+    with place_of(path.rstrip(b"/")) as (directory, name):
+        try:
+            os.mkdir(name, mode, dir_fd=directory)
+        except FileExistsError:
+            pass
+        above = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            sync(above)
+        finally:
+            os.close(above)
+    os.close(open_directory(path))
+
+
+CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY)
+"""What a filesystem answers that cannot do what was asked, as opposed to refusing this one request."""
+
+
+def sync(fd: int) -> None:
+    """Make the names in an open directory durable.
+
+    :raises OSError: where the storage fails. Filesystems that cannot sync a directory (some network ones) are left at that.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+
+
 def require_ours(directory: bytes, *inside: bytes) -> None:
     """Make sure that what lies in a directory, and in directories inside it, was put there by root or us. One that does not exist is nobody's.
 

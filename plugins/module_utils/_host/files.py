@@ -11,12 +11,10 @@ import os
 import stat
 from typing import Any, Mapping, NamedTuple, Optional
 
-from .._directories import open_directory, place_of
+from .._directories import CANNOT, open_directory, place_of, sync
 from .._errors import QcowError, TargetExists, UnsafeImage
 
 _O_NOATIME = getattr(os, "O_NOATIME", 0)
-CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY)
-"""What a filesystem answers that cannot do what was asked, as opposed to refusing this one request."""
 
 
 class FileIdentity(NamedTuple):
@@ -177,10 +175,7 @@ def sync_opened(directory: int) -> None:
     """As :func:`sync_directory`, for a descriptor of :func:`open_directory`."""
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in CANNOT:
-            raise
+        sync(fd)
     finally:
         os.close(fd)
 

@@ -16,11 +16,11 @@ import os
 from contextlib import contextmanager
 from typing import Dict, Iterator, NamedTuple, Optional, Tuple
 
-from .._directories import open_directory
+from .._directories import CANNOT, open_directory
 from .._errors import ImageChanged, QcowError, StateError, TargetExists
 from .._paths import show
 from . import linux
-from .files import CANNOT, check_name, refused, sync_opened
+from .files import check_name, refused, sync_opened
 
 _CANNOT_LINK = (*CANNOT, errno.EPERM, errno.EMLINK)
 

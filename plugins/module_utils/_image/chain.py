@@ -13,7 +13,7 @@ import posixpath
 import re
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from .._directories import real_directory, real_path
+from .._directories import exists, real_directory, real_path
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
 from .._paths import show
 from . import qcow1, qcow2
@@ -262,7 +262,7 @@ def _require_safe(below: bytes, real: bytes, above: Member, directories: Tuple[b
             above.path,
             hint="It is never followed. Nothing was changed.",
         )
-    if not os.path.lexists(below):
+    if not exists(below):
         raise QcowError(
             "the backing file {0} does not exist".format(show(below)),
             above.path,

@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
+from .._directories import exists, remove
 from .._errors import ImageInUse, TargetExists, ToolFailed, UnsupportedImage
 from .._paths import show, to_path
 from . import api, domain_xml, xml_text
@@ -175,7 +176,7 @@ def take_snapshot(connection: api.Connection, uuid: str, overlays: Dict[str, byt
     :raises ToolFailed: libvirt refuses; the domain runs on as before.
     """
     for overlay in overlays.values():
-        if os.path.lexists(overlay):
+        if exists(overlay):
             raise TargetExists(
                 "It is in the way of an overlay of a running domain.",
                 path=overlay,
@@ -237,7 +238,7 @@ def pivot(
         ):
             handle.blockCopy(target, destination, parameters, flags)
         _finish(connection, handle, target, progress, timeout)
-        os.unlink(overlay)
+        remove(os.fsencode(overlay))
 
 
 def commit_back(
@@ -261,7 +262,7 @@ def commit_back(
         ):
             handle.blockCommit(target, None, None, 0, flags)
         _finish(connection, handle, target, progress, timeout)
-        os.unlink(overlay)
+        remove(os.fsencode(overlay))
 
 
 def on_overlay(connection: api.Connection, snapshot: Snapshot) -> bool:

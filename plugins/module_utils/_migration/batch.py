@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
+from .._directories import make_directory
 from .._errors import NoSpace, QcowError, reason_of
 from .._image.qcow1_check import CONTENT, STRUCTURE
 from .._libvirt import api
@@ -20,7 +21,6 @@ from .domain_references import FOLLOW
 from .execute import execute, execute_chain
 from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned
 from .preflight import Reserve, Window, defer_beyond, deferred, preflight, refuse_referenced, unit_of
-from .record import make_directory
 from .recover import explain_all, recover_all
 from .request import READ, Request
 from .results import Outcome

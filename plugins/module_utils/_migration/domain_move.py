@@ -12,6 +12,7 @@ import os
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
+from .._directories import exists, make_directory
 from .._errors import ImageChanged, ImageInUse, QcowError, TargetExists, ToolFailed, ToolMissing, UnsafeImage
 from .._image.detect import HEAD, UNKNOWN, identify, is_qcow1
 from .._libvirt import api, control, redefine
@@ -22,7 +23,6 @@ from .domain_references import active, declared_raw
 from .execute import execute
 from .plan import CONVERT
 from .planner import make_plan
-from .record import make_directory
 from .recover import explain_all, recover_all
 from .request import READ, Request
 from .results import MovedDomain, Outcome
@@ -142,7 +142,7 @@ def _require_movable(connection: api.Connection, answer: Inventory, uses: List[D
         raise ImageInUse(
             "Running domains share the image: {0}.".format(names), job.src, hint="Nothing was changed. Shut them down instead."
         )
-    if os.path.lexists(job.dest):
+    if exists(job.dest):
         raise TargetExists(
             "The running domain has written to its image since this was made.",
             job.dest,

@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Set
 
+from .._directories import exists
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._fingerprint import rounded
 from .._host.attributes import protection
@@ -78,8 +79,8 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
             hint="It was left as it is. Fix that and scan again, or set its action in the plan to skip.",
         )
     done = _last_done(records.of_source(request.src))
-    if not os.path.lexists(request.src):
-        if done is not None and os.path.lexists(done.file("dest") or b""):
+    if not exists(request.src):
+        if done is not None and exists(done.file("dest") or b""):
             return Plan(NOOP, request, done.file("dest") or dest, ["migrated before (record {0})".format(done.id)], "")
         raise QcowError("there is no such file", request.src, reason="missing")
     with Source(request.src) as source:
@@ -93,7 +94,7 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
                 reason="not-v1",
                 hint="It was left as it is.",
             )
-        if done is not None and done.file("dest") == dest and source.identity.is_recorded(done.facts["src"]) and os.path.lexists(dest):
+        if done is not None and done.file("dest") == dest and source.identity.is_recorded(done.facts["src"]) and exists(dest):
             action, retired = (RETIRE, retired_path(request.src)) if request.retire else (NOOP, None)
             if retired is not None:
                 _require_renamable(source)
@@ -177,7 +178,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     _require_names(request, dest, retired)
     if retired is not None:
         _require_renamable(source)
-    if dest != request.src and os.path.lexists(dest) and not is_device(dest):
+    if dest != request.src and exists(dest) and not is_device(dest):
         return _adopt(request, dest, source, common)
     if request.domain_access != WRITTEN:
         _require_free(source, bases, replaced=retired is not None and request.domain_access != "read")
@@ -258,7 +259,7 @@ def _replacement_of(base: Member, src: bytes, records: Records, bases: Bases) ->
     if plan is not None:
         raise QcowError("its base {0} cannot be migrated: {1}".format(show(base.path), "; ".join(plan.reasons)), src, reason="chain")
     done = _last_done(records.of_source(base.real))
-    if done is not None and identity_of(base).is_recorded(done.facts["src"]) and os.path.lexists(done.path_of("dest")):
+    if done is not None and identity_of(base).is_recorded(done.facts["src"]) and exists(done.path_of("dest")):
         return Replacement(done.path_of("dest"), done.facts["format"], None, True)
     raise QcowError(
         "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
@@ -279,7 +280,7 @@ def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> N
         )
     if retired is not None:
         check_name(retired)
-        if os.path.lexists(retired):
+        if exists(retired):
             raise QcowError(
                 "the name {0} for the retired original is taken".format(show(retired)),
                 request.src,

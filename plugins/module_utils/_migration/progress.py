@@ -14,10 +14,9 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from .._directories import require_ours
+from .._directories import make_directory, require_ours
 from .._errors import StateError
 from .._paths import show
-from .record import make_directory
 
 INTERVAL = 1.0
 """Seconds between two writes of the same file."""

@@ -15,7 +15,7 @@ import os
 import time
 from typing import Any, Dict, Iterator, List, Optional
 
-from .._directories import require_ours, strangers_can_write
+from .._directories import make_directory, require_ours, strangers_can_write
 from .._errors import QcowError, StateError
 from .._host.files import sync_directory
 from .._host.renames import remove_durably
@@ -305,24 +305,6 @@ class Exclusive:
 def now() -> str:
     """This moment as records and results state it, in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def make_directory(path: bytes, mode: int = 0o700) -> None:
-    """Make a directory and what is missing above it, each durable before the next.
-
-    :param mode: of each directory that is made.
-    :raises OSError: where it cannot be made.
-    """
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path) or b"."
-    make_directory(parent, mode)
-    try:
-        os.mkdir(path, mode)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-    sync_directory(parent)
 
 
 def _create(path: bytes, line: Dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from .._directories import exists
 from .._errors import QcowError, StateError, reason_of
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, show
@@ -46,7 +47,7 @@ def select(
     )
     unknown += [
         StateError(
-            "no record names it" if os.path.lexists(path) else "there is no such file or directory, and no record names it",
+            "no record names it" if exists(path) else "there is no such file or directory, and no record names it",
             path,
             reason="missing",
             hint="Nothing was changed for it. The records are those in {0}; several paths are given as a list.".format(

@@ -11,9 +11,9 @@ The record tells which step was allowed last; the names and inode numbers on the
   what was copied and nobody writes it. Otherwise the result is withdrawn.
 """
 
-import os
 from typing import Any, Callable, Dict, List, Optional
 
+from .._directories import exists
 from .._errors import ImageChanged, ImageInUse, QcowError, StateError
 from .._host.files import inode_at
 from .._host.in_use import Guard
@@ -279,7 +279,7 @@ def _off_the_snapshot(connection: api.Connection, entry: Dict[str, Any]) -> str:
     if not control.on_overlay(connection, taken):
         _remove_chain_end(connection, entry)
         for path in overlays.values():
-            if os.path.lexists(path):
+            if exists(path):
                 remove_durably(path)
         return "domain {0} is on no overlay any more".format(entry["domain"])
     if not api.domain(connection, entry["uuid"]).isActive():

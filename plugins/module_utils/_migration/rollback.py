@@ -10,6 +10,7 @@ A result that a guest has written since is never deleted: it is refused, or, whe
 import os
 from typing import Any, Dict, List, NamedTuple, Optional
 
+from .._directories import exists
 from .._errors import ImageChanged, QcowError, StateError, TargetExists
 from .._host.files import FileIdentity, check_name, inode_at
 from .._host.in_use import Guard, require_unused
@@ -76,7 +77,7 @@ def _require_original(record: Record) -> None:
     src, retired = record.path_of("src"), record.file("retired")
     was = record.facts["src"]
     where = retired or src
-    if retired is not None and not in_place(record) and os.path.lexists(src):
+    if retired is not None and not in_place(record) and exists(src):
         raise TargetExists(
             "another file has the name that the original would get back", src, hint="Nothing was changed. Move it away first."
         )
@@ -95,7 +96,7 @@ def _require_backing(record: Record) -> None:
     records = Records(os.path.dirname(os.path.dirname(record.path)))
     for entry in record.facts.get("chain") or ():
         path = decode_exact(entry["path"], entry.get("path_base64"))
-        if not os.path.lexists(path) and not any(other.state == State.DONE for other in records.of_source(path)):
+        if not exists(path) and not any(other.state == State.DONE for other in records.of_source(path)):
             raise QcowError(
                 "its backing file {0} is gone and has no record to bring it back".format(show(path)),
                 record.path_of("src"),

@@ -8,6 +8,7 @@ import errno
 import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 
+from .._directories import exists
 from .._host import tree
 from .._image.detect import QCOW_MAGIC, is_qcow1
 from .._paths import show
@@ -68,17 +69,17 @@ def candidates(search: Search, records: Records, around: SeenImages) -> Candidat
 
 def absent(paths: Iterable[bytes], records: Records, *, missing_ok: bool) -> List[bytes]:
     """Those of the named paths that do not exist, and may: an image that was migrated has lost its name to that."""
-    return [path for path in paths if not os.path.lexists(path) and (missing_ok or _migrated(path, records))]
+    return [path for path in paths if not exists(path) and (missing_ok or _migrated(path, records))]
 
 
 def _migrated(path: bytes, records: Records) -> bool:
-    return any(record.state in State.IN_PLACE and os.path.lexists(record.file("dest") or b"") for record in records.of_source(path))
+    return any(record.state in State.IN_PLACE and exists(record.file("dest") or b"") for record in records.of_source(path))
 
 
 def unseen(entry: tree.Found) -> Dict[str, Any]:
     """What results say of something that could not be looked at: its path, and in ``msg`` why and what to do about it."""
     path, why = entry.path, entry.error or ""
-    if why == os.strerror(errno.ENOENT) and not os.path.lexists(path):
+    if why == os.strerror(errno.ENOENT) and not exists(path):
         if b"," in path:
             hint = 'Give several paths as a list: ["/first", "/second"].'
         elif any(sign in path for sign in (b"*", b"?", b"[")):
