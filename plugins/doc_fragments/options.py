@@ -28,6 +28,14 @@ options:
     default: qemu:///system
 """
 
+    SHUTDOWN = r"""
+options:
+  shutdown_timeout:
+    description: How long a guest has to shut down with O(running=shutdown). In seconds, or with a unit (V(90s), V(5m)).
+    type: str
+    default: 120s
+"""
+
     LOCK = r"""
 options:
   lock_timeout:

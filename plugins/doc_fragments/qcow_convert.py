@@ -217,10 +217,6 @@ options:
     type: str
     choices: [refuse, shutdown, live]
     default: refuse
-  shutdown_timeout:
-    description: How long a guest has to shut down with O(running=shutdown). In seconds, or with a unit (V(90s), V(5m)).
-    type: str
-    default: 120s
   reference_dirs:
     description:
       - Directories or text files to search for the names of images that are to be retired, because such references are not edited. For

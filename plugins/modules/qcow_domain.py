@@ -22,6 +22,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.lock
   - vmimage.qcow.options.libvirt
+  - vmimage.qcow.options.shutdown
   - vmimage.qcow.options.state
 attributes:
   check_mode:
@@ -66,10 +67,6 @@ options:
     type: str
     choices: [refuse, shutdown, live]
     default: refuse
-  shutdown_timeout:
-    description: How long a guest has to shut down with O(running=shutdown). In seconds, or with a unit (V(90s), V(5m)).
-    type: str
-    default: 120s
   restart:
     description:
       - Whether to start domains again that were shut down. A domain that does not start is changed back to O(src) and started from there, and the module fails.
