@@ -7,16 +7,15 @@
 A path is walked one component at a time, each opened below the one before it. A symbolic link is followed only where no stranger could have put
 it: anyone who can write in a directory could otherwise have a run of root's read or write wherever the link points. Whoever may write in a
 directory on the way can still put another directory there, but only one that they may move anyway.
-
-A stranger is everybody but root and the user that we work as.
 """
 
 import errno
 import os
 import stat
 from contextlib import contextmanager
-from typing import AnyStr, Iterator, List, Tuple
+from typing import AnyStr, Callable, Iterator, List, Optional, Tuple
 
+from ._access import Access, access_of, is_stranger
 from ._errors import StateError, UnsafeImage
 from ._paths import show
 
@@ -24,25 +23,12 @@ _FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40  # as in the kernel
 
 
-def is_stranger(uid: int) -> bool:
-    """Whether a user is neither root nor the one that we work as."""
-    return uid not in (0, os.geteuid())
-
-
-def strangers_can_write(status: os.stat_result) -> bool:
-    """Whether anybody but root and us may create, rename and remove names in a directory, or write a file.
-
-    A POSIX ACL that lets others write shows in the group's bits of the mode (``acl(5)``: they are its mask).
-    """
-    group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
-    return is_stranger(status.st_uid) or bool(group or status.st_mode & stat.S_IWOTH)
-
-
-def _can_exchange(directory: os.stat_result, entry: os.stat_result) -> bool:
-    """Whether a stranger could have put an entry of a directory there, or can put another in its place."""
-    if directory.st_mode & stat.S_ISVTX and not is_stranger(directory.st_uid):
+def _can_exchange(directory: int, entry: os.stat_result) -> bool:
+    """Whether a stranger could have put an entry of an open directory there, or can put another in its place."""
+    status = os.fstat(directory)
+    if status.st_mode & stat.S_ISVTX and not is_stranger(status.st_uid):
         return is_stranger(entry.st_uid)  # only its owner can rename it, and nobody can create one in another's name
-    return strangers_can_write(directory)
+    return bool(access_of(directory).writers())
 
 
 def open_directory(path: bytes) -> int:
@@ -57,7 +43,7 @@ def open_directory(path: bytes) -> int:
 
 def real_directory(path: bytes) -> bytes:
     """The path of a directory without symbolic links, resolved by the rules and with the errors of :func:`open_directory`."""
-    fd, real, _passed = _walk(path)
+    fd, real = _walk(path)
     os.close(fd)
     return real
 
@@ -73,21 +59,25 @@ def real_path(path: AnyStr) -> AnyStr:
         return os.path.abspath(path)
 
 
-def directories_on(path: bytes) -> List[os.stat_result]:
-    """The status of every directory on the way to a path, its own included, by the rules and with the errors of :func:`open_directory`."""
-    fd, _real, passed = _walk(path)
+def access_on(path: bytes) -> List[Tuple[bytes, Access]]:
+    """Every directory on the way to a path, without symbolic links, and who may do what with it; that of the path is the last.
+
+    Resolved by the rules and with the errors of :func:`open_directory`.
+    """
+    passed: List[Tuple[bytes, Access]] = []
+    fd, _real = _walk(path, lambda names, fd: passed.append((b"/" + b"/".join(names), access_of(fd))))
     os.close(fd)
     return passed
 
 
-def _walk(path: bytes) -> Tuple[int, bytes, List[os.stat_result]]:
+def _walk(path: bytes, visit: Callable[[List[bytes], int], None] = lambda _names, _fd: None) -> Tuple[int, bytes]:
     if not path.startswith(b"/"):
         path = os.path.join(os.getcwdb(), path)
     pending = _components(path)
     fd, names = os.open(b"/", _FLAGS), []  # type: Tuple[int, List[bytes]]
-    passed = [os.fstat(fd)]
     links = 0
     try:
+        visit(names, fd)
         while pending:
             name = pending.pop()
             try:
@@ -95,7 +85,7 @@ def _walk(path: bytes) -> Tuple[int, bytes, List[os.stat_result]]:
             except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
-                target = target_of(path, fd, name)
+                target = target_of(path, fd, name, b"/" + b"/".join([*names, name]))
                 links += 1
                 if links > _MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
@@ -103,14 +93,14 @@ def _walk(path: bytes) -> Tuple[int, bytes, List[os.stat_result]]:
                 below = os.open(b"/", _FLAGS) if target.startswith(b"/") else os.dup(fd)
                 names = [] if target.startswith(b"/") else names
             else:
-                names = names[:-1] if name == b".." else names + [name]
+                names = names[:-1] if name == b".." else [*names, name]
             os.close(fd)
             fd = below
-            passed.append(os.fstat(fd))
+            visit(names, fd)
     except BaseException:
         os.close(fd)
         raise
-    return fd, b"/" + b"/".join(names), passed
+    return fd, b"/" + b"/".join(names)
 
 
 def _components(path: bytes) -> List[bytes]:
@@ -118,18 +108,18 @@ def _components(path: bytes) -> List[bytes]:
     return [name for name in reversed(path.split(b"/")) if name not in (b"", b".")]
 
 
-def target_of(path: bytes, directory: int, name: bytes) -> bytes:
+def target_of(path: bytes, directory: int, name: bytes, link: bytes) -> bytes:
     """Where a symbolic link in an open directory leads, if no stranger could have put it there.
 
-    :param path: that is being followed, for messages.
+    :param path: that is being followed, for messages. :param link: the link's own, likewise.
     :raises UnsafeImage: a stranger could. :raises NotADirectoryError: it is no link.
     """
     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if not stat.S_ISLNK(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if _can_exchange(os.fstat(directory), status):
+    if _can_exchange(directory, status):
         raise UnsafeImage(
-            "is reached through the symbolic link {0}, which users other than root can change; it was not followed".format(show(name)),
+            "is reached through the symbolic link {0}, which users other than root can change; it was not followed".format(show(link)),
             path=path,
             hint="Nothing was changed. Give the path without the link, or let root own the link and the directory that it is in.",
         )
@@ -151,12 +141,17 @@ def place_of(path: bytes) -> Iterator[Tuple[int, bytes]]:
 
 
 def exists(path: AnyStr) -> bool:
-    """Whether anything has a name, a symbolic link included; False where it cannot be reached by the rules of :func:`open_directory`."""
+    """Whether anything has a name, a symbolic link included.
+
+    What is reached by a link that may not be followed counts as there: whoever opens it is told why it cannot be.
+    """
     try:
         with place_of(os.fsencode(path)) as (directory, name):
             os.stat(name or b".", dir_fd=directory, follow_symlinks=False)
-    except (OSError, ValueError, UnsafeImage):
+    except (OSError, ValueError):
         return False
+    except UnsafeImage:
+        pass
     return True
 
 
@@ -180,17 +175,14 @@ def make_directory(path: bytes, mode: int = 0o700) -> None:
         return
     except FileNotFoundError:
         pass
-    make_directory(os.path.dirname(path.rstrip(b"/")) or b".", mode)
-    with place_of(path.rstrip(b"/")) as (directory, name):
+    path = path.rstrip(b"/")
+    make_directory(os.path.dirname(path) or b".", mode)
+    with place_of(path) as (directory, name):
         try:
             os.mkdir(name, mode, dir_fd=directory)
         except FileExistsError:
             pass
-        above = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            sync(above)
-        finally:
-            os.close(above)
+        sync_names(directory)
     os.close(open_directory(path))
 
 
@@ -198,16 +190,19 @@ CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY)
 """What a filesystem answers that cannot do what was asked, as opposed to refusing this one request."""
 
 
-def sync(fd: int) -> None:
+def sync_names(directory: int) -> None:
     """Make the names in an open directory durable.
 
     :raises OSError: where the storage fails. Filesystems that cannot sync a directory (some network ones) are left at that.
     """
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fsync(fd)
     except OSError as error:
         if error.errno not in CANNOT:
             raise
+    finally:
+        os.close(fd)
 
 
 def require_ours(directory: bytes, *inside: bytes) -> None:
@@ -215,28 +210,34 @@ def require_ours(directory: bytes, *inside: bytes) -> None:
 
     :raises StateError: one of them, or a directory above, can be changed by others, or it is a symbolic link.
     """
-    above = [name for name in directory.split(b"/") if name not in (b"", b".")]
-    parts = above + list(inside)
-    for depth in range(len(parts) + 1):
-        place = b"/" + b"/".join(parts[:depth])
+    for depth in range(len(inside) + 1):
+        path = os.path.join(directory, *inside[:depth]).rstrip(b"/") or b"/"
         try:
-            status = os.lstat(place)
+            problem = _not_ours(path)
         except OSError:
             return
-        if stat.S_ISLNK(status.st_mode):
-            if depth < len(above):
-                continue  # of root's or ours: what is above it has been looked at
-            problem = "is a symbolic link"
-        elif not stat.S_ISDIR(status.st_mode):
-            problem = "is not a directory"
-        elif is_stranger(status.st_uid):
-            problem = "belongs to user {0}".format(status.st_uid)
-        elif strangers_can_write(status) and (depth >= len(above) or not status.st_mode & stat.S_ISVTX):
-            problem = "can be written by others (mode {0:04o})".format(stat.S_IMODE(status.st_mode))
-        else:
-            continue
-        raise StateError(
-            "{0} {1}: what is in it may have been put there by others".format(show(place), problem),
-            directory,
-            hint="Nothing was changed. Give it to the user that the runs work as, with mode 0700 (chown, chmod), or choose another state_dir.",
-        )
+        except UnsafeImage as error:
+            problem = str(error.message)
+        if problem is not None:
+            raise StateError(
+                "{0}: what is in it may have been put there by others".format(problem),
+                path,
+                hint="Nothing was changed. Give it to the user that the runs work as, with mode 0700 (chown, chmod), or choose another state_dir.",
+            )
+
+
+def _not_ours(path: bytes) -> Optional[str]:
+    """By whom else than root and us what is in a directory may have been put there, in words."""
+    with place_of(path) as (parent, name):
+        mode = os.stat(name or b".", dir_fd=parent, follow_symlinks=False).st_mode
+    if not stat.S_ISDIR(mode):
+        return "{0} is {1}".format(show(path), "a symbolic link" if stat.S_ISLNK(mode) else "not a directory")
+    passed = access_on(path)
+    for number, (place, access) in enumerate(passed, 1):
+        writers = access.writers()
+        if is_stranger(access.uid):
+            return "{0} belongs to user {1}".format(show(place), access.uid)
+        # In a sticky directory on the way only the next one's owner can exchange it, and that is looked at next.
+        if writers and (number == len(passed) or not access.mode & stat.S_ISVTX):
+            return "{0} can be written by {1}".format(show(place), writers[0])
+    return None

@@ -11,10 +11,11 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
 import time
 from typing import Any, Callable, Iterator
 
-from ansible_collections.vmimage.qcow.tests.support.require import require_root
+from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool
 
 TENANT = 54321
 """A user whom the host does not know, so that no group is theirs but the one they have."""
@@ -63,6 +64,13 @@ class Attacker:
         assert os.WIFSIGNALED(status), "the attacker gave up: what was tried here?"
         assert self.successes, "the attacker never did it: what was tried here?"
 
+    def tries(self, least: int) -> Iterator[int]:
+        """Numbers of tries: at least so many, and on until the attacker has done it at least once, for a minute at most."""
+        number, deadline = 0, time.monotonic() + 60
+        while number < least or (not self.successes and time.monotonic() < deadline):
+            yield number
+            number += 1
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """The attacker does nothing meanwhile."""
@@ -75,6 +83,11 @@ class Attacker:
     def successes(self) -> int:
         """How often it was done so far."""
         return int.from_bytes(self._succeeded[:8], "little")
+
+
+def allow(path: pathlib.Path, entry: str) -> None:
+    """Add an entry to the access list of a file or directory."""
+    subprocess.run([require_tool("setfacl"), "-m", entry, path], check=True)
 
 
 def give(*paths: pathlib.Path) -> None:

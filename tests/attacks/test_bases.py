@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
-from ansible_collections.vmimage.qcow.tests.attacks.attacker import TENANT
+from ansible_collections.vmimage.qcow.tests.attacks.attacker import TENANT, allow
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool
 
@@ -76,7 +76,7 @@ class Chain:
         os.chown(self.base, uid, gid)
         self.base.chmod(mode)
         if access_list is not None:
-            subprocess.run([require_tool("setfacl"), "-m", access_list, self.base], check=True)
+            allow(self.base, access_list)
 
 
 # Owner, group and mode of the base, an entry of its access list; whether the owner of the overlay could have read it.
@@ -122,6 +122,37 @@ def test_directory_that_the_tenant_cannot_search(tmp_path: pathlib.Path) -> None
     chain.protect(0, 0, 0o644)
     chain.pool.chmod(0o700)
     assert chain.migrate()["reason"] == "unsafe"
+
+
+def test_directory_that_its_access_list_lets_the_tenant_search(tmp_path: pathlib.Path) -> None:
+    chain = Chain(tmp_path, "qcow")
+    chain.protect(0, 0, 0o644)
+    chain.pool.chmod(0o700)
+    allow(chain.pool, "u:%d:x" % TENANT)
+    result = chain.migrate()
+    assert not result["failed"], result["msg"]
+
+
+def test_image_of_roots_in_a_directory_that_its_access_list_lets_the_tenant_write(tmp_path: pathlib.Path) -> None:
+    chain = Chain(tmp_path, "qcow", uid=0, gid=0)
+    os.chown(chain.folder, 0, 0)
+    chain.protect(0, 0, 0o600)
+    allow(chain.folder, "u:%d:rwx" % TENANT)
+    assert "user %d can write this image" % TENANT in chain.migrate()["msg"]
+
+
+def test_link_in_a_directory_that_its_access_list_lets_the_tenant_write(tmp_path: pathlib.Path) -> None:
+    """Whose it is does not help: the tenant can move root's own links about there."""
+    chain = Chain(tmp_path, "qcow", uid=0, gid=0)
+    os.chown(chain.folder, 0, 0)
+    link = tmp_path / "links" / "images"
+    link.parent.mkdir(mode=0o755)
+    link.symlink_to(chain.folder)
+    request = Request(os.fsencode(link / "over.qcow"), state_dir=chain.state, chains="flatten", backing_dirs=(os.fsencode(chain.pool),))
+    assert not batch.run([request], batch.Settings(chain.state, reserve=0))[0]["failed"]
+    allow(link.parent, "u:%d:rwx" % TENANT)
+    (result,) = batch.run([request], batch.Settings(chain.state, reserve=0))
+    assert result["reason"] == "unsafe" and "through the symbolic link %s," % link in result["msg"], result["msg"]
 
 
 def test_image_of_roots_in_a_tenants_directory(tmp_path: pathlib.Path) -> None:

@@ -98,7 +98,7 @@ def test_base_exchanged_with_a_link(host: Host, tell: Any) -> None:
     formats = ((os.fsencode(images / "base.raw"), "raw"),)
     converted = 0
     with Attacker(lambda: exchange(images / "base.raw", images / "link")) as attacker:
-        for _try in range(TRIES):
+        for _try in attacker.tries(TRIES):
             (result,) = host.run(host.image, chains="flatten", backing_formats=formats)
             converted += not result["failed"]
             assert not [data for data in results_of(host) if SECRET[:64] in data], "root's file is in the result"
@@ -118,7 +118,7 @@ def test_directory_exchanged_with_a_link(host: Host, tell: Any, keep_name: bool)
     give(lure)
     converted = 0
     with Attacker(lambda: exchange(host.tenant / "images", lure)) as attacker:
-        for _try in range(TRIES):
+        for _try in attacker.tries(TRIES):
             mine, others = host.run(host.image, host.other / "good.qcow", keep_name=keep_name)
             converted += not mine["failed"]
             assert not others["failed"], others["msg"]
@@ -140,7 +140,7 @@ def test_temporary_files_exchanged_with_links(host: Host, tell: Any) -> None:
         return any(exchange(images / name, lure) for name in os.listdir(images) if name.endswith(".tmp"))
 
     with Attacker(act) as attacker:
-        for _try in range(max(4, TRIES // 4)):
+        for _try in attacker.tries(max(4, TRIES // 4)):
             host.run(host.image, compression="zstd")
             assert host.roots_files() == host.before, "a file of root's was written"
             with attacker.paused():
@@ -163,7 +163,7 @@ def test_directory_exchanged_during_the_undoing(host: Host, undo: str, tell: Any
     choice = Choice(host.state, paths=(os.fsencode(host.image),))
     done = 0
     with Attacker(lambda: exchange(images, lure)) as attacker:
-        for _try in range(TRIES):
+        for _try in attacker.tries(TRIES):
             with attacker.paused():
                 host.reset()
                 (result,) = host.run(host.image)

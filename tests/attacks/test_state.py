@@ -7,7 +7,7 @@
 import json
 import os
 import pathlib
-import shutil
+import stat
 from typing import Callable
 
 import pytest
@@ -17,7 +17,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration import bat
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
-from ansible_collections.vmimage.qcow.tests.attacks.attacker import TENANT
+from ansible_collections.vmimage.qcow.tests.attacks.attacker import TENANT, allow
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_root
 
@@ -43,6 +43,7 @@ SPOILT = {
     "belongs to somebody else": lambda state: os.chown(state, TENANT, TENANT),
     "can be written by a group": lambda state: (os.chown(state, 0, TENANT), state.chmod(0o770)),
     "can be written by everybody": lambda state: state.chmod(0o777),
+    "can be written by a user of its access list": lambda state: allow(state, "u:%d:rwx" % TENANT),
     "is a symbolic link": _linked,
     "is in a directory of somebody else": lambda state: os.chown(state.parent, TENANT, TENANT),
     "has records of somebody else": lambda state: os.chown(state / "records", TENANT, TENANT),
@@ -78,7 +79,22 @@ def test_planted_record_does_not_count(state: pathlib.Path) -> None:
     assert len(list(Records(os.fsencode(state)).all())) == 1
 
 
-def test_one_that_does_not_exist_is_made(tmp_path: pathlib.Path) -> None:
+def test_one_that_does_not_exist_is_made_for_us_alone(tmp_path: pathlib.Path) -> None:
     state = tmp_path / "new" / "state"
-    batch.run([], batch.Settings(os.fsencode(state)))
-    shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    Records(os.fsencode(state)).begin({"path": "/a"}, {"path": "/b"})
+    for made in (state.parent, state, state / "records"):
+        assert (stat.S_IMODE(made.stat().st_mode), made.stat().st_uid) == (0o700, os.geteuid())
+    assert len(list(Records(os.fsencode(state)).all())) == 1
+
+
+def test_link_of_a_stranger_in_a_sticky_directory(tmp_path: pathlib.Path, state: pathlib.Path) -> None:
+    """As in /tmp: everybody may create names there, and root's directory behind such a link is not what was meant."""
+    sticky = tmp_path / "sticky"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    (sticky / "link").symlink_to(state.parent)
+    os.chown(sticky / "link", TENANT, TENANT, follow_symlinks=False)
+    before = sorted(path.name for path in state.iterdir())
+    with pytest.raises(StateError, match="put there by others"):
+        batch.run([], batch.Settings(os.fsencode(sticky / "link" / "state")))
+    assert sorted(path.name for path in state.iterdir()) == before

@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Any, Mapping, NamedTuple, Optional
 
-from .._directories import CANNOT, open_directory, place_of, sync
+from .._directories import CANNOT, open_directory, place_of, sync_names
 from .._errors import QcowError, TargetExists, UnsafeImage
 
 _O_NOATIME = getattr(os, "O_NOATIME", 0)
@@ -166,16 +166,7 @@ def sync_directory(path: bytes) -> None:
     """
     fd = open_directory(path)
     try:
-        sync_opened(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_opened(directory: int) -> None:
-    """As :func:`sync_directory`, for a descriptor of :func:`open_directory`."""
-    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        sync(fd)
+        sync_names(fd)
     finally:
         os.close(fd)
 
@@ -199,7 +190,8 @@ def create_temporary(directory: bytes, name: bytes, mode: int = 0o600) -> int:
 
 
 def create_nameless(directory: bytes) -> int:
-    """Create a new empty file that has no name, so that nobody can exchange it and nothing is left of it after a crash.
+    """Create a new empty file that has no name, so that nobody can exchange it and nothing is left of it after a crash. (Where the filesystem
+    knows no ``O_TMPFILE`` it has one for a moment; a crash in that moment leaves an empty file.)
 
     :return: a read-write descriptor that the caller closes. :raises QcowError: where it cannot be created.
     """

@@ -16,11 +16,11 @@ import os
 from contextlib import contextmanager
 from typing import Dict, Iterator, NamedTuple, Optional, Tuple
 
-from .._directories import CANNOT, open_directory
+from .._directories import CANNOT, open_directory, sync_names
 from .._errors import ImageChanged, QcowError, StateError, TargetExists
 from .._paths import show
 from . import linux
-from .files import check_name, refused, sync_opened
+from .files import check_name, refused
 
 _CANNOT_LINK = (*CANNOT, errno.EPERM, errno.EMLINK)
 
@@ -32,12 +32,31 @@ class _Place(NamedTuple):
     name: bytes
     path: bytes
 
-    def inode(self) -> Optional[int]:
-        """The inode number of what has the name; ``None`` where nothing has it."""
+    def status(self) -> Optional[os.stat_result]:
+        """Of what has the name; ``None`` where nothing has it."""
         try:
-            return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False).st_ino
+            return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
+
+    def inode(self) -> Optional[int]:
+        """The inode number of what has the name; ``None`` where nothing has it."""
+        there = self.status()
+        return None if there is None else there.st_ino
+
+    def require(self, inode: Optional[int]) -> Optional[int]:
+        """As :meth:`inode`, of the file that a record has noted, where it has noted one.
+
+        :raises ImageChanged: another file has the name.
+        """
+        there = self.inode()
+        if inode is not None and there not in (None, inode):
+            raise ImageChanged(
+                "is not the file that was recorded (inode {0}, expected {1}).".format(there, inode),
+                path=self.path,
+                hint="It was left as it is.",
+            )
+        return there
 
     def unlink(self) -> None:
         os.unlink(self.name, dir_fd=self.directory)
@@ -69,11 +88,12 @@ def _places(*paths: bytes) -> Iterator[Tuple[_Place, ...]]:
 
 def _sync_all(*places: _Place) -> None:
     for directory in dict.fromkeys(place.directory for place in places):
-        sync_opened(directory)
+        sync_names(directory)
 
 
 def _same(one: _Place, other: _Place) -> bool:
-    return one.inode() is not None and one.inode() == other.inode()
+    first, second = one.status(), other.status()
+    return first is not None and second is not None and os.path.samestat(first, second)
 
 
 def _taken(path: bytes) -> TargetExists:
@@ -116,20 +136,13 @@ def _rename_durably(source_path: bytes, dest_path: bytes, inode: Optional[int], 
         with _places(source_path, dest_path) as (source, dest):
             if sync_file:
                 _sync_file(source)
-            there = source.inode()
-            if there is None:
+            if source.require(inode) is None:
                 if dest.inode() is None or inode is None or dest.inode() != inode:
                     raise QcowError(
                         "is gone, and {0} is not the file that it was renamed to.".format(show(dest_path)),
                         path=source_path,
                         reason="missing",
                     )
-            elif inode is not None and there != inode:
-                raise ImageChanged(
-                    "is not the file that was recorded (inode {0}, expected {1}).".format(there, inode),
-                    path=source_path,
-                    hint="It was left as it is.",
-                )
             elif _same(source, dest):
                 source.unlink()  # a crash came between link and unlink
             else:
@@ -253,20 +266,14 @@ def _exchange(tmp: _Place, dest: _Place) -> None:
 
 
 def remove_durably(path: bytes, *, inode: Optional[int] = None) -> bool:
-    """Remove a file if it is there.
+    """Remove a name and make its absence durable; no error where it is gone already.
 
     :param inode: remove only this file. :return: whether there was something to remove.
     :raises ImageChanged: another file has the name. :raises QcowError: where it cannot be removed.
     """
     try:
         with _places(path) as (place,):
-            there = place.inode()
-            if there is not None and inode is not None and there != inode:
-                raise ImageChanged(
-                    "is not the file that was recorded (inode {0}, expected {1}).".format(there, inode),
-                    path=path,
-                    hint="It was left as it is.",
-                )
+            there = place.require(inode)
             if there is not None:
                 place.unlink()
             _sync_all(place)

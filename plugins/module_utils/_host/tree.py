@@ -122,7 +122,7 @@ def _resolved(path: bytes) -> bytes:
         with place_of(path) as (directory, name):
             if not stat.S_ISLNK(os.stat(name or b".", dir_fd=directory, follow_symlinks=False).st_mode):
                 return path
-            path = os.path.join(os.path.dirname(path), target_of(path, directory, name))
+            path = os.path.join(os.path.dirname(path), target_of(path, directory, name, path))
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 

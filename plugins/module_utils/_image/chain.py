@@ -11,13 +11,15 @@ where a symbolic link leads. QEMU would also obey protocols and devices and gues
 import os
 import posixpath
 import re
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
+from .._access import Stranger
 from .._directories import exists, real_directory, real_path
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
 from .._paths import show
 from . import qcow1, qcow2
 from .detect import HEAD, UNKNOWN, ReadAt, identify, reader_at
+from .rights import unable_to_read, writers_of
 
 MAX_DEPTH = 256
 """Files in a chain; QEMU itself follows until it runs out of descriptors."""
@@ -73,8 +75,6 @@ class Rules(NamedTuple):
     formats: Mapping[bytes, str] = {}
     raw_bases: bool = True  # take a base for raw that has no magic and of which nobody says what it is
     depth: int = MAX_DEPTH
-    writers_of: Callable[[int, bytes], List[Any]] = lambda _fd, _path: []  # strangers who can write an image: see _host.rights
-    unable_to_read: Callable[[List[Any], int, bytes], Optional[Any]] = lambda _writers, _fd, _path: None
 
 
 def reference_of(read_at: ReadAt, format_name: str, path: bytes) -> Optional[Reference]:
@@ -213,10 +213,10 @@ def follow(path: bytes, fd: int, open_file: Opener, rules: Rules) -> Iterator[Tu
         # Resolved once: what is judged here is opened by that very name, and by no symbolic link that appears in it afterwards.
         nearest, real = member, real_path(below)
         _require_safe(below, real, member, directories)
-        writers = rules.writers_of(fd, member.real)
+        writers = writers_of(fd, member.real)
         fd = _open_base(real, nearest, open_file)
         try:
-            _require_right(rules.unable_to_read(writers, fd, real), real, nearest)
+            _require_right(unable_to_read(writers, fd, real), real, nearest)
             known = rules._replace(raw_bases=rules.raw_bases and not writers)
             member = _examine(below, real, fd, member.reference.format, known, is_base=True)
             if member.key in seen:
@@ -244,7 +244,7 @@ def _real_directories(directories: Iterable[bytes]) -> Tuple[bytes, ...]:
     return tuple(found)
 
 
-def _require_right(writer: Optional[Any], real: bytes, above: Member) -> None:
+def _require_right(writer: Optional[Stranger], real: bytes, above: Member) -> None:
     if writer is not None:
         raise UnsafeImage(
             "{0} can write this image but could not read the backing file {1} that it names".format(writer, show(real)),
@@ -262,7 +262,7 @@ def _require_safe(below: bytes, real: bytes, above: Member, directories: Tuple[b
             above.path,
             hint="It is never followed. Nothing was changed.",
         )
-    if not exists(below):
+    if not exists(real):
         raise QcowError(
             "the backing file {0} does not exist".format(show(below)),
             above.path,

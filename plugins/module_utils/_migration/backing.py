@@ -5,13 +5,12 @@
 """Overlays that stay thin: what they will rest on, under which name, and with which clusters."""
 
 import os
-from typing import List, Mapping, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 from .._copy.transcode import why_not
 from .._copy.writers import RawWriter
 from .._directories import real_path
 from .._errors import UnsupportedImage
-from .._host.rights import unable_to_read, writers_of
 from .._image.chain import Member, Rules
 from .._image.measure import Need, measure
 from .._image.qcow1 import Qcow1
@@ -23,12 +22,7 @@ from .source import Source
 def rules_of(request: Request) -> Rules:
     """What may be followed for this request."""
     formats = {real_path(path): format_name for path, format_name in request.backing_formats}
-    return rules_for(request.backing_dirs, formats, request.raw_bases)
-
-
-def rules_for(directories: Tuple[bytes, ...], formats: Mapping[bytes, str], raw_bases: bool = True) -> Rules:
-    """What may be followed: inside some directories, and by nobody who could not read it themselves; see :class:`Rules`."""
-    return Rules(directories, formats, raw_bases, writers_of=writers_of, unable_to_read=unable_to_read)
+    return Rules(request.backing_dirs, formats, request.raw_bases)
 
 
 class Backing(NamedTuple):

@@ -15,8 +15,9 @@ from .._host.files import inode_at
 from .._host.in_use import WRITER, find_users, require_unused
 from .._host.qemu_img import QemuImg
 from .._host.renames import remove_durably
-from .._image.extent import SECTOR
+from .._image.extent import SECTOR, Layer
 from .._image.qcow1 import Qcow1
+from .._image.qcow2 import Qcow2
 from .._paths import show
 from .._verify.compare import guest_blocks
 from .._verify.qcow_readers import open_reader
@@ -104,23 +105,24 @@ def _require_sound(record: Record, retired: bytes) -> None:
     :raises QcowError: something is wrong with it.
     """
     dest, format_name = record.path_of("dest"), record.facts["format"]
-    kept = _KEPT
     if inode_at(dest) is None:
-        raise QcowError("the migrated image is gone", dest, reason="missing", hint=kept)
-    if inode_at(dest) != record.facts["result"]["ino"]:
-        raise ImageChanged(
-            "the migrated image was replaced by another file", dest, hint=kept + " Compare the two; delete it by hand if you are sure."
-        )
+        raise QcowError("the migrated image is gone", dest, reason="missing", hint=_KEPT)
     try:
         with Source(dest) as source:
+            if source.identity.ino != record.facts["result"]["ino"]:
+                raise ImageChanged(
+                    "the migrated image was replaced by another file",
+                    dest,
+                    hint=_KEPT + " Compare the two; delete the original by hand if you are sure.",
+                )
             found = source.identify().format
             if format_name != "raw" and found != format_name:
-                raise DamagedImage("the migrated image is not {0} any more".format(format_name), dest, hint=kept)
+                raise DamagedImage("the migrated image is not {0} any more".format(format_name), dest, hint=_KEPT)
             layer = open_layer(format_name, source.fd, dest)
             expected = (record.facts.get("after") or {}).get("virtual_size", 0)
             if layer.virtual_size < expected:
                 raise DamagedImage(
-                    "its virtual size is {0} bytes, it was {1} when it was made".format(layer.virtual_size, expected), dest, hint=kept
+                    "its virtual size is {0} bytes, it was {1} when it was made".format(layer.virtual_size, expected), dest, hint=_KEPT
                 )
             _require_same_chain(record, layer, dest)
             for _extent in layer.extents():
@@ -128,23 +130,22 @@ def _require_sound(record: Record, retired: bytes) -> None:
             if not source.identity.is_recorded(record.facts["result"]):
                 _require_something_left(retired, source.fd, dest, format_name)
             written = any(use.kind == WRITER for use in find_users(source.fd))
+            tool = QemuImg.find() if format_name == "qcow2" and not written else None
+            answer = None if tool is None else tool.check(dest, format_name, fd=source.fd)
     except OSError as error:
-        raise DamagedImage("the migrated image cannot be read: {0}".format(error.strerror), dest, hint=kept) from error
-    tool = QemuImg.find() if format_name == "qcow2" and not written else None
-    if tool is not None:
-        answer = tool.check(dest, format_name)
-        if answer.corruptions or answer.errors:
-            raise DamagedImage("qemu-img check finds it damaged: {0}".format(answer), dest, hint=kept)
+        raise DamagedImage("the migrated image cannot be read: {0}".format(error.strerror), dest, hint=_KEPT) from error
+    if answer is not None and (answer.corruptions or answer.errors):
+        raise DamagedImage("qemu-img check finds it damaged: {0}".format(answer), dest, hint=_KEPT)
 
 
-def _require_same_chain(record: Record, layer: Any, dest: bytes) -> None:
+def _require_same_chain(record: Record, layer: Layer, dest: bytes) -> None:
     """Whether the result still stands alone, or still does not."""
-    had, has = record.facts.get("backing") is not None, getattr(layer, "backing_name", None) is not None
+    had, has = record.facts.get("backing") is not None, isinstance(layer, Qcow2) and layer.backing_name is not None
     if had != has:
         words = (
             "the migrated image has a backing file now, and had none" if has else "the migrated image had a backing file, and has none now"
         )
-        raise ImageChanged(words, dest, hint=_KEPT + " Delete it by hand if you are sure.")
+        raise ImageChanged(words, dest, hint=_KEPT + " Delete the original by hand if you are sure.")
 
 
 def _require_something_left(retired: bytes, fd: int, dest: bytes, format_name: str) -> None:

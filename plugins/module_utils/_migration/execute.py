@@ -257,8 +257,9 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
         "cluster_size": None,
     }
     there = identity_at(plan.dest)
-    named_now = {} if there is None else there._asdict()
-    record.note(State.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=named_now)
+    if there is None:
+        raise ImageChanged("the device is gone.", plan.dest, hint="The original was not changed. Look for the device and run again.")
+    record.note(State.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=there._asdict())
     seconds = (copied - started, time.monotonic() - copied)
     return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, guard.warnings, *seconds)
 

@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 from .._errors import QcowError
 from .._host import in_use, tree
 from .._image import safety
-from .._image.chain import NATIVE, Graph
+from .._image.chain import NATIVE, Graph, Rules
 from .._image.detect import HEAD, QCOW1_MAGIC, QCOW_MAGIC, UNKNOWN, Identity, identify, is_qcow1, reader_at
 from .._image.extent import SECTOR
 from .._image.findings import DAMAGED, SOUND
@@ -20,7 +20,6 @@ from .._image.qcow2 import Qcow2
 from .._paths import decode_exact, encode_exact, show
 from .._verify.compare import fingerprint
 from .._verify.qcow_readers import open_reader
-from .backing import rules_for
 from .chains import SeenImages
 from .domain_references import Domains
 from .record import Records
@@ -143,7 +142,7 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
 def _describe_chain(image: Dict[str, Any], source: Source, question: Question) -> bool:
     """The backing files as far as they may be followed; whether that is all the way."""
     try:
-        source.follow(rules_for(question.paths + question.backing_dirs, {}))
+        source.follow(Rules(question.paths + question.backing_dirs))
         whole = True
     except QcowError as error:
         image["error"] = str(error)

@@ -15,7 +15,8 @@ import os
 import time
 from typing import Any, Dict, Iterator, List, Optional
 
-from .._directories import make_directory, require_ours, strangers_can_write
+from .._access import access_of
+from .._directories import make_directory, require_ours
 from .._errors import QcowError, StateError
 from .._host.files import sync_directory
 from .._host.renames import remove_durably
@@ -348,7 +349,7 @@ def _read(path: bytes) -> Optional[Record]:
     facts: Dict[str, Any] = {}
     try:
         with open(path, "rb") as stream:
-            if strangers_can_write(os.fstat(stream.fileno())):
+            if access_of(stream.fileno()).writers():
                 return None  # not written by a run of ours
             for raw in stream:
                 try:

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 import os
+import pathlib
 import stat
 
 import pytest
@@ -291,6 +292,18 @@ def test_opening_and_reading_leaves_no_trace(tmp_path):
     os.close(fd)
     after = os.stat(path)
     assert (after.st_atime_ns, after.st_mtime_ns, after.st_ctime_ns) == (before.st_atime_ns, before.st_mtime_ns, before.st_ctime_ns)
+
+
+def test_two_files_with_one_inode_number(tmp_path):
+    """On two filesystems numbers are the same now and then; that is no half-finished link, and nothing is removed for it."""
+    with mounted("tmpfs", str(tmp_path / "one"), size_mib=4) as one, mounted("tmpfs", str(tmp_path / "other"), size_mib=4) as other:
+        files = [pathlib.Path(point, "file") for point in (one, other)]
+        for file in files:
+            file.write_bytes(bytes(file))
+        assert files[0].stat().st_ino == files[1].stat().st_ino, "the first file of a fresh tmpfs"
+        with pytest.raises(QcowError):
+            renames.retire(*map(os.fsencode, files))
+        assert [file.read_bytes() for file in files] == [bytes(file) for file in files]
 
 
 def test_identity_tells_a_rename_from_a_write(tmp_path):
