@@ -4,11 +4,13 @@
 """Edge cases: compressed clusters."""
 
 import random
+import zlib
+from typing import Any
 
 import pytest
 
 from ansible_collections.vmimage.qcow.tests.support import oracle
-from ansible_collections.vmimage.qcow.tests.support.builder import Entry, ImageSpec, Packed, Plain, build, compressed_entry, deflate
+from ansible_collections.vmimage.qcow.tests.support.builder import Entry, ImageSpec, Packed, Plain, Shared, build, compressed_entry, deflate
 
 MIB = 1 << 20
 CLUSTER = 4096
@@ -107,3 +109,31 @@ def test_last_compressed_cluster_as_qemu_img_writes_it(workbench) -> None:
     raw = workbench.file(disk, "disk.raw.source")
     oracle.make_v1(raw, workbench.directory / "disk.qcow", compressed=True)
     workbench.converts_to(workbench.directory / "disk.qcow", disk)
+
+
+def test_stream_of_many_clusters_is_inflated_once(workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = build(ImageSpec(size=MIB, clusters={0: Packed(words(1)), **{index: Shared(0) for index in range(1, 256)}}))
+    path = workbench.image(image)
+    made: list[int] = []
+    inflater = zlib.decompressobj
+
+    def counted(*arguments: Any) -> Any:
+        made.append(1)
+        return inflater(*arguments)
+
+    monkeypatch.setattr(zlib, "decompressobj", counted)
+    workbench.converts_to(path, image.guest_bytes())
+    assert 0 < len(made) < 20, "inflated for each of 256 clusters"
+    del made[:]
+    assert workbench.inspect(path)["check"]["verdict"] == "suspect"  # cross-linked, as no writer makes it
+    assert len(made) < 20
+
+
+def test_every_cluster_of_a_damaged_stream_is_named(workbench) -> None:
+    broken = Packed(words(3), stream=noise(5, 600))
+    image = build(ImageSpec(size=MIB, clusters={3: broken, 9: Shared(3), 4: Plain(b"four"), 200: Shared(3)}))
+    path = workbench.image(image)
+    lost = [(3 * CLUSTER, CLUSTER), (9 * CLUSTER, CLUSTER), (200 * CLUSTER, CLUSTER)]
+    assert workbench.ranges(workbench.is_refused(path, "damaged", "compressed cluster")) == lost[:1]
+    saved = workbench.convert(path, salvage=True)
+    assert [(found["start"], found["length"]) for found in saved["lost"]] == lost

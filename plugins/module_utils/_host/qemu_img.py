@@ -15,34 +15,17 @@ import struct
 import zlib
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
-from .._errors import QcowError, ToolFailed, ToolMissing, UnsupportedImage
+from .._errors import ToolFailed, ToolMissing, UnsupportedImage
 from .._paths import show
 from .command import Output, command_line, find_program, run
+from .image_options import Node, escape, image_options, name_of_descriptor, nodes_of, secret_arguments
 
-# Drivers that would open what the image's own header names, unless told otherwise.
-_WITH_BACKING = ("qcow", "qcow2", "qed", "vmdk", "parallels", "vhdx", "vpc")
 # QEMU measures its own processor time to find out how often to hash a LUKS passphrase, and fails where the kernel's clock has counted none
 # (crypto/pbkdf.c): on a busy machine up to every second time, before anything is written, after some 30 ms.
 _BUSY = b"Unable to get accurate CPU usage"
 _ATTEMPTS = 50
 _DEPRECATION = re.compile(rb'^.*warning: Use of "backing": "" is deprecated.*\n?', re.MULTILINE)
 _PROGRESS = re.compile(rb"\((\d+\.\d+)/100%\)")
-
-
-class Node(NamedTuple):
-    """An image and all below it. ``driver`` is our decision; ``backing`` ``None`` means it has no backing file, whatever its header says.
-
-    ``secret_file`` holds the passphrase of this node, byte for byte (a newline at its end counts).
-    ``protocol`` is ``file``, or ``host_device`` for a block device.
-    ``fd`` is the file, open for reading: qemu-img is given that, and ``path`` is for messages only. Nobody can exchange an open file.
-    """
-
-    path: bytes
-    driver: str
-    backing: Optional[Any] = None  # a Node; a NamedTuple cannot name itself in Python 3.6
-    secret_file: Optional[bytes] = None
-    protocol: str = "file"
-    fd: Optional[int] = None
 
 
 class CheckResult(NamedTuple):
@@ -54,57 +37,6 @@ class CheckResult(NamedTuple):
     errors: int
     allocated_clusters: int
     total_clusters: int
-
-
-class CompareResult(NamedTuple):
-    """Whether two disks hold the same bytes for the guest (a longer one may end in zeros), and qemu-img's words."""
-
-    identical: bool
-    message: str
-
-
-def name_of_descriptor(fd: int) -> bytes:
-    """What a program that we start can open one of our descriptors by: the very file, whatever has become of its names."""
-    return b"/proc/%d/fd/%d" % (os.getpid(), fd)
-
-
-def escape(value: bytes) -> bytes:
-    """A value inside an option string of QEMU: only the comma means something there."""
-    return value.replace(b",", b",,")
-
-
-def _options(node: Node, prefix: bytes, secrets: List[Tuple[bytes, bytes]]) -> List[bytes]:
-    if b"\0" in node.path:
-        raise QcowError("is not a usable file name.", path=node.path, reason="bad-name")
-    parts = [
-        prefix + b"driver=" + escape(node.driver.encode("ascii")),
-        prefix + b"file.driver=" + node.protocol.encode("ascii"),
-        prefix + b"file.filename=" + escape(os.path.abspath(node.path) if node.fd is None else name_of_descriptor(node.fd)),
-    ]
-    if node.secret_file is not None:
-        name = b"node%d" % len(secrets)
-        secrets.append((name, node.secret_file))
-        parts.append(prefix + (b"key-secret=" if node.driver == "luks" else b"encrypt.key-secret=") + name)
-    if node.backing is not None:
-        parts.extend(_options(node.backing, prefix + b"backing.", secrets))
-    elif node.driver in _WITH_BACKING:
-        parts.append(prefix + b"backing=")
-    return parts
-
-
-def image_options(node: Node, secrets: List[Tuple[bytes, bytes]]) -> bytes:
-    """The ``--image-opts`` string of a chain. Bytes, because names are (a ``json:{}`` name could not carry a name that is not UTF-8).
-
-    :param secrets: (id, file) of the secrets the string refers to are appended.
-    """
-    return b",".join(_options(node, b"", secrets))
-
-
-def _secret_arguments(secrets: Sequence[Tuple[bytes, bytes]]) -> List[bytes]:
-    arguments = []
-    for name, path in secrets:
-        arguments += [b"--object", b"secret,id=" + escape(name) + b",file=" + escape(os.path.abspath(path))]
-    return arguments
 
 
 def _probe_image() -> Tuple[bytes, bytes]:
@@ -121,6 +53,9 @@ def _probe_image() -> Tuple[bytes, bytes]:
 _LOOK_MEMORY = 1 << 30
 """Bytes that a look at somebody's image may take, whatever its header claims; oVirt and OpenStack allow as much."""
 
+_CONVERT_MEMORY = 4 << 30
+"""Bytes of address space for converting. Half a GiB to one were measured, most of it stacks of threads."""
+
 
 class QemuImg:
     """One qemu-img program; what it can do is asked once and kept.
@@ -129,7 +64,7 @@ class QemuImg:
     """
 
     def __init__(self, executable: bytes = b"qemu-img", *, timeout: float = 60.0) -> None:
-        """:param executable: name or path. :param timeout: seconds for everything but convert, compare and check, which have none."""
+        """:param executable: name or path. :param timeout: seconds for everything but convert and check, which have none."""
         path = find_program(executable)
         if path is None:
             raise ToolMissing("was not found.", path=executable, hint="Install qemu-img (qemu-utils) or use the native engine.")
@@ -218,7 +153,7 @@ class QemuImg:
         """
         if cache not in ("writeback", "none"):
             raise ValueError("cache must be writeback or none: other modes leave the result unflushed")
-        for node in _chain(source):
+        for node in nodes_of(source):
             self._require_driver(node)
         arguments = [b"-t", cache.encode("ascii")]
         if bandwidth is not None:
@@ -257,8 +192,8 @@ class QemuImg:
             watch = _progress_parser(progress)
         # An absolute name cannot be taken for a protocol, so the result needs no option string.
         target = name_of_descriptor(dest) if isinstance(dest, int) else os.path.abspath(dest)
-        argv = [b"convert"] + _secret_arguments(needed) + arguments + [b"-O", output_format.encode("ascii")] + read + [target]
-        self._run(argv, _chain(source), timeout=timeout, on_stdout=watch, tick=tick)
+        argv = [b"convert"] + secret_arguments(needed) + arguments + [b"-O", output_format.encode("ascii")] + read + [target]
+        self._run(argv, nodes_of(source), timeout=timeout, on_stdout=watch, tick=tick, memory=_CONVERT_MEMORY)
 
     def check(self, path: bytes, image_format: str, *, fd: Optional[int] = None, tick: Optional[Callable[[], None]] = None) -> CheckResult:
         """Check an image's structure, alone: its backing file is not opened. Never repairs. No time limit.
@@ -276,20 +211,6 @@ class QemuImg:
         answer = self._json(output, [b"check"])
         numbers = [int(answer.get(key, 0)) for key in ("corruptions", "leaks", "check-errors", "allocated-clusters", "total-clusters")]
         return CheckResult(output.rc == 0 and not any(numbers[:3]), *numbers)
-
-    def compare(self, first: Node, second: Node, *, tick: Optional[Callable[[], None]] = None) -> CompareResult:
-        """Compare what the guest sees of two images. No time limit.
-
-        :raises UnsupportedImage: no v1 driver here. :raises ToolFailed: one could not be read.
-        """
-        for node in _chain(first) + _chain(second):
-            self._require_driver(node)
-        secrets: List[Tuple[bytes, bytes]] = []
-        operands = [image_options(first, secrets), image_options(second, secrets)]
-        output = self._run([b"compare"] + _secret_arguments(secrets) + [b"--image-opts"] + operands, accept=(0, 1), timeout=None, tick=tick)
-        if output.rc == 1 and not output.stdout.strip():
-            raise self._failed([b"compare"], output)
-        return CompareResult(output.rc == 0, show(output.stdout).strip())
 
     def info(self, path: bytes, image_format: str, *, fd: Optional[int] = None) -> Dict[str, Any]:
         """What ``info --output=json`` says of an image that is not QCOW v1 (read those yourself: not every qemu-img can).
@@ -365,14 +286,6 @@ class QemuImg:
         except ValueError as error:
             raise self._failed(arguments, output) from error
         return answer if isinstance(answer, dict) else {}
-
-
-def _chain(node: Optional[Node]) -> List[Node]:
-    nodes = []
-    while node is not None:
-        nodes.append(node)
-        node = node.backing
-    return nodes
 
 
 def _progress_parser(progress: Callable[[float], None]) -> Callable[[bytes], None]:

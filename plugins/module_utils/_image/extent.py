@@ -12,7 +12,7 @@ the guest reads zeros.
 import os
 import stat
 from array import array
-from typing import Iterable, Iterator, List, NamedTuple, Optional
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 DATA = "data"
 """The guest bytes lie in the layer's file as they are."""
@@ -87,6 +87,7 @@ class Layer:
         self.file_size = os.lseek(fd, 0, os.SEEK_END)
         self.virtual_size = self.file_size
         self.cluster_size = SECTOR
+        self._last_stream: Tuple[Tuple[int, ...], bytes] = ((-1, -1), b"")
 
     def held(self) -> int:
         """Bytes of the file, but for holes; of a block device, all."""
@@ -108,10 +109,22 @@ class Layer:
     def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
         """The whole cluster (``cluster_size`` bytes) a compressed extent of this layer belongs to.
 
-        :param stream: its stored bytes, where the caller has read them already.
+        A stream that many clusters share is inflated once: gigabytes of such a disk take a few kilobytes of a file.
 
+        :param stream: its stored bytes, where the caller has read them already.
         :raises DamagedImage: where the stream does not yield a cluster.
         """
+        place = extent[4:6]
+        if place == self._last_stream[0]:
+            return self._last_stream[1]
+        data = self._inflated(extent, os.pread(self.fd, extent.stored, extent.offset) if stream is None else stream)
+        if data is None:
+            return bytes(self.cluster_size)
+        self._last_stream = place, data
+        return data
+
+    def _inflated(self, extent: Extent, stream: bytes) -> Optional[bytes]:
+        """What :meth:`inflate` returns; ``None`` where damage was let pass."""
         raise NotImplementedError
 
     def decrypt(self, start: int, data: bytes) -> bytes:

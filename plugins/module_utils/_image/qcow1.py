@@ -324,15 +324,13 @@ class Qcow1(Layer):
             return self._lost(start, length, offset, what, KIND_OUTSIDE)
         return _new(Extent, (start, length, COMPRESSED, self, offset, min(stored, self.file_size - offset), 0))
 
-    def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
-        """See :meth:`Layer.inflate`. A stream may lack its end or be followed by garbage, as in QEMU: a whole cluster is enough."""
-        if stream is None:
-            stream = os.pread(self.fd, extent.stored, extent.offset)
+    def _inflated(self, extent: Extent, stream: bytes) -> Optional[bytes]:
+        """A stream may lack its end or be followed by garbage, as in QEMU: a whole cluster is enough."""
         data, error = inflate_stream(stream, self.cluster_size)[:2]
         if error is None:
             return data
         self._on_damage(Damage(extent.start, extent.length, extent.offset, "the compressed cluster " + error, KIND_STREAM))
-        return bytes(self.cluster_size)
+        return None
 
     def unlock(self, decryptor: Callable[[int, bytes], bytes]) -> None:
         """Decrypt with ``(first guest byte, whole sectors) -> plain sectors`` from now on."""

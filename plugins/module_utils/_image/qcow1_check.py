@@ -65,6 +65,7 @@ class _Check:
         self.image = Qcow1(fd, path, self._damage)
         self.gathered = False
         self.first_pass = True
+        self.last_stream: Tuple[int, int, Optional[str], Optional[str]] = (-1, -1, None, None)
         status = os.fstat(fd)
         self.sparse = stat.S_ISREG(status.st_mode) and 512 * status.st_blocks < status.st_size
         self.hole = (0, 0)
@@ -268,8 +269,11 @@ class _Check:
             text = "a compressed cluster in an encrypted image is not encrypted; no writer makes such an image on purpose"
             self.findings.add("compressed-in-encrypted", WARNING, extent.start, extent.length, extent.offset, text)
         if self.level == CONTENT:
-            stream = os.pread(self.image.fd, extent.stored, extent.offset)
-            _data, error, oddity = inflate_stream(stream, self.image.cluster_size)
+            if (extent.offset, extent.stored) != self.last_stream[:2]:  # many clusters may share one
+                stream = os.pread(self.image.fd, extent.stored, extent.offset)
+                _data, error, oddity = inflate_stream(stream, self.image.cluster_size)
+                self.last_stream = (extent.offset, extent.stored, error, oddity)
+            error, oddity = self.last_stream[2:]
             if error is not None:
                 self._damage(Damage(extent.start, extent.length, extent.offset, "the compressed cluster " + error, KIND_STREAM))
             elif oddity is not None:

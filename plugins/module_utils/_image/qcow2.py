@@ -135,10 +135,7 @@ class Qcow2(Layer):
             )
         return Extent(position, length, COMPRESSED, self, offset, stored, 0)
 
-    def inflate(self, extent: Extent, stream: Optional[bytes] = None) -> bytes:
-        """See :meth:`Layer.inflate`."""
-        if stream is None:
-            stream = os.pread(self.fd, extent.stored, extent.offset)
+    def _inflated(self, extent: Extent, stream: bytes) -> Optional[bytes]:
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, self.cluster_size)
         except zlib.error as error:

@@ -21,8 +21,9 @@ from .._copy.writers import Qcow2Writer, RawWriter, preallocate
 from .._directories import real_path
 from .._errors import ImageInUse, NoSpace, QcowError, ToolFailed, ToolMissing, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._host.files import create_nameless, open_source
+from .._host.image_options import Node, name_of_descriptor
 from .._host.in_use import require_unused
-from .._host.qemu_img import Node, QemuImg, name_of_descriptor
+from .._host.qemu_img import QemuImg
 from .._image.detect import HEAD, UNKNOWN, identify, signatures
 from .._image.extent import filled
 from .._image.qcow1 import Qcow1

@@ -10,8 +10,9 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, 
 from .._directories import real_path
 from .._errors import DamagedImage, ImageChanged, PassphraseError, QcowError, ToolMissing, UnsupportedImage
 from .._host.files import FileIdentity, create_nameless, identity, open_source
+from .._host.image_options import Node
 from .._host.in_use import Guard
-from .._host.qemu_img import Node, QemuImg
+from .._host.qemu_img import QemuImg
 from .._image import crypt
 from .._image.chain import FOREIGN, Key, Member, Rules, follow
 from .._image.detect import HEAD, Identity, identify, reader_at

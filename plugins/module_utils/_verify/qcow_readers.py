@@ -45,6 +45,8 @@ class TableReader(FileReader):
         self.special_flags = _ALL
         self.address_bits = _ALL
         self._map: Optional[FileMap] = None
+        self._stream = (-1, -1)  # offset and length of the stream that was inflated last
+        self._inflated = b""
 
     def found(self) -> None:
         """The header has been read: to be called before the tables are."""
@@ -180,17 +182,21 @@ class TableReader(FileReader):
         if expected >= 0:
             self.stored(address, view[begin:at])
 
-    def _inflated(self, offset: int, length: int, skip: int, view: memoryview) -> None:
-        inflater = zlib.decompressobj(-15)
-        try:
-            data = inflater.decompress(os.pread(self.fd, length, offset), self.cluster)
-        except zlib.error as error:
-            raise DamagedImage("the compressed cluster at byte {0} cannot be inflated ({1})".format(offset, error), self.path) from error
-        if len(data) != self.cluster:
-            raise DamagedImage(
-                "the compressed cluster at byte {0} yields {1} of {2} bytes".format(offset, len(data), self.cluster), self.path
-            )
-        view[:] = data[skip : skip + len(view)]
+    def _inflate(self, offset: int, length: int, skip: int, view: memoryview) -> None:
+        if (offset, length) != self._stream:  # many clusters may share one
+            inflater = zlib.decompressobj(-15)
+            try:
+                data = inflater.decompress(os.pread(self.fd, length, offset), self.cluster)
+            except zlib.error as error:
+                raise DamagedImage(
+                    "the compressed cluster at byte {0} cannot be inflated ({1})".format(offset, error), self.path
+                ) from error
+            if len(data) != self.cluster:
+                raise DamagedImage(
+                    "the compressed cluster at byte {0} yields {1} of {2} bytes".format(offset, len(data), self.cluster), self.path
+                )
+            self._stream, self._inflated = (offset, length), data
+        view[:] = self._inflated[skip : skip + len(view)]
 
 
 class Qcow1Reader(TableReader):
@@ -239,7 +245,7 @@ class Qcow1Reader(TableReader):
 
     def _compressed(self, word: int, skip: int, view: memoryview) -> None:
         bits = 63 - (self.cluster.bit_length() - 1)
-        self._inflated(word & ((1 << bits) - 1), word >> bits & (self.cluster - 1), skip, view)
+        self._inflate(word & ((1 << bits) - 1), word >> bits & (self.cluster - 1), skip, view)
 
     def _encrypted(self, guest: int, offset: int, view: memoryview) -> None:
         if self.decrypt is None:
@@ -291,7 +297,7 @@ class Qcow2Reader(TableReader):
             shift = 62 - (self.cluster.bit_length() - 9)
             offset = word & ((1 << shift) - 1)
             sectors = (word & ((1 << 62) - 1)) >> shift
-            self._inflated(offset, (sectors + 1) * 512 - offset % 512, skip, view)
+            self._inflate(offset, (sectors + 1) * 512 - offset % 512, skip, view)
         elif self.extended:
             self._subclusters(word & _QCOW2_ADDRESS, int.from_bytes(entry[8:], "big"), skip, view)
         elif word & 1 and self.version == 3:

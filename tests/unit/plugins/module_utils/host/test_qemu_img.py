@@ -13,7 +13,8 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError, ToolFailed, ToolMissing, UnsupportedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils._host import command
-from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import Node, QemuImg, image_options
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.image_options import Node, image_options
+from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
 from ansible_collections.vmimage.qcow.tests import support
 from ansible_collections.vmimage.qcow.tests.support.require import require, require_tool
 
@@ -106,8 +107,7 @@ def test_names_mean_nothing(tool, folder, name):
     tool.convert(node, folder + b"/out" + name[:200], "qcow2")
     assert tool.check(folder + b"/out" + name[:200], "qcow2").ok
     assert tool.info(folder + b"/out" + name[:200], "qcow2")["virtual-size"] == MIB
-    assert tool.compare(node, Node(folder + b"/out" + name[:200], "qcow2")).identical
-    tool.convert(node, folder + b"/raw", "raw")
+    tool.convert(Node(folder + b"/out" + name[:200], "qcow2"), folder + b"/raw", "raw")
     assert guest(folder + b"/raw") == content.ljust(MIB, b"\0")
 
 
@@ -126,7 +126,6 @@ def test_a_chain_is_read_as_told(tool, folder):
     chain = Node(folder + b"/upper", "qcow2", Node(folder + b"/top", "qcow", Node(folder + b"/moved,base", "qcow")))
     tool.convert(chain, folder + b"/out", "raw")
     assert guest(folder + b"/out")[:4096] == content
-    assert tool.compare(chain, Node(folder + b"/plain.raw", "raw")).identical
 
 
 def test_a_header_cannot_pull_in_a_file(tool, folder):
@@ -173,17 +172,6 @@ def test_check_counts_damage(tool, folder):
         tool.info(node.path, "qcow")
 
 
-def test_compare_tells_difference_from_failure(tool, folder):
-    node, dummy = v1(folder)
-    raw(folder + b"/other")
-    result = tool.compare(node, Node(folder + b"/other", "raw"))
-    assert not result.identical and "mismatch" in result.message
-    with pytest.raises(ToolFailed):
-        tool.compare(node, Node(folder + b"/none", "raw"))
-    with pytest.raises(ToolFailed):
-        tool.compare(node, Node(folder + b"/other", "qcow2"))
-
-
 def test_an_encrypted_chain_and_an_encrypted_result(tool, folder):
     content = raw(folder + b"/plain.raw")
     for number in (b"1", b"2"):
@@ -196,12 +184,12 @@ def test_an_encrypted_chain_and_an_encrypted_result(tool, folder):
     chain = Node(folder + b"/top", "qcow", Node(folder + b"/base", "qcow", None, folder + b"/pass,1"), folder + b"/pass,2")
     tool.convert(chain, folder + b"/out", "raw")
     assert guest(folder + b"/out")[:4096] == content
-    assert tool.compare(chain, Node(folder + b"/plain.raw", "raw")).identical
     require("luks" in tool.formats, "this qemu-img has no LUKS")
     quick = {"key-secret": "new", "iter-time": "10"}
     tool.convert(chain, folder + b"/luks", "luks", options=quick, secrets={"new": folder + b"/pass,1"})
     assert guest(folder + b"/luks")[:4] == b"LUKS"
-    assert tool.compare(Node(folder + b"/luks", "luks", None, folder + b"/pass,1"), Node(folder + b"/plain.raw", "raw")).identical
+    tool.convert(Node(folder + b"/luks", "luks", None, folder + b"/pass,1"), folder + b"/out", "raw")
+    assert guest(folder + b"/out") == guest(folder + b"/plain.raw")
     with pytest.raises(ToolFailed) as caught:
         tool.convert(Node(folder + b"/luks", "luks", None, folder + b"/pass,2"), folder + b"/out", "raw")
     assert "secret2" not in str(caught.value) + str(caught.value.details)
