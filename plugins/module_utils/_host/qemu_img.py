@@ -13,7 +13,8 @@ import os
 import re
 import struct
 import zlib
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from array import array
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from .._errors import ToolFailed, ToolMissing, UnsupportedImage
 from .._paths import show
@@ -229,6 +230,27 @@ class QemuImg:
                 _LOOK_MEMORY
             )
             raise
+
+    def data_ranges(self, path: bytes, image_format: str, *, fd: int, limit: int) -> Iterator[Tuple[int, int]]:
+        """``(first, byte after the last)`` of what ``map --output=json`` says holds data in the first ``limit`` guest bytes.
+
+        :param fd: see :class:`Node`.
+        :raises ToolFailed: it cannot be opened as that format, or takes too long.
+        """
+        node = Node(path, image_format, fd=fd)
+        found, rest = array("Q"), [b""]
+
+        def parse(piece: bytes) -> None:
+            lines = (rest[0] + piece).split(b"\n")  # an object a line
+            rest[0] = lines.pop()
+            for line in lines:
+                entry = json.loads(line.strip(b"[], ").decode("ascii"))
+                if entry["data"] and not entry["zero"] and entry["start"] < limit:
+                    found.extend((entry["start"], min(entry["start"] + entry["length"], limit)))
+
+        shorter = [b"--max-length=%d" % limit] if "max-length" in self.help and limit else []  # since 5.2
+        self._run([b"map", b"--output=json"] + shorter + self._operand(node, []), [node], on_stdout=parse, memory=_LOOK_MEMORY)
+        return zip(found[::2], found[1::2])
 
     # ---- how it is run ----
 

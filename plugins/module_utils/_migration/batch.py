@@ -182,7 +182,9 @@ class _Batch:
                 )
         plans = defer_beyond(refuse_together(plans), settings.max_bytes)
         try:
-            return refuse_together(preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent)))
+            return refuse_together(
+                preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent), settings.workers)
+            )
         except NoSpace as error:
             error.details["images"] = [
                 planned(plan._replace(action=REFUSE, code=error.reason, reasons=[str(error)]) if plan.action in (CONVERT, RETIRE) else plan)

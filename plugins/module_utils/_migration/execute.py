@@ -231,7 +231,7 @@ def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, prog
     try:
         record.note(State.COPYING, device=named(plan.dest))
         started = time.monotonic()
-        source.materialise(os.path.dirname(plan.request.src))
+        source.fetch_foreign(os.path.dirname(plan.request.src), whole=False)
         extents = filled(source.extents(), source.layers[0], plan.virtual_size)
         writer = DeviceWriter(fd, plan.virtual_size)
         written = copy_extents(extents, source.layers, writer, _stage(progress, plan, "copy", guard), hashed=plan.request.verify)

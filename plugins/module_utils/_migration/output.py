@@ -106,7 +106,7 @@ def write(plan: Plan, source: Source, fd: int, directory: bytes, progress: OnPro
     :return: the fingerprint of what was written, where the copy has made one on its way.
     :raises QcowError: what reading, writing or qemu-img raise.
     """
-    source.materialise(directory)
+    source.fetch_foreign(directory, whole=plan.backing is not None)
     if plan.engine == NATIVE:
         return _write_natively(plan, source, fd, progress)
     if plan.engine == STAGED:
@@ -220,7 +220,7 @@ def read_back(plan: Plan, source: Source, fd: int, directory: bytes) -> Tuple[Li
 
     :param directory: for a file without a name, into which qemu-img writes what only it can read back.
     """
-    if plan.engine != NATIVE and (plan.request.compression == "zstd" or plan.request.encryption == "luks"):
+    if plan.read_back_by_qemu_img:
         proof = create_nameless(directory)
         try:
             _tool().convert(Node(plan.dest, "qcow2", secret_file=plan.request.luks_passphrase_file, fd=fd), proof, "raw")

@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     virtual_size: int = 0  # of the result, bytes
     guest_bytes: int = 0  # that will be copied
     need: int = 0  # bytes the result will occupy at most
+    foreign_need: int = 0  # bytes that what is fetched of a foreign base will occupy at most, until the chain is done
     details: Dict[str, Any] = {}  # of a refusal
     below: Tuple[Member, ...] = ()  # the other files of its chain, nearest first
     backing: Optional[Backing] = None  # what a thin overlay rests on; None: the result stands alone
@@ -58,6 +59,16 @@ class Plan(NamedTuple):
     def lost_ranges(self) -> List[Dict[str, Any]]:
         """What salvage gives up, as results, reports and records list it."""
         return listed(self.lost, [self.request.src] + [member.path for member in self.below])
+
+    @property
+    def read_back_by_qemu_img(self) -> bool:
+        """Whether only qemu-img can read what it wrote."""
+        return self.engine != NATIVE and (self.request.compression == "zstd" or self.request.encryption == "luks")
+
+    @property
+    def temporary_need(self) -> int:
+        """Bytes that temporary files will occupy beside the result at most."""
+        return self.foreign_need + (self.need if self.read_back_by_qemu_img else 0)
 
     @property
     def in_place(self) -> bool:

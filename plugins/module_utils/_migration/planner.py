@@ -219,6 +219,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         engine=engine,
         guest_bytes=need.guest,
         need=0 if is_device(dest) else need.file,
+        foreign_need=source.foreign_need(whole=backing is not None)[0],
         backing=backing,
         cluster_size=cluster_size,
         layout=layout,

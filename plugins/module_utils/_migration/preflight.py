@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from .._errors import NoSpace
 from .._host import free_space
 from .._paths import show
+from .output import is_device
 from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan
 from .references import mentions
 
@@ -76,13 +77,14 @@ class Reserve:
         self.percent = percent
 
 
-def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve) -> List[Plan]:
+def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve, workers: int = 1) -> List[Plan]:
     """The plans, with those refused that could not be carried out for reasons of their own: the others need not wait for them.
 
+    :param workers: how many images are under way at a time.
     :raises NoSpace: where everything together does not fit. Its details' ``problems`` name this and all else that was found.
     """
     plans = _distinct(plans)
-    demands = _demands(plans, state_dir)
+    demands = _demands(plans, state_dir) + _temporary_demands(plans, workers)
     found = free_space.problems(demands, reserve_bytes=reserve.size, reserve_percent=reserve.percent)
     closed = {problem.directory: problem for problem in found if problem.reason not in ("no-space", "no-inodes")}
     plans = [_possible(plan, closed) for plan in plans]
@@ -156,6 +158,19 @@ def _demands(plans: List[Plan], state_dir: bytes) -> List[free_space.Demand]:
             if plan.retired is not None:
                 demands.append(free_space.Demand(_parent(plan.retired), 0, 0, show(plan.retired)))
     return demands
+
+
+def _temporary_demands(plans: List[Plan], workers: int) -> List[free_space.Demand]:
+    """Temporary files go with their image, or with its chain: at the worst those of the largest ones are there together."""
+    needs: Dict[bytes, Dict[Unit, int]] = {}
+    for number, plan in enumerate(plans):
+        if plan.action == CONVERT and plan.temporary_need:
+            directory = _parent(plan.request.src) if is_device(plan.dest) else _directory(plan)
+            units, unit = needs.setdefault(directory, {}), unit_of(number, plan)
+            units[unit] = units.get(unit, 0) + plan.temporary_need
+    return [
+        free_space.Demand(directory, sum(sorted(units.values())[-workers:]), 0, "temporary files") for directory, units in needs.items()
+    ]
 
 
 def _possible(plan: Plan, closed: Dict[bytes, free_space.Problem]) -> Plan:

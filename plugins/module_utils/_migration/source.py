@@ -8,15 +8,13 @@ import os
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .._directories import real_path
-from .._errors import DamagedImage, ImageChanged, PassphraseError, QcowError, ToolMissing, UnsupportedImage
-from .._host.files import FileIdentity, create_nameless, identity, open_source
-from .._host.image_options import Node
+from .._errors import DamagedImage, ImageChanged, PassphraseError, UnsupportedImage
+from .._host.files import FileIdentity, identity, open_source
 from .._host.in_use import Guard
-from .._host.qemu_img import QemuImg
 from .._image import crypt
 from .._image.chain import FOREIGN, Key, Member, Rules, follow
 from .._image.detect import HEAD, Identity, identify, reader_at
-from .._image.extent import COMPRESSED, DATA, Extent, Layer, chain_extents, thin_extents
+from .._image.extent import COMPRESSED, Extent, Layer, chain_extents, thin_extents
 from .._image.findings import DAMAGED, ERROR, WARNING, Finding, Report
 from .._image.qcow1 import Damage, OnDamage, Qcow1
 from .._image.qcow1_check import check
@@ -25,6 +23,7 @@ from .._image.raw import Raw
 from .._paths import show
 from .._verify.qcow_readers import Qcow1Reader, open_reader
 from .._verify.reader import LostReader, Reader
+from .foreign_base import ForeignBase
 
 LostRanges = Mapping[int, Sequence[Tuple[int, int]]]
 """By place in the chain (0: the image itself) the guest ranges ``(start, length)`` that were given up, in bytes."""
@@ -33,19 +32,6 @@ LostRanges = Mapping[int, Sequence[Tuple[int, int]]]
 def identity_of(member: Member) -> FileIdentity:
     """The identity that a file of a chain had when the chain was resolved; only its content's, see :meth:`.FileIdentity.same_content`."""
     return FileIdentity(member.key[0], member.key[1], member.size, member.mtime_ns, 0)
-
-
-class Opaque(Layer):
-    """A base that only qemu-img reads and that has not been read yet: as far as planning goes, all of it may hold data."""
-
-    def __init__(self, fd: int, path: bytes, driver: str) -> None:
-        super().__init__(fd, path)
-        self.format = driver
-        self.virtual_size = int(_tool_for(path, driver).info(path, driver, fd=fd)["virtual-size"])
-
-    def extents(self) -> Iterator[Extent]:
-        """See :meth:`Layer.extents`."""
-        yield Extent(0, self.virtual_size, DATA, self, 0, self.virtual_size, 0)
 
 
 class Source:
@@ -149,7 +135,7 @@ class Source:
             if member.format == "qcow":
                 self.layers.append(Qcow1(fd, member.path, _collector(damage, place)))
             elif member.format in FOREIGN:
-                self.layers.append(Opaque(fd, member.real, member.format))
+                self.layers.append(ForeignBase(fd, member.real, member.format, self.layers[-1].virtual_size))
             else:
                 self.layers.append(open_layer(member.format, fd, member.path))
         return image
@@ -173,17 +159,25 @@ class Source:
                 verdict = crypt.unlock(layer, crypt.read_passphrase(secret), force=force)
                 self.recognised.extend(verdict.recognised)
 
-    def materialise(self, directory: bytes) -> None:
-        """Read bases of formats that are not read here: qemu-img writes them out as raw, sparse files without a name in a directory."""
-        for place, layer in enumerate(self.layers):
-            if isinstance(layer, Opaque):
-                self._below.append(create_nameless(directory))
-                node = Node(layer.path, layer.format, fd=layer.fd)
-                _tool_for(layer.path, layer.format).convert(node, self._below[-1], "raw")
-                raw = Raw(self._below[-1], layer.path)
-                if raw.virtual_size != layer.virtual_size:
-                    raise QcowError("qemu-img wrote {0} bytes, expected {1}".format(raw.virtual_size, layer.virtual_size), layer.path)
-                self.layers[place] = raw
+    def foreign_need(self, *, whole: bool) -> Tuple[int, int]:
+        """See :meth:`.ForeignBase.need`."""
+        base = self.layers[-1]
+        return base.need(self._wanted(base, whole)) if isinstance(base, ForeignBase) else (0, 0)
+
+    def fetch_foreign(self, directory: bytes, *, whole: bool) -> None:
+        """Read a base of a format that is not read here, with qemu-img, into a raw file without a name.
+
+        :param whole: not only what the guest sees of it: what a new overlay rests on has to be known under that overlay, too, to prove it.
+        """
+        base = self.layers[-1]  # what is read by qemu-img has nothing below it
+        if isinstance(base, ForeignBase):
+            self._below.append(base.fetch(self._wanted(base, whole), directory))
+            self.layers[-1] = Raw(self._below[-1], base.path)
+
+    def _wanted(self, base: ForeignBase, whole: bool) -> Iterator[Tuple[int, int]]:
+        if whole:
+            return base.ranges()
+        return ((extent.start, extent.start + extent.length) for extent in self.extents() if extent.layer is base)
 
     def extents(self) -> Iterator[Extent]:
         """What the guest sees, as a stream of extents."""
@@ -259,17 +253,6 @@ class Guards:
 
 def _collector(damage: Optional[Dict[int, List[Damage]]], place: int) -> Optional[OnDamage]:
     return None if damage is None else damage.setdefault(place, []).append
-
-
-def _tool_for(path: bytes, driver: str) -> QemuImg:
-    tool = QemuImg.find()
-    if tool is None or driver not in tool.formats:
-        raise ToolMissing(
-            "the base is a {0} image, which only qemu-img reads, and this host has none that does".format(driver),
-            path,
-            hint="Nothing was changed. Install qemu-img, or convert {0} to qcow2 first.".format(show(os.path.basename(path))),
-        )
-    return tool
 
 
 def open_layer(format_name: str, fd: int, path: bytes) -> Layer:
