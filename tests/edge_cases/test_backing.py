@@ -77,6 +77,37 @@ def test_smaller_layer_in_the_middle_hides_what_lies_below_its_end(workbench) ->
     workbench.converts_to(workbench.image(top), disk, **FLAT)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_layout_of_an_odd_overlay_over_a_larger_base(workbench, last: bool) -> None:
+    """The rest of the last sector is zeros in the result; the base, which is larger, shows something else there."""
+    workbench.file(b"\xee" * MIB, "base.img")
+    size = MIB // 2 + 100
+    clusters = {5: Plain(b"overlay"), **({size // 512: Plain(b"end" * 50)} if last else {})}
+    top = build(ImageSpec(size=size, cluster_bits=9, l2_bits=12, clusters=clusters, backing=Backing(b"base.img")))
+    result = workbench.convert(workbench.image(top), layout="keep")
+    assert ("layout cannot be kept" in result["msg"]) != last
+    disk = oracle.guest_bytes(oracle.Node(result["dest"], "qcow2"), oracle.Node(workbench.directory / "base.img", "raw"))
+    assert disk == top.guest_bytes(b"\xee" * MIB)
+
+
+@pytest.mark.parametrize("chains", ["flatten", "preserve"])
+def test_base_that_ends_inside_a_sector_is_seen_to_its_end(workbench, chains: str) -> None:
+    """QEMU shows zeros in that sector, from the last whole one on. What is kept is what the base holds, as in the base's own result."""
+    lower, top = base(MIB // 2 + 100), overlay(b"base.qcow", MIB)
+    workbench.image(lower, "base.qcow")
+    path = workbench.image(top)
+    disk = top.guest_bytes(lower.guest_bytes()[: lower.spec.size])
+    assert any(disk[MIB // 2 : MIB // 2 + 100]) and not any(disk[MIB // 2 + 100 :])
+    if chains == "flatten":
+        told = workbench.converts_to(path, disk, **FLAT)["msg"]
+    else:
+        below = workbench.convert(workbench.directory / "base.qcow")
+        told = workbench.convert(path, chains="preserve")
+        assert oracle.guest_bytes(oracle.Node(told["dest"], "qcow2"), oracle.Node(below["dest"], "qcow2")) == disk
+        told = told["msg"]
+    assert "the last 100 bytes of the base" in told and "which QEMU does not show" in told
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_backing_loop_is_noticed_at_once(workbench, length: int) -> None:
     for number in range(length):

@@ -4,7 +4,8 @@
 """Hypothesis strategies for sound QCOW version 1 images and chains of them.
 
 A chain is a list of descriptions, top first; each one but the last names the next as its backing file by a relative name
-(``layer_name``). Disks are a few MiB at most: what matters is where borders fall, not how much lies between them.
+(``layer_name``), and the last one may be an image of another format. Disks are a few MiB at most: what matters is where borders fall, not how
+much lies between them.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Optional, Union
 
 import hypothesis.strategies as st
 
+from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import (
     Backing,
     BuiltImage,
@@ -26,11 +28,33 @@ from ansible_collections.vmimage.qcow.tests.support.builder import (
     build,
 )
 
-Chain = list[ImageSpec]
 SECTOR = 512
 LARGEST_DISK = 3 << 20
 MOST_CLUSTERS = 24
 TEXT = b"the quick brown fox jumps over the lazy dog, again and again; "
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A base that qemu-img writes: its driver, virtual size in bytes (rounded up as the format wants it), and the pieces that hold data."""
+
+    driver: str
+    size: int
+    pieces: tuple[tuple[int, int], ...]  # first byte and length, in sectors
+    seed: int
+    password: None = None
+
+    def disk(self) -> bytes:
+        """What it holds, before rounding."""
+        disk = bytearray(self.size)
+        for start, length in self.pieces:
+            first, last = min(start * SECTOR, self.size), min((start + length) * SECTOR, self.size)
+            disk[first:last] = random.Random(self.seed + start).randbytes(last - first)
+        return bytes(disk)
+
+
+Layer = Union[ImageSpec, Foreign]
+Chain = list[Layer]
 
 
 def layer_name(depth: int) -> str:
@@ -39,15 +63,47 @@ def layer_name(depth: int) -> str:
 
 
 def write_chain(directory: Union[str, os.PathLike], chain: Chain) -> tuple[list[BuiltImage], bytes]:
-    """Write a chain into ``directory``; return its images, top first, and what the guest reads from the top."""
+    """Write a chain into ``directory``; return its QCOW images, top first, and what the guest reads from the top."""
     images = []
     disk = b""
     for depth in reversed(range(len(chain))):
-        image = build(chain[depth])
+        layer = chain[depth]
+        if isinstance(layer, Foreign):
+            raw, path = os.path.join(directory, "disk.raw"), os.path.join(directory, layer_name(depth))
+            with open(raw, "wb") as stream:
+                stream.write(layer.disk())
+            oracle.run("convert", "-f", "raw", "-O", layer.driver, raw, path)
+            os.unlink(raw)
+            disk = oracle.guest_bytes(oracle.Node(path, layer.driver))
+            continue
+        image = build(layer)
         image.write(os.path.join(directory, layer_name(depth)))
         disk = image.guest_bytes(disk)
         images.append(image)
     return images[::-1], disk
+
+
+def nodes_of(directory: Union[str, os.PathLike], chain: Chain) -> list[oracle.Node]:
+    """A chain as qemu-img is told it, with files that hold the passwords."""
+    nodes = []
+    for depth, layer in enumerate(chain):
+        secret = None
+        if layer.password is not None:
+            secret = os.path.join(directory, "secret%d" % depth)
+            with open(secret, "wb") as stream:
+                stream.write(layer.password)
+        driver = layer.driver if isinstance(layer, Foreign) else "qcow"
+        nodes.append(oracle.Node(os.path.join(directory, layer_name(depth)), driver, secret))
+    return nodes
+
+
+def comparable(disk: bytes, chain: Chain) -> bytes:
+    """A disk as far as QEMU and the format agree: whole sectors only, and zeros where a base ends inside a sector, as QEMU may show them."""
+    seen = bytearray(disk[: chain[0].size // SECTOR * SECTOR])
+    for layer in chain[1:]:
+        first, last = layer.size // SECTOR * SECTOR, min(layer.size, len(seen))
+        seen[first:last] = bytes(max(0, last - first))
+    return bytes(seen)
 
 
 def content(kind: str, seed: int, size: int) -> bytes:
@@ -154,15 +210,38 @@ PASSWORDS = st.one_of(
 
 
 @st.composite
-def chains(draw: st.DrawFn, *, encrypted: bool = False, largest: int = 5) -> Chain:
-    """Two to ``largest`` images over one another; sizes, shapes and passwords of the layers are independent."""
+def chains(draw: st.DrawFn, *, encrypted: bool = False, odd: bool = False, fewest: int = 2, largest: int = 5) -> list[ImageSpec]:
+    """Images over one another; sizes, shapes and passwords of the layers are independent."""
     layers = []
-    for depth in range(draw(st.integers(2, largest))):
+    for depth in range(draw(st.integers(fewest, largest))):
         password = draw(PASSWORDS) if encrypted and draw(st.booleans()) else None
-        layers.append(draw(images(overlay=True, compressed=password is None and draw(st.booleans()), password=password)))
+        compressed = password is None and draw(st.booleans())
+        layers.append(draw(images(overlay=True, compressed=compressed, password=password, odd=odd and draw(st.booleans()))))
         if depth:
-            layers[-2] = dataclasses.replace(layers[-2], backing=Backing(layer_name(depth).encode()))
+            layers[-2] = _over(layers[-2], depth)
     return layers
+
+
+def _over(image: ImageSpec, depth: int) -> ImageSpec:
+    return dataclasses.replace(image, backing=Backing(layer_name(depth).encode()))
+
+
+@st.composite
+def chains_over_foreign(draw: st.DrawFn) -> Chain:
+    """One to three images over a base in a format that only qemu-img reads."""
+    layers = draw(chains(odd=True, fewest=1, largest=3))
+    sectors = LARGEST_DISK // SECTOR
+    piece = st.tuples(st.integers(0, sectors), st.integers(1, 300))
+    base = Foreign(
+        draw(st.sampled_from(FOREIGN)),
+        draw(st.integers(1, sectors)) * SECTOR,
+        tuple(draw(st.lists(piece, max_size=6))),
+        draw(st.integers(0, 2**32 - 1)),
+    )
+    return [*layers[:-1], _over(layers[-1], len(layers)), base]
+
+
+FOREIGN = ["vmdk", "vdi", "vpc", "vhdx", "qed", "parallels"]
 
 
 def _single(strategy: st.SearchStrategy[ImageSpec]) -> st.SearchStrategy[Chain]:
@@ -182,4 +261,6 @@ FAMILIES: dict[str, st.SearchStrategy[Chain]] = {
     "chain": chains(),
     "encrypted": _single(PASSWORDS.flatmap(lambda password: images(password=password))),
     "encrypted-chain": chains(encrypted=True, largest=3),
+    "odd-size-chain": chains(odd=True, encrypted=True, largest=4),
+    "foreign-base": chains_over_foreign(),
 }

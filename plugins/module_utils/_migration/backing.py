@@ -12,6 +12,7 @@ from .._copy.writers import RawWriter
 from .._directories import real_path
 from .._errors import UnsupportedImage
 from .._image.chain import Member, Rules
+from .._image.extent import SECTOR
 from .._image.measure import Need, measure
 from .._image.qcow1 import Qcow1
 from .._image.qcow2_header import DEFAULT_CLUSTER_SIZE, Qcow2Options, require_possible
@@ -211,6 +212,8 @@ def kept_layout(
         against = "our own engine does not write it all"
     elif source.members and backing is None:
         against = "it is flattened with the files below it"
+    elif source.members and image.virtual_size % SECTOR and not any(run.start + run.length == image.virtual_size for run in image.runs()):
+        against = "its virtual size is not a whole number of sectors, and the end of its disk lies in the backing file"
     if against is not None:
         reasons.append("the layout cannot be kept: " + against)
         return RECLUSTER, cluster_size, need

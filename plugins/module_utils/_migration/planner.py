@@ -9,13 +9,13 @@ import time
 from typing import Any, Dict, List, Optional, Set
 
 from .._directories import exists
-from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
+from .._errors import DamagedImage, PassphraseError, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._fingerprint import rounded
 from .._host.attributes import protection
 from .._host.files import check_name
 from .._host.in_use import WRITER, find_users, in_use
 from .._host.procfs import Use
-from .._image import safety
+from .._image import crypt, safety
 from .._image.chain import Key, Member
 from .._image.detect import HEAD, UNKNOWN, reader_at
 from .._image.extent import SECTOR
@@ -183,6 +183,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     if request.domain_access != WRITTEN:
         _require_free(source, bases, replaced=retired is not None and request.domain_access != "read")
     engine = choose_engine(request)
+    _require_luks_passphrase(request)
     if is_device(dest):
         require_usable(request, dest, rounded(image.virtual_size))
     backing = None
@@ -203,6 +204,13 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         reasons.append("overlay of {0} files, flattened".format(len(members)))
     if image.virtual_size % SECTOR:
         reasons.append("virtual size rounded up to {0} bytes, no guest byte is lost".format(rounded(image.virtual_size)))
+    for layer, above in zip(source.layers[1:], source.layers):
+        if layer.virtual_size % SECTOR and layer.virtual_size < above.virtual_size:
+            reasons.append(
+                "the last {0} bytes of the base {1}, less than a sector, which QEMU does not show, are part of the disk".format(
+                    layer.virtual_size % SECTOR, show(layer.path)
+                )
+            )
     if any(isinstance(layer, Qcow1) and layer.header.crypt_method for layer in source.layers):
         reasons.append("legacy encryption; found: " + (", ".join(sorted(set(source.recognised))) or "no known signature"))
     if source.warnings:
@@ -225,6 +233,17 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         layout=layout,
         **common,
     )
+
+
+def _require_luks_passphrase(request: Request) -> None:
+    if request.encryption != "luks" or request.luks_passphrase_file is None:
+        return
+    if not crypt.read_passphrase(request.luks_passphrase_file).strip(b"\r\n"):
+        raise PassphraseError(
+            "the LUKS passphrase is empty: anybody could read the result",
+            request.luks_passphrase_file,
+            hint="Nothing was changed. Write a passphrase to that file and run again.",
+        )
 
 
 def choose_engine(request: Request) -> str:

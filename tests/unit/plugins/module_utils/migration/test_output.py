@@ -193,6 +193,14 @@ def test_an_error_of_qemu_img_names_the_result(source: pathlib.Path, in_place_of
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("passphrase", [b"", b"\n", b"\r\n"])
+def test_empty_luks_passphrase_is_refused(source: pathlib.Path, tmp_path: pathlib.Path, passphrase: bytes) -> None:
+    (tmp_path / "empty").write_bytes(passphrase)
+    result = convert(source, tmp_path / "result", encryption="luks", luks_passphrase_file=os.fsencode(tmp_path / "empty"))
+    assert result["failed"] and "the LUKS passphrase is empty" in result["msg"]
+    assert not (tmp_path / "result").exists()
+
+
 def test_from_legacy_encryption_to_luks(tmp_path: pathlib.Path, secret: pathlib.Path) -> None:
     oracle.require_qemu_img()
     encrypted = image(password=PASSPHRASE)
