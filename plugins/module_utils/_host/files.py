@@ -9,7 +9,8 @@ the rules of :mod:`.._directories`.
 import errno
 import os
 import stat
-from typing import Any, Mapping, NamedTuple, Optional
+from contextlib import contextmanager
+from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
 from .._directories import CANNOT, open_directory, place_of, sync_names
 from .._errors import QcowError, TargetExists, UnsafeImage
@@ -119,6 +120,20 @@ def open_source(path: bytes, *, block_devices: bool = False) -> int:
         os.close(fd)
         raise
     return fd
+
+
+@contextmanager
+def looked_at(path: bytes) -> Iterator[int]:
+    """A file opened to learn what and whose it is (``O_PATH``), which nobody can prevent by a lease; a symbolic link is not followed.
+
+    :raises UnsafeImage: see :func:`.open_directory`. :raises OSError: where it cannot be reached.
+    """
+    with place_of(path) as (directory, name):
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _accept_kind(path: bytes, mode: int, block_devices: bool) -> None:

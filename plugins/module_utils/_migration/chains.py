@@ -8,13 +8,16 @@ import os
 import stat
 from typing import Dict, List, Optional, Set, Tuple
 
-from .._errors import QcowError, StateError
+from .._directories import real_path
+from .._errors import QcowError, StateError, UnsafeImage
 from .._host import tree
+from .._host.files import looked_at
 from .._host.in_use import find_users_many
-from .._image.chain import Graph, GraphNode, Key, allowed
+from .._image.chain import Graph, GraphNode, Key, allowed, locate
 from .._image.detect import QCOW_MAGIC
 from .._image.qcow1_check import STRUCTURE
 from .._image.qcow2_header import BackingEntry
+from .._image.rights import unable_to_read, writers_of
 from .._paths import show
 from . import overlay_headers
 from .backing import new_name
@@ -23,6 +26,8 @@ from .planner import Bases, make_plan
 from .record import Record, Records
 from .request import Request, is_overlay, is_retired
 
+_MOST_NAMED = 10  # anybody can make any number of overlays
+
 
 class SeenImages:
     """The images of our formats that have been seen so far, and the trees that were walked whole for it."""
@@ -30,6 +35,7 @@ class SeenImages:
     def __init__(self) -> None:
         self.graph = Graph()
         self.walked: Tuple[bytes, ...] = ()
+        self._objections: Dict[Key, str] = {}
 
     def add(self, found: tree.Found) -> None:
         """Take in what a walk has found, from the bytes that it has read already; not retired originals, nor what a running domain writes."""
@@ -67,6 +73,60 @@ class SeenImages:
         found = next(tree.walk([path]))
         return None if found.key is None else self.graph.add(path, found.key, found.read_at)
 
+    def base(self, key: Key) -> Optional[Key]:
+        """What an image rests on; ``None`` where it has no backing file, or does not count as one that has."""
+        node = self.graph.nodes.get(key)
+        return None if node is None or node.base is None or self._objection(node) else node.base
+
+    def dependents(self, key: Key) -> Tuple[List[GraphNode], List[str]]:
+        """The images that rest on an image, and in words those that say so but do not count."""
+        naming = self.graph.dependents(key)
+        ignored = [words for words in map(self._objection, naming) if words]
+        if len(ignored) > _MOST_NAMED:
+            ignored[_MOST_NAMED:] = ["and {0} more files like that".format(len(ignored) - _MOST_NAMED)]
+        return [node for node in naming if not self._objection(node)], ignored
+
+    def _objection(self, overlay: GraphNode) -> str:
+        if overlay.key not in self._objections:
+            self._objections[overlay.key] = _objection(overlay)
+        return self._objections[overlay.key]
+
+
+def _objection(overlay: GraphNode) -> str:
+    """Why an image does not count as resting on its backing file; empty where it does, or where its rights cannot be found out.
+
+    The rule is that of :func:`.chain.follow`: otherwise anybody could keep any image from being migrated, by an overlay that names it.
+    """
+    try:
+        with looked_at(overlay.path) as fd:
+            writers = writers_of(fd, overlay.path)
+            if not writers:
+                return ""
+            real = real_path(locate(overlay.path, overlay.reference.name if overlay.reference else b""))
+            with looked_at(real) as base:
+                exchanged = (_key_of(fd), _key_of(base)) != (overlay.key, overlay.base)
+                outsider = unable_to_read(writers, base, real)
+    except (UnsafeImage, FileNotFoundError, NotADirectoryError):
+        exchanged, outsider = True, None
+    except (QcowError, OSError):
+        return ""
+    if exchanged:
+        return "warning: {0} named this image as its backing file, but was exchanged or removed since: it is not followed".format(
+            show(overlay.path)
+        )
+    if outsider is None:
+        return ""
+    return (
+        "warning: {0} names this image as its backing file, but {1} can write it and could not read this image: it is not followed".format(
+            show(overlay.path), outsider
+        )
+    )
+
+
+def _key_of(fd: int) -> Key:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
 
 def plan_chains(requests: List[Request], records: Records, level: str = STRUCTURE, around: Optional[SeenImages] = None) -> List[Plan]:
     """One plan for each request, in their order; bases are planned before what rests on them.
@@ -79,7 +139,6 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
     """
     around = around or SeenImages()
     around.look_around(requests)
-    graph = around.graph
     own: Dict[Key, int] = {}
     for number, request in enumerate(requests):
         node = around.node(request.src)
@@ -89,12 +148,14 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
     if len(own) > 1:
         bases.users = find_users_many(own)
     plans: Dict[int, Plan] = {}
-    for number in _base_first(requests, graph, own):
+    for number in _base_first(requests, around, own):
         plans[number] = make_plan(requests[number], records, bases)
     for key, number in own.items():
         if plans[number].retired is not None and plans[number].action in (CONVERT, RETIRE):
-            plans[number] = _with_dependents(plans[number], graph.dependents(key), own, plans)
-    chain_groups = _chain_groups(graph, own, plans)
+            dependents, ignored = around.dependents(key)
+            plan = plans[number]._replace(reasons=plans[number].reasons + ignored)
+            plans[number] = _with_dependents(plan, dependents, own, plans)
+    chain_groups = _chain_groups(around, own, plans)
     return [plans[number]._replace(chain_group=chain_groups.get(number)) for number in range(len(requests))]
 
 
@@ -116,7 +177,7 @@ def _refused(plan: Plan, code: str, why: str) -> Plan:
     return plan._replace(action=REFUSE, code=code, reasons=["{0}: {1}".format(show(plan.request.src), why)])
 
 
-def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> List[int]:
+def _base_first(requests: List[Request], around: SeenImages, own: Dict[Key, int]) -> List[int]:
     keys = {number: key for key, number in own.items()}
     order: Dict[int, None] = {}
     for number in range(len(requests)):
@@ -127,8 +188,7 @@ def _base_first(requests: List[Request], graph: Graph, own: Dict[Key, int]) -> L
             seen.add(key)
             if key in own:
                 line.append(own[key])
-            node = graph.nodes.get(key)
-            key = node.base if node is not None else None
+            key = around.base(key)
         order.update(dict.fromkeys(reversed(line or [number])))
     return list(order)
 
@@ -157,7 +217,7 @@ def _with_dependents(plan: Plan, dependents: List[GraphNode], own: Dict[Key, int
     return plan._replace(dependents=tuple(follow), needed_by=tuple(needed_by))
 
 
-def _chain_groups(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> Dict[int, int]:
+def _chain_groups(around: SeenImages, own: Dict[Key, int], plans: Dict[int, Plan]) -> Dict[int, int]:
     """Number of the chain group by number of the plan, for images that are not alone in theirs."""
     parent = {number: number for number in plans}
 
@@ -168,7 +228,7 @@ def _chain_groups(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> 
 
     for key, number in own.items():
         request = plans[number].request
-        base = graph.nodes[key].base
+        base = around.base(key)
         seen = {key}
         while base is not None and base not in seen:
             seen.add(base)
@@ -177,8 +237,7 @@ def _chain_groups(graph: Graph, own: Dict[Key, int], plans: Dict[int, Plan]) -> 
                 if together:
                     parent[root(number)] = root(own[base])
                 break
-            node = graph.nodes.get(base)
-            base = node.base if node is not None else None
+            base = around.base(base)
     sizes: Dict[int, int] = {}
     for number in plans:
         sizes[root(number)] = sizes.get(root(number), 0) + 1
@@ -199,14 +258,16 @@ class NewDependents:
         """This record's result has gone (in check mode: would have gone) before those that are asked for next."""
         self._leaving.add(record.path_of("dest"))
 
-    def require_none(self, record: Record) -> None:
+    def require_none(self, record: Record) -> List[str]:
         """See that nothing rests on a record's result but what its rollback points back.
 
+        :return: in words, what says that it does but does not count.
         :raises StateError: reason ``needed``, naming what rests on it.
         """
         dest = record.path_of("dest")
         expected = self._leaving | overlay_headers.repointed(record)
-        found = [path for path in self.of(dest) if path not in expected]
+        resting, ignored = self.of(dest)
+        found = [path for path in resting if path not in expected]
         if found:
             raise StateError(
                 "the result is the backing file of {0}".format(", ".join(show(path) for path in found)),
@@ -214,9 +275,10 @@ class NewDependents:
                 reason="needed",
                 hint="Nothing was changed. Commit or move away its overlays first; roll back those that belong to a migrated image.",
             )
+        return ignored
 
-    def of(self, path: bytes) -> List[bytes]:
-        """The images beside a file that rest on it, by the name that it has."""
+    def of(self, path: bytes) -> Tuple[List[bytes], List[str]]:
+        """The images beside a file that rest on it, by the name that it has; and in words those that say so but do not count."""
         directory = os.path.dirname(path)
         if directory not in self._seen:
             self._seen[directory] = SeenImages()
@@ -224,8 +286,9 @@ class NewDependents:
         try:
             status = os.stat(path)
         except OSError:
-            return []
+            return [], []
         key, now = (status.st_dev, status.st_ino), SeenImages()
         for node in self._seen[directory].graph.dependents(key):
             now.node(node.path)  # as it is now: it may have gone, or been pointed back
-        return [node.path for node in now.graph.dependents(key)]
+        resting, ignored = now.dependents(key)
+        return [node.path for node in resting], ignored

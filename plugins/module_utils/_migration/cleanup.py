@@ -58,7 +58,7 @@ def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewD
         raise StateError(
             "the result was never verified against it", retired, reason="unverified", hint="It was kept. Delete it by hand if you are sure."
         )
-    needed_by = dependents.of(retired)
+    needed_by, ignored = dependents.of(retired)
     if needed_by:
         raise StateError(
             "the retired original is the backing file of {0}".format(", ".join(show(path) for path in needed_by)),
@@ -67,9 +67,8 @@ def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewD
             hint=_KEPT + " Give these overlays another backing file (qemu-img rebase), or remove them.",
         )
     _require_sound(record, retired)
-    return Removal(
-        record, DELETE, ["retired for {0:.1f} days, and the migrated image is sound".format(age / 86400)], _returns(record, retired)
-    )
+    reasons = ["retired for {0:.1f} days, and the migrated image is sound".format(age / 86400), *ignored]
+    return Removal(record, DELETE, reasons, _returns(record, retired))
 
 
 def retired_at(record: Record) -> float:

@@ -108,10 +108,11 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
         reversal = rollback.plan_rollback(
             record, session.references, discard_changes=discard_changes, keep=record.path_of("src") in below_kept
         )
+        ignored: List[str] = []
         if reversal.action == rollback.ROLL_BACK:
             adopted = record.facts.get("adopted")  # a result that was there before stays, whatever rests on it
             if not adopted:
-                dependents.require_none(record)
+                ignored = dependents.require_none(record)
             if reversal.kept is not None:
                 below_kept.update(decode_exact(entry["path"], entry.get("path_base64")) for entry in record.facts.get("chain") or ())
             if choice.check_mode:
@@ -123,7 +124,7 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
         kept = record.file("rolled_back_to") or reversal.kept
         return {
             "action": reversal.action,
-            "reasons": reversal.reasons,
+            "reasons": reversal.reasons + ignored,
             "changed": reversal.action == rollback.ROLL_BACK,
             "discarded": reversal.changed,
             "kept": None if kept is None else show(kept),

@@ -53,5 +53,5 @@ def test_info_walks_once_and_looks_once(images: pathlib.Path, tmp_path: pathlib.
 def test_conversion_walks_once_plans_once_and_executes_once(images: pathlib.Path, tmp_path: pathlib.Path) -> None:
     traced = Traced(tmp_path, "migrate_below", paths=[str(images)], state=str(tmp_path / "state"))
     assert traced.listed["images"] == traced.listed["sub"] == 1
-    assert traced.opened["over.img"] == 3, "the walk's, the plan's and the execution's"
+    assert traced.opened["over.img"] == 4, "the walk's, the plan's with a look at whose it is, and the execution's"
     assert traced.opened["base.img"] == 5, "and the last two for its overlay"
