@@ -210,7 +210,8 @@ def _with_dependents(plan: Plan, dependents: List[GraphNode], own: Dict[Key, int
                 "or keep the original.".format(show(node.path)),
             )
         try:
-            name = new_name(node.path, node.path, node.reference.name if node.reference else b"", plan.request.src, plan.dest)
+            old = node.reference.name if node.reference else b""
+            name = new_name(node.path, node.path, old, locate(node.path, old), plan.dest)
             follow.append(overlay_headers.check(node.path, BackingEntry(name, plan.request.format)))
         except QcowError as error:
             return _refused(plan, error.reason, "its overlay cannot follow it: {0}".format(error))
