@@ -14,6 +14,7 @@ description:
   - Converts one image, or many in one call, and verifies that the guest sees the same bytes before it publishes the result.
   - The original is opened read-only and never modified. The result is written under a temporary name beside its destination, synced,
     verified by reading both images with code that the copy does not use, and renamed. A run that fails leaves everything as it was.
+  - A file that has several names (hard links) is one image. It is converted under the first name that is given, and refused under the others.
   - Needs only Python on the host. If C(qemu-img) is installed, it also checks the result.
   - Every step is recorded on the host in O(state_dir), before it happens. A second run changes nothing.
 extends_documentation_fragment:

@@ -8,11 +8,11 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Set
 
-from .._directories import exists
+from .._directories import exists, real_path
 from .._errors import DamagedImage, PassphraseError, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._fingerprint import rounded
 from .._host.attributes import protection
-from .._host.files import check_name
+from .._host.files import check_name, inode_at
 from .._host.in_use import WRITER, find_users, in_use
 from .._host.procfs import Use
 from .._image import crypt, safety
@@ -58,16 +58,46 @@ def make_plan(request: Request, records: Records, bases: Optional[Bases] = None)
     dest = result_path(request)
     try:
         plan = _decide(request, dest, records, bases)
+        if plan.action in (CONVERT, RETIRE):
+            plan = _under_one_name(plan, bases)
     except QcowError as error:
         plan = Plan(REFUSE, request, dest, [str(error)], error.reason, details=error.details)
     except OSError as error:
         plan = Plan(REFUSE, request, dest, ["{0}: {1}".format(show(request.src), error.strerror)], "error")
     try:
         status = os.lstat(request.src)
-        bases.plans[status.st_dev, status.st_ino] = plan
+        bases.plans.setdefault((status.st_dev, status.st_ino), plan)
     except OSError:
         pass  # nothing can rest on it
     return plan
+
+
+def _under_one_name(plan: Plan, bases: Bases) -> Plan:
+    """The plan, with a warning where its file has further names: they keep what they show.
+
+    :raises QcowError: reason ``linked``, where the file has been planned for under another name.
+    """
+    src = plan.request.src
+    status = os.lstat(src)
+    first = bases.plans.get((status.st_dev, status.st_ino))
+    if first is not None:
+        what_to_do = "Once that is migrated, remove this name, or replace it by a link to {0}".format(show(first.dest))
+        if real_path(src) == real_path(first.request.src):
+            what_to_do = "Give each image once"
+        raise QcowError(
+            "is the same file as {0}, and a file is migrated under one name only".format(show(first.request.src)),
+            src,
+            reason="linked",
+            hint="Nothing was changed for this name. {0}.".format(what_to_do),
+        )
+    retired = inode_at(retired_path(src)) == status.st_ino  # our own link, from a retirement that was interrupted
+    further = status.st_nlink - 1 - retired
+    if further < 1:
+        return plan
+    names = "a further name (hard link) that keeps" if further == 1 else "{0} further names (hard links) that keep".format(further)
+    return plan._replace(
+        reasons=plan.reasons + ["warning: the file has {0} the v1 content: from now on it and the result diverge".format(names)]
+    )
 
 
 def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Plan:
