@@ -121,7 +121,7 @@ def test_overlay_of_a_stranger_in_the_same_batch_is_refused_alone(tmp_path: path
 
 
 def test_image_between_that_a_stranger_can_write(tmp_path: pathlib.Path) -> None:
-    """Root's overlay over a tenant's, over root's base: refused without it, because the tenant's word leads there."""
+    """Root's overlay over a tenant's over root's base: it is refused, and the base does not wait for it."""
     pool = Pool(tmp_path)
     middle = pool.overlay("qcow2", pool.tenant / "middle.img")
     top = pool.pool / "top.qcow"
