@@ -113,7 +113,7 @@ def make(directory: str, hosts: list[str], title: str, *, write: bool = True) ->
         for names in fleet.reports(directory, hosts):
             for row in everything.add(names.host, fleet.read(names.scan), fleet.read(names.migrate)):
                 writer.writerow([cell(row[column]) for column in fleet.COLUMNS])
-                lines.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                lines.stream.write(json.dumps({column: row[column] for column in fleet.COLUMNS}, ensure_ascii=False) + "\n")
         summary = everything.summary()
         by_host = stack.enter_context(_Replacing(directory, "hosts.csv", write))
         writer = csv.writer(by_host.stream)

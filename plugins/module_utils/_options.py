@@ -9,7 +9,7 @@ import re
 from typing import Any, Mapping, Optional, Tuple
 
 from ._errors import QcowError
-from ._paths import show, to_path
+from ._paths import decode_exact, show, to_path
 
 Params = Mapping[str, Any]
 
@@ -49,7 +49,25 @@ def absolute(text: str, name: str) -> bytes:
 
     :raises OptionError: the path is relative.
     """
-    path = os.path.expanduser(to_path(text))
+    return _absolute(os.path.expanduser(to_path(text)), name)
+
+
+def exact_path(params: Params, name: str) -> bytes:
+    """As :func:`absolute`, for an option that may be accompanied by its Base64: that counts, and is taken as it is.
+
+    :raises OptionError: the path is relative, or its Base64 is none.
+    """
+    encoded = params.get(name + "_base64")
+    if not encoded:
+        return absolute(params[name], name)
+    name += "_base64"
+    try:
+        return _absolute(decode_exact("", encoded), name)
+    except ValueError as error:
+        raise OptionError("{0}: {1}".format(name, error)) from error
+
+
+def _absolute(path: bytes, name: str) -> bytes:
     if not os.path.isabs(path):
         raise OptionError("{0}: {1} is a relative path. Give an absolute path".format(name, show(path) or "an empty name"))
     return os.path.abspath(path)

@@ -19,12 +19,18 @@ def show(path: bytes) -> str:
 
 
 def encode_exact(path: bytes) -> Optional[str]:
-    """Base64 of a name that is not valid UTF-8, so that it can come back unharmed; ``None`` where :func:`show` is exact."""
+    """Base64 of a name that would not come back unharmed as text; ``None`` where :func:`show` will do.
+
+    It is not valid UTF-8, or it has a ``$``: Ansible expands variables in every option that is a path. (It expands a leading ``~``, too, which no
+    absolute path has.)
+    """
     try:
         path.decode("utf-8")
-        return None
+        if b"$" not in path:
+            return None
     except UnicodeDecodeError:
-        return base64.b64encode(path).decode("ascii")
+        pass
+    return base64.b64encode(path).decode("ascii")
 
 
 def decode_exact(text: str, exact: Optional[str]) -> bytes:

@@ -143,6 +143,11 @@ retired: &retired
   returned: with O(src), and in each of RV(images)
   type: str
   sample: /srv/archive/old.qcow.qcow1.orig
+retired_base64: &retired_base64
+  description: Its exact path in Base64 if RV(retired) cannot represent it.
+  returned: with O(src), and in each of RV(images)
+  type: str
+  sample: null
 record: &record
   description: Name of the record on the host.
   returned: with O(src), and in each of RV(images)
@@ -226,7 +231,7 @@ images:
     {
       src: *src, src_base64: *src_base64, dest: *dest, dest_base64: *dest_base64, action: *action, reasons: *reasons, changed: *changed, failed:
       *failed, msg: *msg, reason: *reason, details: *details, engine: *engine, verified: *verified, fingerprint: *fingerprint, retired: *retired,
-      record: *record, source: *source, copy_bytes: *copy_bytes, before: *before, after: *after, chain: *chain, backing: *backing, repointed:
+      retired_base64: *retired_base64, record: *record, source: *source, copy_bytes: *copy_bytes, before: *before, after: *after, chain: *chain, backing: *backing, repointed:
       *repointed, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds, verify_seconds: *verify_seconds
     }
 summary:
@@ -258,6 +263,7 @@ recovered:
     dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
 """
 
+import os
 from typing import Any, Dict, List, Optional
 
 from ansible.module_utils.basic import AnsibleModule
@@ -269,14 +275,17 @@ from ..module_utils._migration.batch import run
 from ..module_utils._migration.plan import summary
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
+from ..module_utils._paths import decode_exact
 
 
 def set_attributes(module: AnsibleModule, result: Dict[str, Any]) -> None:
     """Owner, group, mode and SELinux context where the task names them; the original's have been carried over already."""
-    if result["failed"] or module.check_mode or result["dest_base64"] is not None:
+    if result["failed"] or module.check_mode:
         return
-    arguments = module.load_file_common_arguments(module.params, path=result["dest"])
-    result["changed"] = module.set_fs_attributes_if_different(arguments, result["changed"])
+    path = os.fsdecode(decode_exact(result["dest"], result["dest_base64"]))
+    # The one expands variables in the name that it is given, for the default SELinux context; the other does not.
+    arguments = dict(module.load_file_common_arguments(module.params, path=path.replace("$", "_")), path=path)
+    result["changed"] = module.set_fs_attributes_if_different(arguments, result["changed"], expand=False)
 
 
 def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:

@@ -183,14 +183,16 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.domain_move import Job, run
 from ..module_utils._migration.recover import warnings_of
-from ..module_utils._options import absolute, bytes_of, seconds_of
+from ..module_utils._options import absolute, bytes_of, exact_path, seconds_of
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "src": {"type": "path", "required": True},
+            "src_base64": {"type": "str"},
             "dest": {"type": "path", "required": True},
+            "dest_base64": {"type": "str"},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
             "domain_names": {"type": "list", "elements": "str"},
             "running": {"type": "str", "choices": ["refuse", "shutdown", "live"], "default": "refuse"},
@@ -208,8 +210,8 @@ def main() -> None:
     recovered: List[Dict[str, Any]] = []
     try:
         job = Job(
-            src=absolute(params["src"], "src"),
-            dest=absolute(params["dest"], "dest"),
+            src=exact_path(params, "src"),
+            dest=exact_path(params, "dest"),
             format=params["format"],
             state_dir=absolute(params["state_dir"], "state_dir"),
             uri=params["libvirt_uri"],

@@ -250,6 +250,7 @@ records:
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
     dest_base64: {description: "Its exact path in Base64 if RV(records[].dest) cannot represent it.", type: str, sample: null}
     retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
+    retired_base64: {description: "Its exact path in Base64 if RV(records[].retired) cannot represent it.", type: str, sample: null}
     format: {description: The result's format., type: str, sample: qcow2}
     state: {description: The last state that was reached., type: str, sample: done}
     time: {description: When it was reached., type: str, sample: "2026-11-01T02:15:12Z"}

@@ -83,6 +83,7 @@ images:
     dest: {description: The result., type: str, sample: /srv/archive/old.qcow2}
     dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
     retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
+    retired_base64: {description: Its exact path in Base64 if C(retired) cannot represent it., type: str, sample: null}
     action: {description: "V(roll-back), V(noop) or V(refuse).", type: str, sample: roll-back}
     reasons: {description: The reasons for the action., type: list, elements: str, sample: [the guest sees the same bytes]}
     changed: {description: "Whether anything was changed, or would be in check mode.", type: bool, sample: true}
@@ -93,6 +94,7 @@ images:
     time: {description: When the record reached its previous state., type: str, sample: "2026-11-01T02:15:12Z"}
     discarded: {description: Whether writes of guests to the result were discarded., type: bool, sample: false}
     kept: {description: The path under which a result is kept that was written after its migration., type: str, sample: null}
+    kept_base64: {description: Its exact path in Base64 if C(kept) cannot represent it., type: str, sample: null}
 recovered:
   description:
     - What was done about work that interrupted runs left on this host, or would be done in check mode.

@@ -11,8 +11,9 @@ from __future__ import annotations
 import heapq
 import json
 import os
-import posixpath
 import typing as t
+
+from ansible_collections.vmimage.qcow.plugins.module_utils._paths import decode_exact, show
 
 Facts = t.Dict[str, t.Any]
 
@@ -94,27 +95,37 @@ def read(path: str | None) -> Facts:
         return {"errors": [f"{path} cannot be read: {error}"]}
 
 
+def _name(facts: Facts, role: str = "path") -> bytes:
+    """A name as the host has it: names that are not the same can look alike."""
+    return decode_exact(facts.get(role) or "", facts.get(role + "_base64"))
+
+
 def images_of(host: str, scan: Facts, migrate: Facts) -> list[Facts]:
-    """Every image of a host as a row: found by the scan, migrated, or both."""
-    rows: dict[str, Facts] = {}
+    """Every image of a host as a row: found by the scan, migrated, or both.
+
+    :return: the columns, and in ``name`` and ``below`` the exact names of the image and of what it rests on.
+    """
+    rows: dict[bytes, Facts] = {}
     for image in scan.get("images") or []:
-        rows[image["path"]] = _found(host, image)
+        rows[_name(image)] = _found(host, image)
     results = set()
     for result in migrate.get("images") or []:
-        row = rows.setdefault(result["src"], dict.fromkeys(COLUMNS) | {"host": host, "path": result["src"], "format": "qcow"})
-        _migrated(row, result)
-        results.add(result.get("dest") if result.get("changed") else None)
-        results.add(result.get("retired") if result.get("changed") else None)
+        name = _name(result, "src")
+        fresh = dict.fromkeys(COLUMNS) | {"host": host, "path": result["src"], "format": "qcow", "name": name, "below": []}
+        _migrated(rows.setdefault(name, fresh), result)
+        if result.get("changed"):
+            results.update((_name(result, "dest"), _name(result, "retired")))
     # A scan after the migration has seen the results and the retired originals: they are told of with the image they come from.
-    return [row for path, row in sorted(rows.items()) if path not in results or row["state"] in ("migrated", "failed")]
+    return [row for name, row in sorted(rows.items()) if name not in results or row["state"] in ("migrated", "failed")]
 
 
 def _found(host: str, image: Facts) -> Facts:
     row: Facts = dict.fromkeys(COLUMNS)
-    chain = [member.get("path") or member.get("name") for member in image.get("chain") or []]
+    name = _name(image)
+    chain = [_name(member) for member in image.get("chain") or []]
     backing = image.get("backing")
     if backing and not chain:
-        chain = [posixpath.normpath(posixpath.join(posixpath.dirname(image["path"]), backing["name"]))]
+        chain = [os.path.normpath(os.path.join(os.path.dirname(name), _name(backing, "name")))]
     damaged = (image.get("check") or {}).get("verdict") == "damaged"
     row.update(
         host=host,
@@ -124,7 +135,9 @@ def _found(host: str, image: Facts) -> Facts:
         producer=image.get("producer"),
         virtual_size=image.get("virtual_size"),
         bytes=image.get("allocated_size"),
-        rests_on=chain,
+        rests_on=[show(member) for member in chain],
+        name=name,
+        below=chain,
         used_by=[f"{use.get('who')} ({use.get('how') or use.get('kind')})" for use in image.get("in_use") or []],
         reason="damaged" if damaged else "error" if image.get("error") else None,
         message=image.get("error") or (f"damaged: {findings(image['check'])}" if damaged else None),
@@ -162,7 +175,8 @@ def _migrated(row: Facts, result: Facts) -> None:
             reason=None,
             message=None,
         )
-    row["rests_on"] = row["rests_on"] or [member.get("path") for member in result.get("chain") or []]
+    row["below"] = row["below"] or [_name(member) for member in result.get("chain") or []]
+    row["rests_on"] = [show(member) for member in row["below"]]
     row["used_by"] = row["used_by"] or []
 
 
@@ -280,19 +294,19 @@ def table(counted: dict[str, list[int]]) -> list[Facts]:
 
 def forest(host: str, rows: list[Facts]) -> list[Facts]:
     """The backing chains of a host: each base with what rests on it."""
-    known = {row["path"]: row for row in rows}
-    above: dict[str, list[str]] = {}
+    known = {row["name"]: row for row in rows}
+    above: dict[bytes, list[bytes]] = {}
     for row in rows:
-        line = [row["path"], *(row["rests_on"] or [])]
+        line = [row["name"], *row["below"]]
         for over, base in zip(line, line[1:]):
             if over not in above.setdefault(base, []):
                 above[base].append(over)
     overlays = {over for overs in above.values() for over in overs}
 
-    def node(path: str, depth: int) -> Facts:
+    def node(path: bytes, depth: int) -> Facts:
         row = known.get(path)
         return {
-            "path": path,
+            "path": show(path),
             "format": row["format"] if row else None,
             "state": row["state"] if row else None,
             "overlays": [node(over, depth + 1) for over in sorted(above.get(path, []))] if depth < 50 else [],

@@ -15,6 +15,9 @@ import typing as t
 
 import yaml
 
+from ansible_collections.vmimage.qcow.plugins.module_utils._paths import decode_exact, show
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
+
 Facts = t.Dict[str, t.Any]
 
 SCHEMA = 1
@@ -27,6 +30,7 @@ HEAD = """\
 #   ansible-playbook vmimage.qcow.migrate -e migrate_plan={directory}
 # Images are migrated in this order, backing files before their overlays. To leave an image as it is, set its action to "skip" or remove it.
 # An image with the action "refuse" cannot be migrated as things are; as long as it is listed, the run fails and names it.
+# A name that has a "src_base64" or "dest_base64" is that one; to change the name, remove it.
 # "expect" is the state of the image when it was examined: an image that has changed since is refused.
 """
 
@@ -85,7 +89,20 @@ def read(path: str, host: str, *, missing_ok: bool = False) -> PlanFile:
 def _entry(image: t.Any, path: str) -> Facts:
     if not isinstance(image, dict) or not image.get("src") or not image.get("action"):
         raise PlanError(f"An image of the plan {path} has no src or no action: {image}. Nothing was changed.")
-    return {key: image[key] for key in _FOR_MODULE if image.get(key) is not None}
+    entry = {key: image[key] for key in _FOR_MODULE if image.get(key) is not None}
+    differing = [name for name in ("src", "dest") if not _one_name(entry.get(name), entry.get(name + "_base64"))]
+    if differing and entry["action"] != "skip":
+        why = [f"{name} and {name}_base64 are not the same name; remove {name}_base64 if {name} is right" for name in differing]
+        entry.update(action="refuse", why=why)
+    return entry
+
+
+def _one_name(name: t.Any, encoded: t.Any) -> bool:
+    """Whether a name and its Base64, where it has one, still say the same."""
+    try:
+        return not encoded or show(decode_exact("", str(encoded))) == name
+    except ValueError:
+        return False
 
 
 def text(host: str, directory: str, time: str, paths: list[str], planned: Facts, speed: float) -> str:
@@ -113,7 +130,19 @@ def text(host: str, directory: str, time: str, paths: list[str], planned: Facts,
     }
     head = HEAD.format(host=host, directory=directory)
     # Texts of Ansible are subclasses of str, which YAML does not know.
-    return head + yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False, allow_unicode=True, width=float("inf"))
+    body = yaml.dump(json.loads(json.dumps(facts)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+    return head + "\n".join(visible(line) for line in body.split("\n"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts with characters that act in double quotes, in which YAML reads what :func:`visible` makes of them as the same characters."""
+
+
+def _quoted(dumper: _Dumper, value: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if visible(value) == value else '"')
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def refusal(planned: Facts) -> str | None:

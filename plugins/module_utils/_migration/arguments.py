@@ -8,8 +8,8 @@ import os
 from typing import Any, Dict, List, Tuple
 
 from .._directories import real_path
-from .._options import OptionError, absolute, bytes_of, cluster_size_of, path_of, paths_of, require_at_least, reserve_of, seconds_of
-from .._paths import decode_exact, encode_exact, show, to_path
+from .._options import absolute, bytes_of, cluster_size_of, exact_path, path_of, paths_of, require_at_least, reserve_of, seconds_of
+from .._paths import decode_exact, to_path
 from .batch import Settings
 from .chains import SeenImages
 from .domain_policy import Policy
@@ -100,7 +100,7 @@ def passphrase_files_of(params: Dict[str, Any], image: Dict[str, Any]) -> Tuple[
         for path, secret in params["passphrase_files"].items()
     }
     if image.get("passphrase_file"):
-        files[real_path(exact(image, "src"))] = absolute(image["passphrase_file"], "passphrase_file")
+        files[real_path(exact_path(image, "src"))] = absolute(image["passphrase_file"], "passphrase_file")
     if params["passphrase_file"] is not None:
         files[b""] = absolute(params["passphrase_file"], "passphrase_file")
     return tuple(sorted(files.items()))
@@ -162,28 +162,17 @@ def request_of(params: Dict[str, Any], common: Request, image: Dict[str, Any]) -
     :raises OptionError: an option cannot be meant.
     """
     request = common._replace(
-        src=exact(image, "src"),
+        src=exact_path(image, "src"),
         format=image.get("format") or params["format"],
         passphrase_files=passphrase_files_of(params, image),
         expect=tuple((key, value) for key, value in sorted((image.get("expect") or {}).items()) if value is not None),
         refused="; ".join(image["why"]) or "the plan gives no reason" if image["action"] == "refuse" else "",
     )
-    if image.get("dest"):
-        dest = exact(image, "dest")
-        inside = image["dest"].endswith("/")
+    if image.get("dest") or image.get("dest_base64"):
+        dest = exact_path(image, "dest")
+        inside = decode_exact(image.get("dest") or "", image.get("dest_base64")).endswith(b"/")
         request = request._replace(dest=None if inside else dest, dest_dir=dest if inside else None)
     return request
-
-
-def exact(image: Dict[str, Any], name: str) -> bytes:
-    """The path ``src`` or ``dest`` of an entry of O(images).
-
-    :raises OptionError: it is relative, or its Base64 is none.
-    """
-    try:
-        return decode_exact(image[name], image.get(name + "_base64")) if image.get(name + "_base64") else absolute(image[name], name)
-    except ValueError as error:
-        raise OptionError("{0}_base64: {1}".format(name, error)) from error
 
 
 class FoundImages:
@@ -202,11 +191,8 @@ class FoundImages:
 
     def __call__(self, around: SeenImages) -> List[Request]:
         self.last = candidates(self._search, Records(self._common.state_dir), around)
-        images = [{"src": show(path), "src_base64": encode_exact(path)} for path in self.last.paths]
-        return [
-            self._common._replace(src=path, passphrase_files=passphrase_files_of(self._params, image))
-            for path, image in zip(self.last.paths, images)
-        ]
+        passphrase_files = passphrase_files_of(self._params, {})
+        return [self._common._replace(src=path, passphrase_files=passphrase_files) for path in self.last.paths]
 
 
 def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:

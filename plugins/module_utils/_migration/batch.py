@@ -12,7 +12,7 @@ from .._directories import make_directory
 from .._errors import NoSpace, QcowError, reason_of
 from .._image.qcow1_check import CONTENT, STRUCTURE
 from .._libvirt import api
-from .._paths import show
+from .._paths import decode_exact, show
 from .._signals import Interrupted
 from .._workers import Ended, run_jobs
 from . import domain_policy, running_domains
@@ -173,9 +173,9 @@ class _Batch:
         level = CONTENT if settings.check_mode else STRUCTURE
         plans = domain_policy.judge(plan_chains(requests, session.records, level, around), session.domains, settings.running)
         plans = refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
-        stuck = {entry["src"]: entry["msg"] for entry in recovered if entry["failed"]}
+        stuck = {decode_exact(entry["src"], entry["src_base64"]): entry["msg"] for entry in recovered if entry["failed"] and entry["src"]}
         for number, plan in enumerate(plans):
-            message = stuck.get(show(plan.request.src))
+            message = stuck.get(plan.request.src)
             if message is not None:
                 plans[number] = plan._replace(
                     action=REFUSE, code="unfinished", reasons=["an interrupted run cannot be finished: " + message]

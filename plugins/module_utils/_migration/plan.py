@@ -85,6 +85,7 @@ def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:
         action=plan.action,
         reasons=plan.reasons,
         retired=None if plan.retired is None else show(plan.retired),
+        retired_base64=None if plan.retired is None else encode_exact(plan.retired),
         source=None if plan.identity is None else {key: getattr(plan.identity, key) for key in ("size", "mtime_ns", "ino")},
         copy_bytes=plan.guest_bytes,
         before=plan.before,

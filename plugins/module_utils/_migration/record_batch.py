@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 from .._directories import exists
 from .._errors import QcowError, StateError, reason_of
 from .._libvirt.api import DEFAULT_URI
-from .._paths import decode_exact, show
+from .._paths import decode_exact, encode_exact, show
 from .._signals import Interrupted
 from . import cleanup, rollback
 from .chains import NewDependents
@@ -128,12 +128,13 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             "changed": reversal.action == rollback.ROLL_BACK,
             "discarded": reversal.changed,
             "kept": None if kept is None else show(kept),
+            "kept_base64": None if kept is None else encode_exact(kept),
         }
 
     dependents = NewDependents()
     below_kept: Set[bytes] = set()
     session = choice.session()
-    return _run(choice, session, handle, {"discarded": False, "kept": None}, recovered)
+    return _run(choice, session, handle, {"discarded": False, "kept": None, "kept_base64": None}, recovered)
 
 
 def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
@@ -186,7 +187,7 @@ def _handle_all(choice: Choice, records: Records, handle: Handle, missing: Dict[
 
 def _result_of(record: Record, handle: Handle, missing: Dict[str, Any]) -> Dict[str, Any]:
     before = explain(record)
-    names = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "time")}
+    names = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "retired_base64", "time")}
     try:
         more = handle(record)
         done = Undone(more.pop("action"), more.pop("reasons"), "", more.pop("changed"), **names)

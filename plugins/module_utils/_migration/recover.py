@@ -96,6 +96,7 @@ def explain(record: Record) -> Dict[str, Any]:
         dest=show(dest),
         dest_base64=encode_exact(dest),
         retired=None if retired is None else show(retired),
+        retired_base64=None if retired is None else encode_exact(retired),
         format=record.facts.get("format"),
         state=record.state,
         time=record.facts.get("time"),

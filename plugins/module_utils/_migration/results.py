@@ -40,6 +40,7 @@ class ImageResult(NamedTuple):
     verified: Optional[bool] = None
     fingerprint: Optional[str] = None
     retired: Optional[str] = None
+    retired_base64: Optional[str] = None
     record: Optional[str] = None
     source: Optional[Dict[str, int]] = None
     copy_bytes: int = 0
@@ -67,6 +68,7 @@ class RecordEntry(NamedTuple):
     dest: str
     dest_base64: Optional[str]
     retired: Optional[str]
+    retired_base64: Optional[str]
     format: Optional[str]
     state: str
     time: Optional[str]
@@ -103,6 +105,7 @@ class Undone(NamedTuple):
     dest: Optional[str] = None
     dest_base64: Optional[str] = None
     retired: Optional[str] = None
+    retired_base64: Optional[str] = None
     state: Optional[str] = None
     time: Optional[str] = None
 

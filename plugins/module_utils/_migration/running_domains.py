@@ -231,7 +231,7 @@ def start_or_roll_back(held: ShutDown, session: Session, results: List[Dict[str,
     for result in sorted(changed, key=lambda item: -len(item["chain"])):  # a base goes back after what rests on it
         try:
             roll_back(plan_rollback(by_name[result["record"]], session.references, discard_changes=True), session.references)
-            result.update(changed=False, failed=True, reason="start-failed", retired=None)
+            result.update(changed=False, failed=True, reason="start-failed", retired=None, retired_base64=None)
             result["msg"] = "{0}: {1} The migration was rolled back.".format(result["src"], why)
         except QcowError as error:
             left.append("{0} could not be rolled back: {1}".format(result["src"], error))
