@@ -67,7 +67,9 @@ options:
     RECORDS = r"""
 options:
   records:
-    description: Names of records, from RV(vmimage.qcow.qcow_convert#module:record) or the report of a role.
+    description:
+      - Names of records, from RV(vmimage.qcow.qcow_convert#module:record) or the report of a role.
+      - Choose an image by its record if its path contains a C($), because variables in O(paths) are expanded.
     type: list
     elements: str
     default: []

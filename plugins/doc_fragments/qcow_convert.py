@@ -47,13 +47,16 @@ options:
         type: path
         required: true
       src_base64:
-        description: Its exact path in Base64, for paths that are not UTF-8, as returned in RV(vmimage.qcow.qcow_info#module:images[].path_base64).
+        description:
+          - Its exact path in Base64, as returned in RV(vmimage.qcow.qcow_info#module:images[].path_base64), for paths that are not UTF-8 or contain
+            a C($).
+          - Takes precedence over O(images[].src). Nothing in it is expanded.
         type: str
       dest:
         description: The path of the result, or a directory with a trailing slash.
         type: path
       dest_base64:
-        description: Its exact path in Base64, for paths that are not UTF-8.
+        description: Its exact path in Base64. Takes precedence over O(images[].dest). Nothing in it is expanded.
         type: str
       format:
         description: See O(format).

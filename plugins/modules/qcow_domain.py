@@ -40,6 +40,11 @@ options:
     description: The image that the domains use now. It does not have to exist any more.
     type: path
     required: true
+  src_base64:
+    description:
+      - Its exact path in Base64, as returned by the other modules for paths that contain a C($).
+      - Takes precedence over O(src). Nothing in it is expanded.
+    type: str
   dest:
     description:
       - The image that they are to use.
@@ -47,6 +52,9 @@ options:
         and O(running=live) it must B(not) exist, because it is created.
     type: path
     required: true
+  dest_base64:
+    description: Its exact path in Base64. Takes precedence over O(dest). Nothing in it is expanded.
+    type: str
   format:
     description: Format of O(dest).
     type: str

@@ -108,7 +108,7 @@ def images_of(host: str, scan: Facts, migrate: Facts) -> list[Facts]:
     rows: dict[bytes, Facts] = {}
     for image in scan.get("images") or []:
         rows[_name(image)] = _found(host, image)
-    results = set()
+    results: set[bytes] = set()
     for result in migrate.get("images") or []:
         name = _name(result, "src")
         fresh = dict.fromkeys(COLUMNS) | {"host": host, "path": result["src"], "format": "qcow", "name": name, "below": []}

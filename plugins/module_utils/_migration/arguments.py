@@ -113,7 +113,7 @@ def common_request(params: Dict[str, Any]) -> Request:
     """
     many = params["src"] is None
     dest = path_of(params, "dest")
-    into = dest is not None and (many or params["dest"].endswith("/"))
+    into = dest is not None and (many or params["dest"].endswith("/") or os.path.isdir(dest))
     return Request(
         src=b"",
         dest=None if into else dest,

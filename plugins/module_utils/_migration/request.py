@@ -25,7 +25,7 @@ class Request(NamedTuple):
     """One image to migrate, and how. Sizes in bytes."""
 
     src: bytes
-    dest: Optional[bytes] = None  # a file name, or an existing directory the result goes into; beside the source if not given
+    dest: Optional[bytes] = None  # the result's name; beside the source if not given
     dest_dir: Optional[bytes] = None  # a directory the result goes into, made where it does not exist; instead of ``dest``
     format: str = "qcow2"  # qcow2 or raw
     keep_name: bool = False  # the result takes the source's name
@@ -78,12 +78,12 @@ def result_path(request: Request) -> bytes:
     """Where the result goes.
 
     ``x.qcow`` becomes ``x.qcow2`` (or ``x.raw``); any other name gets the suffix appended; a name that carries it already is kept, as
-    is every name on request. An explicit ``dest`` that is not a directory is taken as it is.
+    is every name on request. An explicit ``dest`` is taken as it is.
     """
-    if request.dest_dir is None and request.dest is not None and not os.path.isdir(request.dest):
+    if request.dest_dir is None and request.dest is not None:
         return request.dest
     directory, name = os.path.split(request.src)
-    return os.path.join(request.dest_dir or request.dest or directory, _result_name(name, request))
+    return os.path.join(request.dest_dir or directory, _result_name(name, request))
 
 
 def _result_name(name: bytes, request: Request) -> bytes:
