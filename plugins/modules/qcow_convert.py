@@ -232,7 +232,8 @@ images:
       src: *src, src_base64: *src_base64, dest: *dest, dest_base64: *dest_base64, action: *action, reasons: *reasons, changed: *changed, failed:
       *failed, msg: *msg, reason: *reason, details: *details, engine: *engine, verified: *verified, fingerprint: *fingerprint, retired: *retired,
       retired_base64: *retired_base64, record: *record, source: *source, copy_bytes: *copy_bytes, before: *before, after: *after, chain: *chain,
-      backing: *backing, repointed: *repointed, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds, verify_seconds: *verify_seconds
+      backing: *backing, repointed: *repointed, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds,
+      verify_seconds: *verify_seconds
     }
 summary:
   description: Numbers of images, and the bytes of those that were converted. With O(paths), also the numbers of files and directories searched.

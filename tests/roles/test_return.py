@@ -222,6 +222,8 @@ def test_types_are_the_documented_ones(module: str, key: str, kind: Any, promise
     assert set(kind._fields) == set(promised[module][key]["contains"])
 
 
-@pytest.mark.parametrize(("module", "more"), [("qcow_rollback", {"discarded", "kept"}), ("qcow_cleanup", {"returns", "retired_time"})])
+@pytest.mark.parametrize(
+    ("module", "more"), [("qcow_rollback", {"discarded", "kept", "kept_base64"}), ("qcow_cleanup", {"returns", "retired_time"})]
+)
 def test_what_undoes_has_keys_of_its_own(module: str, more: set[str], promised: dict[str, dict[str, Any]]) -> None:
     assert set(promised[module]["images"]["contains"]) == set(results.Undone._fields) | more

@@ -315,7 +315,7 @@ def test_name_that_does_not_fit_is_refused_before_anything_is_written(host: Host
     results = host.images / ("r" * 200)
     (results / ("s" * 200)).mkdir(parents=True)
     before = path.read_bytes()
-    (result,) = host.migrate("base.qcow", dest=os.fsencode(results / ("s" * 200)))
+    (result,) = host.migrate("base.qcow", dest_dir=os.fsencode(results / ("s" * 200)))
     assert result["failed"] and "does not fit" in result["msg"] and "512" in result["msg"]
     assert path.read_bytes() == before
     assert not list(Records(host.state).all())
