@@ -93,6 +93,8 @@ def _entry(image: t.Any, path: str) -> Facts:
     differing = [name for name in ("src", "dest") if not _one_name(entry.get(name), entry.get(name + "_base64"))]
     if differing and entry["action"] != "skip":
         why = [f"{name} and {name}_base64 are not the same name; remove {name}_base64 if {name} is right" for name in differing]
+        # Without the Base64, which the module need not be able to read: the others are migrated.
+        entry = {key: value for key, value in entry.items() if key[: -len("_base64")] not in differing}
         entry.update(action="refuse", why=why)
     return entry
 
