@@ -34,6 +34,13 @@ class Stranger(NamedTuple):
             return "user {0}".format(self.uid)
         return "everybody" if self.gid is None else "group {0}".format(self.gid)
 
+    def is_known(self) -> bool:
+        """Whether the host knows what groups this is in."""
+        try:
+            return self.uid is None or bool(pwd.getpwuid(self.uid))
+        except KeyError:
+            return False
+
     def groups(self) -> Set[Optional[int]]:
         """The groups that this is, or that the user is in; none of a user whom the host does not know."""
         if self.uid is None:
@@ -45,7 +52,7 @@ class Stranger(NamedTuple):
         return set(os.getgrouplist(entry.pw_name, entry.pw_gid))
 
 
-def is_stranger(uid: int) -> bool:
+def is_stranger(uid: Optional[int]) -> bool:
     """Whether a user is neither root nor the one that we work as."""
     return uid not in (0, os.geteuid())
 

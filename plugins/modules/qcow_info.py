@@ -162,7 +162,7 @@ images:
       elements: dict
       sample: [{path: /srv/archive/base.qcow, path_base64: null, format: qcow}]
     dependents:
-      description: The images found that name this image as their backing file, whoever can write them.
+      description: The images found that name this image as their backing file, whoever owns them.
       type: list
       elements: dict
       sample: [{path: /srv/archive/clone.qcow, path_base64: null, format: qcow}]

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""An overlay that names somebody else's image as its backing file counts only if whoever can write it could read that image."""
+"""An overlay that names somebody else's image as its backing file counts only if its owner could read that image."""
 
 import fcntl
 import os
@@ -76,7 +76,7 @@ def test_overlay_of_a_stranger_does_not_count(tmp_path: pathlib.Path, kind: str,
     for check_mode in (True, False):
         (result,) = pool.migrate(check_mode=check_mode)
         assert not result["failed"] and result["repointed"] == [], result["msg"]
-        assert "%s names this image as its backing file, but user %d can write it" % (overlay, TENANT) in result["msg"]
+        assert "%s names this image as its backing file, but user %d, who owns it" % (overlay, TENANT) in result["msg"]
     assert not pool.base.exists() and (pool.pool / "base.qcow2").exists()
     assert overlay.read_bytes() == before
 
@@ -96,6 +96,24 @@ def test_overlay_that_counts_keeps_its_base(tmp_path: pathlib.Path, kind: str, r
     assert not pool.migrate(check_mode=True)[0]["failed"]
     os.chown(pool.base, TENANT, TENANT)
     assert pool.migrate()[0]["reason"] == reason
+
+
+def test_overlay_of_roots_counts_whoever_can_write_it(tmp_path: pathlib.Path) -> None:
+    """A guest may need it: it keeps its base, and is not forgotten."""
+    pool = Pool(tmp_path)
+    overlay = pool.overlay("qcow", pool.tenant / "roots.img", owner=0, mode=0o666)
+    result = pool.migrate()[0]
+    assert result["reason"] == "needed" and str(overlay) in result["msg"]
+
+
+def test_overlay_of_a_user_whom_the_host_does_not_know_may_be_in_any_group(tmp_path: pathlib.Path) -> None:
+    """The directory service may be down, and the user in a group that can read the base."""
+    pool = Pool(tmp_path)
+    pool.overlay("qcow", pool.tenant / "theirs.img")
+    os.chown(pool.base, 0, QEMU)
+    assert not pool.migrate(check_mode=True)[0]["failed"]
+    pool.base.chmod(0o640)
+    assert pool.migrate()[0]["reason"] == "needed"
 
 
 @pytest.mark.parametrize("owner, mode", [(0, 0o600), (QEMU, 0o644)], ids=["roots", "of-a-running-guest"])
@@ -204,7 +222,7 @@ def test_overlay_that_names_it_through_a_link_of_its_owners(tmp_path: pathlib.Pa
     pool.base = link
     pool.overlay("qcow", pool.tenant / "mine.img")
     (result,) = pool.migrate(base)
-    assert result["changed"] and "user %d can write it" % TENANT in result["msg"], result["msg"]
+    assert result["changed"] and "user %d, who owns it" % TENANT in result["msg"], result["msg"]
 
 
 @pytest.mark.parametrize("rests_on", ["result", "original"])

@@ -11,9 +11,9 @@ file, and with the right to search every directory on the way.
 
 import os
 import stat
-from typing import List, Optional
+from typing import List, Optional, Set, Tuple
 
-from .._access import READ, SEARCH, Stranger, access_of, is_stranger
+from .._access import READ, SEARCH, Access, Stranger, access_of, is_stranger
 from .._directories import access_on
 
 
@@ -37,9 +37,30 @@ def unable_to_read(writers: List[Stranger], fd: int, path: bytes) -> Optional[St
     """
     if not writers:
         return None
-    there, way = access_of(fd), [access for _place, access in access_on(os.path.dirname(path) or b".")]
-    for writer in writers:
-        groups = writer.groups()
-        if not there.allows(writer, groups, READ) or not all(directory.allows(writer, groups, SEARCH) for directory in way):
-            return writer
-    return None
+    there, way = _way_to(fd, path)
+    return next((writer for writer in writers if not _may_read(writer, writer.groups(), there, way)), None)
+
+
+def owner_unable_to_read(overlay: int, base: int, path: bytes) -> Optional[Stranger]:
+    """The owner of an open overlay, if that is a stranger who could not have read an open base by its path; ``None`` otherwise.
+
+    A user whom the host does not know may be in any group: the directory service may be down.
+
+    :param path: of the base, without symbolic links.
+    """
+    owner = Stranger(os.fstat(overlay).st_uid, None)
+    if not is_stranger(owner.uid):
+        return None
+    there, way = _way_to(base, path)
+    possible = [owner.groups()]
+    if not owner.is_known():
+        possible.append({gid for access in [there] + way for gid in [access.gid, *access.groups]})
+    return None if any(_may_read(owner, groups, there, way) for groups in possible) else owner
+
+
+def _way_to(fd: int, path: bytes) -> Tuple[Access, List[Access]]:
+    return access_of(fd), [access for _place, access in access_on(os.path.dirname(path) or b".")]
+
+
+def _may_read(who: Stranger, groups: Set[Optional[int]], there: Access, way: List[Access]) -> bool:
+    return there.allows(who, groups, READ) and all(directory.allows(who, groups, SEARCH) for directory in way)

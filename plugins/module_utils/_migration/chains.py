@@ -17,7 +17,7 @@ from .._image.chain import Graph, GraphNode, Key, allowed, locate
 from .._image.detect import QCOW_MAGIC
 from .._image.qcow1_check import STRUCTURE
 from .._image.qcow2_header import BackingEntry
-from .._image.rights import unable_to_read, writers_of
+from .._image.rights import owner_unable_to_read
 from .._paths import show
 from . import overlay_headers
 from .backing import new_name
@@ -95,31 +95,27 @@ class SeenImages:
 def _objection(overlay: GraphNode) -> str:
     """Why an image does not count as resting on its backing file; empty where it does, or where its rights cannot be found out.
 
-    The rule is that of :func:`.chain.follow`: otherwise anybody could keep any image from being migrated, by an overlay that names it.
+    Its owner counts, who made it, and not everybody who can write it: whoever could read the image may have a guest that needs it, and anybody else
+    could keep any image from being migrated, by an overlay that names it.
     """
     try:
         with looked_at(overlay.path) as fd:
-            writers = writers_of(fd, overlay.path)
-            if not writers:
-                return ""
             real = real_path(locate(overlay.path, overlay.reference.name if overlay.reference else b""))
             with looked_at(real) as base:
                 exchanged = (_key_of(fd), _key_of(base)) != (overlay.key, overlay.base)
-                outsider = unable_to_read(writers, base, real)
+                outsider = owner_unable_to_read(fd, base, real)
     except (UnsafeImage, FileNotFoundError, NotADirectoryError):
         exchanged, outsider = True, None
     except (QcowError, OSError):
         return ""
     if exchanged:
-        return "warning: {0} named this image as its backing file, but was exchanged or removed since: it is not followed".format(
+        return "warning: {0} named this image as its backing file, but was exchanged or removed since: it does not count".format(
             show(overlay.path)
         )
     if outsider is None:
         return ""
-    return (
-        "warning: {0} names this image as its backing file, but {1} can write it and could not read this image: it is not followed".format(
-            show(overlay.path), outsider
-        )
+    return "warning: {0} names this image as its backing file, but {1}, who owns it, could not read this image: it does not count".format(
+        show(overlay.path), outsider
     )
 
 
