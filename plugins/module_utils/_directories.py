@@ -59,6 +59,21 @@ def real_path(path: AnyStr) -> AnyStr:
         return os.path.abspath(path)
 
 
+def real_file(path: bytes) -> bytes:
+    """The path of a file without symbolic links, that of the file itself included; resolved by the rules and with the errors of :func:`open_directory`."""
+    for _link in range(_MOST_LINKS):
+        directory, name = os.path.split(path)
+        fd, real = _walk(directory or b".")
+        here = os.path.join(real, name)
+        try:
+            path = os.path.join(real, target_of(path, fd, name, here))
+        except NotADirectoryError:
+            return here
+        finally:
+            os.close(fd)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
 def access_on(path: bytes) -> List[Tuple[bytes, Access]]:
     """Every directory on the way to a path, without symbolic links, and who may do what with it; that of the path is the last.
 

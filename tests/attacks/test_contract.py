@@ -32,7 +32,6 @@ OUTSIDE = {
     "_migration/progress.py": "the same",
     "_migration/domain_move.py": "a definition below the state directory, and a look at what a domain is to use",
     "_migration/domain_references.py": "the same",
-    "_migration/output.py": "a block device that the operator has named",
     "_migration/overlay_headers.py": "a descriptor of our own, by /proc",
     "_migration/references.py": "text in directories that the operator has named, of which only numbers of lines are told",
     "_image/crypt.py": "a passphrase file that the operator has named",

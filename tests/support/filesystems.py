@@ -5,10 +5,13 @@
 """Real filesystems and real other users for tests that need them."""
 
 import contextlib
+import fcntl
 import os
+import pathlib
 import stat
 import subprocess
 import sys
+import tempfile
 import traceback
 from typing import Any, Callable, Iterator
 
@@ -34,7 +37,8 @@ def mounted(fstype: str, folder: str, *, size_mib: int = 0, options: str = "") -
             stream.truncate((size_mib or _SIZE_MIB[fstype]) << 20)
         subprocess.run([*_MKFS[fstype], disk], check=True, stdout=subprocess.DEVNULL)
         command = ["mount", "-o", "loop" + (options and "," + options), disk, point]
-    done = subprocess.run(command, check=False, stderr=subprocess.PIPE)
+    with _one_at_a_time():
+        done = subprocess.run(command, check=False, stderr=subprocess.PIPE)
     require(done.returncode == 0, "cannot mount %s: %s" % (fstype, done.stderr.decode(errors="replace").strip()))
     try:
         yield point
@@ -42,6 +46,29 @@ def mounted(fstype: str, folder: str, *, size_mib: int = 0, options: str = "") -
         # A failed test may have left a descriptor open: that must not hide its failure.
         if subprocess.run(["umount", point], check=False, stderr=subprocess.DEVNULL).returncode:
             subprocess.run(["umount", "-l", point], check=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Keeps tests in other processes from looking for a free loop device: they open ours while they do."""
+    with open(os.path.join(tempfile.gettempdir(), "vmimage-qcow-loop-devices.lock"), "a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def loop_device(path: pathlib.Path, content: bytes) -> Iterator[pathlib.Path]:
+    """A block device that holds the bytes, made of a file ``path``. Needs root."""
+    require_root()
+    path.write_bytes(content)
+    with _one_at_a_time():
+        done = subprocess.run([require_tool("losetup"), "--find", "--show", path], capture_output=True, check=False, text=True)
+    require(done.returncode == 0, "needs loop devices: " + done.stderr.strip())
+    device = pathlib.Path(done.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def let_in(folder: str) -> None:

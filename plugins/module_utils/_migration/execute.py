@@ -19,8 +19,9 @@ from .._paths import show
 from .._verify.compare import verify
 from .._verify.qcow_readers import open_reader
 from . import overlay_headers
+from .block_device import open_exclusively
 from .commit import abandon, finish, published, temporary_path, withdraw
-from .output import is_device, open_exclusively, read_back, second_opinion, write
+from .output import read_back, second_opinion, write
 from .plan import CONVERT, RETIRE, Plan
 from .progress import Pace
 from .record import Record, Records, State, named
@@ -86,8 +87,8 @@ class Migration:
         try:
             if record.state == State.PLANNED and plan.action == RETIRE:
                 self._outcome = _adopt(plan, record)
-            elif record.state == State.PLANNED and is_device(plan.dest):
-                self._outcome = _fill_device(plan, self.source, self.guard, record, self._progress)
+            elif record.state == State.PLANNED and plan.device is not None:
+                self._outcome = _fill_device(plan, plan.device, self.source, self.guard, record, self._progress)
             elif record.state == State.PLANNED:
                 self._outcome = _produce(plan, self.source, self.guard, record, self._progress)
             finish(record, self._references, self.source.fd, self.guard, hold=True)
@@ -225,9 +226,9 @@ def _adopt(plan: Plan, record: Record) -> Outcome:
     return Outcome(True, plan.dest, record=record.id)
 
 
-def _fill_device(plan: Plan, source: Source, guard: Guards, record: Record, progress: Optional[OnProgress]) -> Outcome:
+def _fill_device(plan: Plan, device: int, source: Source, guard: Guards, record: Record, progress: Optional[OnProgress]) -> Outcome:
     """Write the result over a block device and prove it. There is no way back to what the device held, and the record says so."""
-    fd = open_exclusively(plan.dest)
+    fd = open_exclusively(plan.dest, device)
     try:
         record.note(State.COPYING, device=named(plan.dest))
         started = time.monotonic()

@@ -10,21 +10,17 @@
 * ``qemu-img``: read and written by qemu-img, where the operator wants it so.
 """
 
-import errno
 import os
-import stat
 from typing import Callable, Dict, List, Optional, Tuple
 
 from .._copy.copier import copy_extents
 from .._copy.transcode import transcode
 from .._copy.writers import Qcow2Writer, RawWriter, preallocate
 from .._directories import real_path
-from .._errors import ImageInUse, NoSpace, QcowError, ToolFailed, ToolMissing, UnsafeImage, UnsupportedImage, VerificationFailed
+from .._errors import ToolFailed, ToolMissing, VerificationFailed
 from .._host.files import create_nameless, open_source
 from .._host.image_options import Node, name_of_descriptor
-from .._host.in_use import require_unused
 from .._host.qemu_img import QemuImg
-from .._image.detect import HEAD, UNKNOWN, identify, signatures
 from .._image.extent import filled
 from .._image.qcow1 import Qcow1
 from .._image.qcow2_header import DEFAULT_CLUSTER_SIZE, Qcow2Options
@@ -35,64 +31,6 @@ from .backing import KEEP, qcow2_options
 from .plan import NATIVE, STAGED, Plan
 from .request import Request
 from .source import Source
-
-
-def is_device(path: bytes) -> bool:
-    """Whether a path leads to a block device."""
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except OSError:
-        return False
-
-
-def require_usable(request: Request, dest: bytes, size: int) -> None:
-    """Make sure that ``size`` bytes may be written to a device. Changes nothing.
-
-    :raises QcowError: why not.
-    """
-    if request.format != "raw":
-        raise UnsupportedImage("a block device takes raw results only", dest, hint="Set format=raw. Nothing was changed.")
-    real = real_path(dest)
-    fd = open_source(real, block_devices=True)
-    try:
-        there = os.lseek(fd, 0, os.SEEK_END)
-        if there < size:
-            raise NoSpace("the device has {0} bytes, the disk needs {1}".format(there, size), dest, hint="Nothing was changed.")
-        require_unused(fd, "the device", dest, "Nothing was changed. Choose another device, or stop what uses it.")
-        if not request.overwrite_device:
-            _require_blank(fd, dest, there)
-    finally:
-        os.close(fd)
-    if not os.access(real, os.W_OK):
-        raise QcowError("the device may not be written by user {0}".format(os.geteuid()), dest, reason="not-writable")
-
-
-def _require_blank(fd: int, dest: bytes, size: int) -> None:
-    found = [mark.name for mark in signatures(lambda length, offset: os.pread(fd, length, offset))]
-    kind = identify(os.pread(fd, HEAD, 0), size, lambda length, offset: os.pread(fd, length, offset))
-    if kind.format != UNKNOWN:
-        found.append(kind.format)
-    if found:
-        raise UnsafeImage(
-            "the device holds something already ({0})".format(", ".join(sorted(set(found)))),
-            dest,
-            reason="exists",
-            hint="Nothing was changed. To overwrite it, set overwrite_device=true.",
-        )
-
-
-def open_exclusively(dest: bytes) -> int:
-    """A descriptor for reading and writing; the kernel keeps others (mounts, LVM, md) from claiming the device meanwhile.
-
-    :raises ImageInUse: where one has it already.
-    """
-    try:
-        return os.open(real_path(dest), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise ImageInUse("the device is in use (mounted, or part of another device)", dest, hint="Nothing was changed.") from error
-        raise QcowError("the device cannot be opened for writing: {0}".format(error.strerror), dest) from error
-
 
 OnProgress = Callable[[int], None]
 

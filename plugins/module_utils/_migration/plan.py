@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     before: Dict[str, Any] = {}
     virtual_size: int = 0  # of the result, bytes
     guest_bytes: int = 0  # that will be copied
+    device: Optional[int] = None  # number of the block device that ``dest`` is
     need: int = 0  # bytes the result will occupy at most
     foreign_need: int = 0  # bytes that what is fetched of a foreign base will occupy at most, until the chain is done
     details: Dict[str, Any] = {}  # of a refusal

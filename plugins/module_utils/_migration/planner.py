@@ -25,7 +25,7 @@ from .._image.qcow1_check import STRUCTURE
 from .._paths import show
 from .._verify.compare import verify
 from .backing import KEEP, RECLUSTER, Replacement, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
-from .output import is_device, require_usable
+from .block_device import device_at, require_usable
 from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
 from .record import Record, Records, State
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
@@ -208,13 +208,14 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
     _require_names(request, dest, retired)
     if retired is not None:
         _require_renamable(source)
-    if dest != request.src and exists(dest) and not is_device(dest):
+    device = device_at(request.dest)
+    if dest != request.src and exists(dest) and device is None:
         return _adopt(request, dest, source, common)
     if request.domain_access != WRITTEN:
         _require_free(source, bases, replaced=retired is not None and request.domain_access != "read")
-    engine = choose_engine(request)
+    engine = choose_engine(request, device)
     _require_luks_passphrase(request)
-    if is_device(dest):
+    if device is not None:
         require_usable(request, dest, rounded(image.virtual_size))
     backing = None
     if source.members and request.chains == "preserve" and request.format == "qcow2":
@@ -256,7 +257,8 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         "",
         engine=engine,
         guest_bytes=need.guest,
-        need=0 if is_device(dest) else need.file,
+        device=device,
+        need=need.file if device is None else 0,
         foreign_need=source.foreign_need(whole=backing is not None)[0],
         backing=backing,
         cluster_size=cluster_size,
@@ -276,9 +278,9 @@ def _require_luks_passphrase(request: Request) -> None:
         )
 
 
-def choose_engine(request: Request) -> str:
+def choose_engine(request: Request, device: Optional[int]) -> str:
     """The engine for a request: ours, unless it is asked for another or for something that only qemu-img writes."""
-    if request.dest is not None and is_device(request.dest):
+    if device is not None:
         if request.engine == QEMU_IMG:
             raise UnsupportedImage("block devices are written natively only", request.src, hint="Set engine=auto. Nothing was changed.")
         return NATIVE

@@ -11,7 +11,6 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from .._errors import NoSpace
 from .._host import free_space
 from .._paths import show
-from .output import is_device
 from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan
 from .references import mentions
 
@@ -165,7 +164,7 @@ def _temporary_demands(plans: List[Plan], workers: int) -> List[free_space.Deman
     needs: Dict[bytes, Dict[Unit, int]] = {}
     for number, plan in enumerate(plans):
         if plan.action == CONVERT and plan.temporary_need:
-            directory = _parent(plan.request.src) if is_device(plan.dest) else _directory(plan)
+            directory = _parent(plan.request.src) if plan.device is not None else _directory(plan)
             units, unit = needs.setdefault(directory, {}), unit_of(number, plan)
             units[unit] = units.get(unit, 0) + plan.temporary_need
     return [

@@ -19,8 +19,9 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record imp
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import BuiltImage, build
+from ansible_collections.vmimage.qcow.tests.support.filesystems import loop_device
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Packed, Plain, Xen
-from ansible_collections.vmimage.qcow.tests.support.require import require, require_root, require_tool
+from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
 MIB = 1 << 20
 PASSPHRASE = b"correct horse battery"
@@ -267,13 +268,8 @@ def test_salvage_keeps_what_can_be_read_and_lists_the_rest(tmp_path: pathlib.Pat
 
 @pytest.fixture(name="device")
 def _device(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    require_root()
-    (tmp_path / "backing").write_bytes(b"\xa5" * 12 * MIB)
-    done = subprocess.run([require_tool("losetup"), "--find", "--show", tmp_path / "backing"], capture_output=True, check=False, text=True)
-    require(done.returncode == 0, "needs loop devices: " + done.stderr.strip())
-    path = pathlib.Path(done.stdout.strip())
-    yield path
-    subprocess.run(["losetup", "--detach", path], check=True)
+    with loop_device(tmp_path / "backing", b"\xa5" * 12 * MIB) as path:
+        yield path
 
 
 def test_raw_into_a_block_device(source: pathlib.Path, device: pathlib.Path) -> None:
