@@ -48,29 +48,47 @@ def real_directory(path: bytes) -> bytes:
     return real
 
 
-def real_path(path: AnyStr) -> AnyStr:
-    """A path without symbolic links, whoever made them, or as it is where somebody exchanges them meanwhile.
+def real_path(path: bytes) -> bytes:
+    """A path without symbolic links, whoever made them, or as it is from where nothing is there or somebody exchanges them meanwhile.
 
     For comparing names; what is opened by it is opened by the rules above.
     """
-    try:
-        return os.path.realpath(path)
-    except OSError:
-        return os.path.abspath(path)
-
-
-def real_file(path: bytes) -> bytes:
-    """The path of a file without symbolic links, that of the file itself included; resolved by the rules and with the errors of :func:`open_directory`."""
+    path = os.path.join(os.getcwdb(), path)
     for _link in range(_MOST_LINKS):
-        directory, name = os.path.split(path)
-        fd, real = _walk(directory or b".")
-        here = os.path.join(real, name)
+        directory, name = os.path.split(path.rstrip(b"/"))
+        if name in (b"", b".", b".."):
+            above = real_path(directory) if name else b"/"
+            return os.path.dirname(above) if name == b".." else above
         try:
-            path = os.path.join(real, target_of(path, fd, name, here))
-        except NotADirectoryError:
-            return here
+            fd, real = _walk(directory or b"/", judged=False)
+        except OSError:
+            return os.path.join(real_path(directory or b"/"), name)
+        try:
+            path = os.path.join(real, os.readlink(name, dir_fd=fd))
+        except OSError:
+            return os.path.join(real, name)
         finally:
             os.close(fd)
+    return path
+
+
+def status_of(path: bytes) -> os.stat_result:
+    """What ``lstat`` says of a path, reached by the rules and with the errors of :func:`open_directory`."""
+    with place_of(path) as (directory, name):
+        return os.stat(name or b".", dir_fd=directory, follow_symlinks=False)
+
+
+def behind_links(path: bytes) -> bytes:
+    """A path whose last component is no symbolic link: one is followed where no stranger could have put it.
+
+    :raises UnsafeImage: a stranger could. :raises OSError: where it leads nowhere.
+    """
+    for _link in range(_MOST_LINKS):
+        with place_of(path) as (directory, name):
+            try:
+                path = os.path.join(os.path.dirname(path), target_of(path, directory, name or b".", path))
+            except NotADirectoryError:
+                return path
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
@@ -85,7 +103,7 @@ def access_on(path: bytes) -> List[Tuple[bytes, Access]]:
     return passed
 
 
-def _walk(path: bytes, visit: Callable[[List[bytes], int], None] = lambda _names, _fd: None) -> Tuple[int, bytes]:
+def _walk(path: bytes, visit: Callable[[List[bytes], int], None] = lambda _names, _fd: None, *, judged: bool = True) -> Tuple[int, bytes]:
     if not path.startswith(b"/"):
         path = os.path.join(os.getcwdb(), path)
     pending = _components(path)
@@ -100,7 +118,7 @@ def _walk(path: bytes, visit: Callable[[List[bytes], int], None] = lambda _names
             except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
-                target = target_of(path, fd, name, b"/" + b"/".join([*names, name]))
+                target = target_of(path, fd, name, b"/" + b"/".join([*names, name])) if judged else os.readlink(name, dir_fd=fd)
                 links += 1
                 if links > _MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
@@ -155,14 +173,22 @@ def place_of(path: bytes) -> Iterator[Tuple[int, bytes]]:
         os.close(fd)
 
 
+def is_directory(path: bytes) -> bool:
+    """Whether :func:`open_directory` can open it."""
+    try:
+        os.close(open_directory(path))
+        return True
+    except (OSError, UnsafeImage):
+        return False
+
+
 def exists(path: AnyStr) -> bool:
     """Whether anything has a name, a symbolic link included.
 
     What is reached by a link that may not be followed counts as there: whoever opens it is told why it cannot be.
     """
     try:
-        with place_of(os.fsencode(path)) as (directory, name):
-            os.stat(name or b".", dir_fd=directory, follow_symlinks=False)
+        status_of(os.fsencode(path))
     except (OSError, ValueError):
         return False
     except UnsafeImage:

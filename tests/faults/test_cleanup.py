@@ -65,6 +65,25 @@ def test_check_mode_then_for_real(scene: Scene) -> None:
     assert not clean(scene)["changed"]
 
 
+@pytest.mark.parametrize(
+    "how", [{"compression": "zstd"}, {"encryption": "luks"}, {"extended_l2": True}], ids=["zstd", "luks", "extended-l2"]
+)
+@pytest.mark.parametrize("written", [False, True])
+def test_result_that_only_qemu_img_reads(tmp_path: Any, how: dict[str, Any], written: bool) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    if "encryption" in how:
+        how = {**how, "luks_passphrase_file": os.fsencode(tmp_path / "secret")}
+    made = Scene(str(tmp_path))
+    migrate(made, **how)
+    if written:
+        driver = "driver=qcow2,file.driver=file,file.filename=%s%s" % (made.dest, ",encrypt.key-secret=s" if "encryption" in how else "")
+        secret = ["--object", "secret,id=s,file=%s" % (tmp_path / "secret")] if "encryption" in how else []
+        subprocess.run([require_tool("qemu-io"), *secret, "--image-opts", "-c", "write -P 7 0 64k", driver], check=True)
+    done = clean(made)
+    assert done["changed"] and done["state"] == "cleaned", done
+    assert made.listing() == [os.path.basename(made.dest)]
+
+
 def test_result_gone(scene: Scene) -> None:
     os.unlink(scene.dest)
     kept(scene, "missing")

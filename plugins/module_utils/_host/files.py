@@ -12,7 +12,7 @@ import stat
 from contextlib import contextmanager
 from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
-from .._directories import CANNOT, open_directory, place_of, sync_names
+from .._directories import CANNOT, open_directory, place_of, status_of, sync_names
 from .._errors import QcowError, TargetExists, UnsafeImage
 
 _O_NOATIME = getattr(os, "O_NOATIME", 0)
@@ -49,8 +49,7 @@ class FileIdentity(NamedTuple):
 def identity_at(path: bytes) -> Optional[FileIdentity]:
     """The identity of the file that has a name; ``None`` where nothing has it. A symbolic link is not followed."""
     try:
-        with place_of(path) as (directory, name):
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        status = status_of(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -156,12 +155,13 @@ def check_name(path: bytes) -> None:
 
     :raises QcowError: with reason ``name-too-long`` or ``bad-name``.
     """
-    directory, name = os.path.split(path)
+    name = os.path.basename(path)
     if b"\0" in path or name in (b"", b".", b".."):
         raise QcowError("is not a usable file name.", path=path, reason="bad-name")
     try:
-        longest = os.pathconf(directory or b".", "PC_NAME_MAX")
-    except (OSError, ValueError):
+        with place_of(path) as (directory, _name):
+            longest = os.fpathconf(directory, "PC_NAME_MAX")
+    except (OSError, UnsafeImage, ValueError):
         longest = 255
     if len(name) > longest:
         raise QcowError(

@@ -12,7 +12,7 @@ import select
 import stat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from .._directories import open_directory, place_of, target_of
+from .._directories import behind_links, open_directory, status_of
 from .._errors import QcowError
 from .._workers import Channel, Worker
 from . import linux
@@ -101,8 +101,8 @@ def walk(
     walker = _Walker(prefix, _matcher(exclude), head_size, block_devices, counts or Counts())
     for path in paths:
         try:
-            real = _resolved(path)
-            status = os.stat(real)
+            real = behind_links(path)
+            status = status_of(real)
         except (QcowError, OSError, ValueError) as error:
             walker.counts.errors += 1
             yield _failed(path, error)
@@ -111,19 +111,6 @@ def walk(
             yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse, workers if prefix else 1)
         else:
             yield walker.named(real)
-
-
-def _resolved(path: bytes) -> bytes:
-    """A path whose last component is no symbolic link: one is followed where no stranger could have put it.
-
-    :raises UnsafeImage: a stranger could. :raises OSError: where it leads nowhere.
-    """
-    for _hop in range(40):
-        with place_of(path) as (directory, name):
-            if not stat.S_ISLNK(os.stat(name or b".", dir_fd=directory, follow_symlinks=False).st_mode):
-                return path
-            path = os.path.join(os.path.dirname(path), target_of(path, directory, name, path))
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def _matcher(patterns: Iterable[bytes]) -> Optional[Any]:

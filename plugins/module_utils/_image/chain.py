@@ -14,7 +14,7 @@ import re
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from .._access import Stranger
-from .._directories import exists, real_directory, real_path
+from .._directories import exists, real_directory, real_path, status_of
 from .._errors import DamagedImage, QcowError, UnsafeImage, UnsupportedImage
 from .._paths import show
 from . import qcow1, qcow2
@@ -389,7 +389,7 @@ def _key_of_base(path: bytes, reference: Optional[Reference]) -> Optional[Key]:
     if reference is None:
         return None
     try:
-        status = os.stat(locate(path, reference.name))
+        status = status_of(real_path(locate(path, reference.name)))
     except (QcowError, OSError, ValueError):
         return None
     return status.st_dev, status.st_ino

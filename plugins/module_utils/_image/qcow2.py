@@ -27,13 +27,14 @@ _ZERO_FLAG = 1
 class Qcow2(Layer):
     """A qcow2 image open for reading. What it cannot read in full it refuses when opened.
 
+    :param content: not only the tables are to be read.
     :raises DamagedImage: where the header or a table cannot be true.
-    :raises UnsupportedImage: external data files, encryption, unknown features.
+    :raises UnsupportedImage: external data files, unknown features; with ``content`` encryption, and compression other than DEFLATE.
     """
 
     format = "qcow2"
 
-    def __init__(self, fd: int, path: bytes) -> None:
+    def __init__(self, fd: int, path: bytes, *, content: bool = True) -> None:
         super().__init__(fd, path)
         self.header = header = parse_header(os.pread(fd, 1 << 16, 0), path)
         self.virtual_size = header.size
@@ -43,13 +44,18 @@ class Qcow2(Layer):
             raise UnsupportedImage("qcow2 features we cannot read (incompatible bits {0:#x})".format(unknown), path)
         if header.incompatible & CORRUPT:
             raise DamagedImage("the qcow2 image is marked corrupt", path, hint="Repair it with qemu-img check -r first.")
-        if header.crypt_method:
+        if content and header.crypt_method:
             raise UnsupportedImage("encrypted qcow2 (method {0})".format(header.crypt_method), path)
-        if header.compression_type:
+        if content and header.compression_type:
             raise UnsupportedImage("qcow2 with compression type {0}".format(header.compression_type), path)
         if header.l1_offset + 8 * header.l1_entries > self.file_size:
             raise DamagedImage("the L1 table lies outside the file", path)
         self._words = 2 if header.incompatible & EXTENDED_L2 else 1
+
+    @property
+    def has_readable_content(self) -> bool:
+        """Whether more than the tables can be read here."""
+        return not self.header.crypt_method and not self.header.compression_type
 
     @property
     def backing_name(self) -> Optional[bytes]:

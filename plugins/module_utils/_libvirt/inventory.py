@@ -12,7 +12,7 @@ import glob
 import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-from .._directories import real_path
+from .._directories import real_path, status_of
 from .._errors import QcowError
 from .._paths import show, to_path
 from . import api, domain_xml, xml_text
@@ -84,6 +84,8 @@ class Inventory:
 
     def users_of(self, path: bytes) -> List[DomainUse]:
         """Every use of that file, under whatever name: by real path, and by device and inode while the file is there."""
+        if not self.uses and not self._mentions:
+            return []
         found = list(self._by_name.get(real_path(path), ()))
         found += [use for use in self._by_inode.get(_inode(path) or (0, 0), ()) if use not in found]
         text = show(path)
@@ -144,8 +146,8 @@ class Inventory:
 
 def _inode(path: bytes) -> Optional[Tuple[int, int]]:
     try:
-        status = os.stat(path)
-    except OSError:
+        status = status_of(real_path(path))
+    except (QcowError, OSError):
         return None
     return status.st_dev, status.st_ino
 

@@ -9,7 +9,7 @@ import os
 import stat
 from typing import Optional
 
-from .._directories import place_of, real_file
+from .._directories import behind_links, place_of, status_of
 from .._errors import ImageChanged, ImageInUse, NoSpace, QcowError, UnsafeImage, UnsupportedImage
 from .._host.files import open_source
 from .._host.in_use import require_unused
@@ -25,8 +25,7 @@ def device_at(path: Optional[bytes]) -> Optional[int]:
     if path is None:
         return None
     try:
-        with place_of(real_file(path)) as (directory, name):
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        status = status_of(behind_links(path))
     except OSError:
         return None
     return status.st_rdev if stat.S_ISBLK(status.st_mode) else None
@@ -39,7 +38,7 @@ def require_usable(request: Request, dest: bytes, size: int) -> None:
     """
     if request.format != "raw":
         raise UnsupportedImage("a block device takes raw results only", dest, hint="Set format=raw. Nothing was changed.")
-    real = real_file(dest)
+    real = behind_links(dest)
     fd = open_source(real, block_devices=True)
     try:
         there = os.lseek(fd, 0, os.SEEK_END)
@@ -75,7 +74,7 @@ def open_exclusively(dest: bytes, number: int) -> int:
     :raises ImageInUse: where one has it already. :raises ImageChanged: where it is another device.
     """
     try:
-        with place_of(real_file(dest)) as (directory, name):
+        with place_of(behind_links(dest)) as (directory, name):
             fd = os.open(name, os.O_RDWR | os.O_EXCL | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         if error.errno == errno.EBUSY:

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Dict, List, Optional, Set, Tuple
 
-from .._directories import real_path
+from .._directories import real_path, status_of
 from .._errors import QcowError, StateError, UnsafeImage
 from .._host import tree
 from .._host.files import looked_at
@@ -64,8 +64,8 @@ class SeenImages:
     def node(self, path: bytes) -> Optional[GraphNode]:
         """The image of that name, ``None`` where there is none. It is opened only where it has not been seen."""
         try:
-            status = os.lstat(path)
-        except OSError:
+            status = status_of(path)
+        except (QcowError, OSError):
             return None
         known = self.graph.nodes.get((status.st_dev, status.st_ino))
         if known is not None or not stat.S_ISREG(status.st_mode):
@@ -281,8 +281,8 @@ class NewDependents:
             self._seen[directory] = SeenImages()
             self._seen[directory].walk([directory], recurse=False)
         try:
-            status = os.stat(path)
-        except OSError:
+            status = status_of(path)
+        except (QcowError, OSError):
             return [], []
         key, now = (status.st_dev, status.st_ino), SeenImages()
         for node in self._seen[directory].graph.dependents(key):

@@ -123,7 +123,7 @@ def _describe(found: tree.Found, question: Question, errors: List[Dict[str, Any]
 def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, question: Question) -> None:
     if kind.format == "qcow2":
         with Source(path) as source:
-            reader = Qcow2(source.fd, path)
+            reader = Qcow2(source.fd, path, content=question.fingerprint)
             image.update(virtual_size=reader.virtual_size, cluster_size=reader.cluster_size, encrypted=bool(reader.header.crypt_method))
             image["backing"] = _backing(reader.backing_name, reader.header.backing_format)
             whole = image["backing"] is None or (question.chains and _describe_chain(image, source, question))

@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Set
 
-from .._directories import exists, real_path
+from .._directories import exists, real_path, status_of
 from .._errors import DamagedImage, PassphraseError, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._fingerprint import rounded
 from .._host.attributes import protection
@@ -65,9 +65,9 @@ def make_plan(request: Request, records: Records, bases: Optional[Bases] = None)
     except OSError as error:
         plan = Plan(REFUSE, request, dest, ["{0}: {1}".format(show(request.src), error.strerror)], "error")
     try:
-        status = os.lstat(request.src)
+        status = status_of(request.src)
         bases.plans.setdefault((status.st_dev, status.st_ino), plan)
-    except OSError:
+    except (QcowError, OSError):
         pass  # nothing can rest on it
     return plan
 
@@ -78,7 +78,7 @@ def _under_one_name(plan: Plan, bases: Bases) -> Plan:
     :raises QcowError: reason ``linked``, where the file has been planned for under another name.
     """
     src = plan.request.src
-    status = os.lstat(src)
+    status = status_of(src)
     first = bases.plans.get((status.st_dev, status.st_ino))
     if first is not None:
         what_to_do = "Once that is migrated, remove this name, or replace it by a link to {0}".format(show(first.dest))

@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
+from .._directories import is_directory
 from .._errors import NoSpace
 from .._host import free_space
 from .._paths import show
@@ -196,6 +197,6 @@ def _parent(path: bytes) -> bytes:
 
 
 def _existing(directory: bytes) -> bytes:
-    while not os.path.isdir(directory) and directory not in (b"", b"/"):
+    while not is_directory(directory) and directory not in (b"", b"/"):
         directory = os.path.dirname(directory)
     return directory or b"."

@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from .._directories import exists
+from .._directories import exists, is_directory
 from .._errors import QcowError, StateError, reason_of
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, encode_exact, show
@@ -43,7 +43,7 @@ def select(
     nowhere = (
         []
         if missing_ok
-        else [path for path in wanted if not os.path.isdir(path) and not any(_below(record, [path]) for record in everything)]
+        else [path for path in wanted if not is_directory(path) and not any(_below(record, [path]) for record in everything)]
     )
     unknown += [
         StateError(

@@ -8,7 +8,7 @@ import errno
 import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 
-from .._directories import exists
+from .._directories import exists, is_directory
 from .._host import tree
 from .._image.detect import QCOW_MAGIC, is_qcow1
 from .._paths import show
@@ -63,7 +63,7 @@ def candidates(search: Search, records: Records, around: SeenImages) -> Candidat
         if is_qcow1(entry.head) and not is_retired(entry.path):
             found.append(entry.path)
     if not search.exclude and not search.one_filesystem:
-        around.walked = tuple(path for path in search.paths if os.path.isdir(path))
+        around.walked = tuple(path for path in search.paths if is_directory(path))
     return Candidates(found, errors, counts.files, counts.directories)
 
 

@@ -12,7 +12,7 @@ import struct
 import zlib
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
-from .._errors import DamagedImage
+from .._errors import DamagedImage, UnsupportedImage
 from .._fingerprint import BLOCK
 from .holes import FileMap
 from .reader import FileReader, Place, RawReader, Reader, zero_lost
@@ -276,7 +276,9 @@ class Qcow2Reader(TableReader):
     def __init__(self, fd: int, path: bytes) -> None:
         super().__init__(fd, path)
         head = os.pread(fd, 112, 0)
-        (bits, self.size, _crypt, self.l1_size, self.l1_offset) = struct.unpack_from(">IQIIQ", head, 20)
+        (bits, self.size, encryption, self.l1_size, self.l1_offset) = struct.unpack_from(">IQIIQ", head, 20)
+        if encryption:
+            raise UnsupportedImage("encrypted qcow2 (method {0})".format(encryption), path)
         self.cluster = 1 << bits
         self.version = head[7]
         self.extended = bool(self.version == 3 and head[79] & 16)
