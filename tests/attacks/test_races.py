@@ -11,82 +11,17 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.attacks.attacker import Attacker, exchange, give
+from ansible_collections.vmimage.qcow.tests.attacks.host import MIB, SECRET, TRIES, Host
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool
-
-TRIES = int(os.environ.get("VMIMAGE_QCOW_ATTACKS") or 40)
-MIB = 1 << 20
-SECRET = b"this is root's and nobody else's " * 512
-
-
-class Host:
-    """A tenant's directory, a good image of somebody else's beside it, and a directory of root's with a secret in it."""
-
-    def __init__(self, root: pathlib.Path) -> None:
-        root.chmod(0o755)
-        for parent in root.parents:
-            if parent.stat().st_mode & 0o777 == 0o700:
-                parent.chmod(0o711)  # the tenant has to reach their directory
-        self.state = os.fsencode(root / "state")
-        self.tenant, self.roots, self.other = root / "tenant", root / "roots", root / "other"
-        for folder in (self.tenant, self.tenant / "images", self.roots, self.other):
-            folder.mkdir()
-        self.roots.chmod(0o700)
-        self.secret = self.roots / "secret.raw"
-        self.secret.write_bytes(SECRET)
-        self.secret.chmod(0o600)
-        self.image = self.tenant / "images" / "disk.qcow"
-        self._make_image()
-        build(ImageSpec(size=MIB, clusters={6: Plain(b"other")})).write(self.other / "good.qcow")
-        give(self.tenant, self.tenant / "images")
-        self.before = self.roots_files()
-
-    def _make_image(self) -> None:
-        build(ImageSpec(size=MIB, clusters={5: Plain(b"tenant")})).write(self.image)
-        give(self.image)
-
-    def roots_files(self) -> dict[str, tuple[bytes, int, int]]:
-        found = {}
-        for path in self.roots.iterdir():
-            status = path.stat()
-            found[path.name] = (path.read_bytes(), status.st_uid, status.st_mode)
-        return found
-
-    def run(self, *sources: pathlib.Path, **options: Any) -> list[dict[str, Any]]:
-        requests = [Request(os.fsencode(src), state_dir=self.state, **{"retire": True, **options}) for src in sources]
-        return batch.run(requests, batch.Settings(self.state, reserve=0))
-
-    def reset(self) -> None:
-        """Everything as before the run, whatever it has done."""
-        if (self.tenant / "images").is_symlink() and (self.tenant / "lure").is_dir():
-            exchange(self.tenant / "images", self.tenant / "lure")
-        for record in pathlib.Path(os.fsdecode(self.state)).glob("records/*"):
-            record.unlink()
-        for folder in (self.tenant / "images", self.tenant / "lure", self.other):
-            if folder.is_symlink() or not folder.is_dir():
-                continue
-            for path in folder.iterdir():
-                if path.name.endswith(".qcow1.orig"):
-                    path.rename(path.with_name(path.name[: -len(".qcow1.orig")]))
-            for path in folder.iterdir():
-                if path.suffix in (".qcow2", ".tmp"):
-                    path.unlink()
-        if not self.image.exists():
-            self._make_image()
 
 
 @pytest.fixture(name="host")
 def _host(tmp_path: pathlib.Path) -> Host:
     require_root()
     return Host(tmp_path)
-
-
-def results_of(host: Host) -> list[bytes]:
-    return [path.read_bytes() for path in host.tenant.rglob("*.qcow2") if path.is_file()]
 
 
 def test_base_exchanged_with_a_link(host: Host, tell: Any) -> None:
@@ -101,7 +36,7 @@ def test_base_exchanged_with_a_link(host: Host, tell: Any) -> None:
         for _try in attacker.tries(TRIES):
             (result,) = host.run(host.image, chains="flatten", backing_formats=formats)
             converted += not result["failed"]
-            assert not [data for data in results_of(host) if SECRET[:64] in data], "root's file is in the result"
+            assert not [data for data in host.results() if SECRET[:64] in data], "root's file is in the result"
             with attacker.paused():
                 host.reset()
     tell("%d of %d runs converted the image, none with a byte of root's file" % (converted, TRIES))
@@ -175,3 +110,14 @@ def test_directory_exchanged_during_the_undoing(host: Host, undo: str, tell: Any
             done += not answer["failed"]
             assert host.roots_files() == before
     tell("%d of %d runs could %s, none in root's directory" % (done, TRIES, undo))
+
+
+def test_directory_that_has_become_a_link_keeps_nobody_elses_image_waiting(host: Host) -> None:
+    """It is among the directories in which backing files may lie, as everything is below which a playbook looks."""
+    images = host.tenant / "images"
+    images.rename(host.tenant / "aside")
+    images.symlink_to(host.roots)
+    give(images)
+    build(ImageSpec(size=MIB, backing=Backing(b"good.qcow"))).write(host.other / "top.qcow")
+    results = host.run(host.other / "good.qcow", host.other / "top.qcow", backing_dirs=(os.fsencode(images), os.fsencode(host.other)))
+    assert [result["changed"] for result in results] == [True, True], results

@@ -239,8 +239,8 @@ def _real_directories(directories: Iterable[bytes]) -> Tuple[bytes, ...]:
     for directory in directories:
         try:
             found.append(real_directory(directory).rstrip(b"/") + b"/")
-        except OSError:
-            continue  # nothing can lie in it
+        except (OSError, UnsafeImage):
+            continue  # nothing can lie in it; whose it is must not keep others' images from being read
     return tuple(found)
 
 
