@@ -170,6 +170,8 @@ class Mount(NamedTuple):
 
 
 def _unescape(text: bytes) -> bytes:
+    if b"\\" not in text:
+        return text
     parts = text.split(b"\\")
     return parts[0] + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts[1:])
 

@@ -135,6 +135,7 @@ class Records:
         self.state_dir = state_dir
         self.directory = os.path.join(state_dir, b"records")
         self._loaded: Optional[Dict[bytes, List[Record]]] = None
+        self._made = False
 
     def begin(self, src: Dict[str, Any], dest: Dict[str, Any], **facts: Any) -> Record:
         """A new record in the state ``planned``.
@@ -146,9 +147,8 @@ class Records:
         identifier = "{0}.{1:06d}Z-{2}".format(moment, int(fraction * 1000000), os.urandom(4).hex())  # sorts by time
         line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=State.PLANNED, time=now())
         path = os.path.join(self.directory, identifier.encode("ascii") + _SUFFIX)
-        require_ours(self.state_dir, b"records")
         try:
-            make_directory(self.directory)
+            self._make_directory()
             _create(path, line)
         except OSError as error:
             raise StateError(
@@ -160,6 +160,14 @@ class Records:
         if self._loaded is not None:
             self._loaded.setdefault(record.file("src") or b"", []).append(record)
         return record
+
+    def _make_directory(self) -> None:
+        """Only root and we can change what was found to be ours once."""
+        if not self._made:
+            require_ours(self.state_dir, b"records")
+            make_directory(self.directory)
+            require_ours(self.state_dir, b"records")  # what was not there before is looked at now
+            self._made = True
 
     def of_source(self, src: bytes) -> List[Record]:
         """The records of migrations of the image at ``src``, oldest first."""
@@ -187,7 +195,7 @@ class Records:
         return [path for path in paths if _read(path) is None]
 
     def sweep(self) -> None:
-        """Remove journals whose first line never replacement durable: nothing had been done for those.
+        """Remove journals whose first line never became durable: nothing had been done for those.
 
         Only while no other run is at work (see :class:`Exclusive`).
         """
