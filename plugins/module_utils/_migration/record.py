@@ -135,10 +135,9 @@ class Records:
         self.state_dir = state_dir
         self.directory = os.path.join(state_dir, b"records")
         self._loaded: Optional[Dict[bytes, List[Record]]] = None
-        self._made = False
 
     def begin(self, src: Dict[str, Any], dest: Dict[str, Any], **facts: Any) -> Record:
-        """A new record in the state ``planned``.
+        """A new record in the state ``planned``. Those that are there have been read before, and the directory was found to be ours then.
 
         :raises StateError: where the state directory cannot be written.
         """
@@ -148,7 +147,10 @@ class Records:
         line = dict(facts, schema=SCHEMA, id=identifier, src=src, dest=dest, state=State.PLANNED, time=now())
         path = os.path.join(self.directory, identifier.encode("ascii") + _SUFFIX)
         try:
-            self._make_directory()
+            if not os.path.isdir(self.directory):
+                require_ours(self.state_dir, b"records")
+                make_directory(self.directory)
+                require_ours(self.state_dir, b"records")  # what was not there before is looked at now
             _create(path, line)
         except OSError as error:
             raise StateError(
@@ -160,14 +162,6 @@ class Records:
         if self._loaded is not None:
             self._loaded.setdefault(record.file("src") or b"", []).append(record)
         return record
-
-    def _make_directory(self) -> None:
-        """Only root and we can change what was found to be ours once."""
-        if not self._made:
-            require_ours(self.state_dir, b"records")
-            make_directory(self.directory)
-            require_ours(self.state_dir, b"records")  # what was not there before is looked at now
-            self._made = True
 
     def of_source(self, src: bytes) -> List[Record]:
         """The records of migrations of the image at ``src``, oldest first."""
