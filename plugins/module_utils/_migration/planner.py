@@ -64,12 +64,21 @@ def make_plan(request: Request, records: Records, bases: Optional[Bases] = None)
         plan = Plan(REFUSE, request, dest, [str(error)], error.reason, details=error.details)
     except OSError as error:
         plan = Plan(REFUSE, request, dest, ["{0}: {1}".format(show(request.src), error.strerror)], "error")
-    try:
-        status = status_of(request.src)
-        bases.plans.setdefault((status.st_dev, status.st_ino), plan)
-    except (QcowError, OSError):
-        pass  # nothing can rest on it
+    key = _key_of(plan)
+    if key is not None:
+        bases.plans.setdefault(key, plan)
     return plan
+
+
+def _key_of(plan: Plan) -> Optional[Key]:
+    """What the image is; ``None`` where there is none, and nothing can rest on it."""
+    if plan.identity is not None:
+        return plan.identity[:2]
+    try:
+        status = status_of(plan.request.src)
+    except (QcowError, OSError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _under_one_name(plan: Plan, bases: Bases) -> Plan:
@@ -79,7 +88,8 @@ def _under_one_name(plan: Plan, bases: Bases) -> Plan:
     """
     src = plan.request.src
     status = status_of(src)
-    first = bases.plans.get((status.st_dev, status.st_ino))
+    key = _key_of(plan)
+    first = None if key is None else bases.plans.get(key)
     if first is not None:
         what_to_do = "Once that is migrated, remove this name, or replace it by a link to {0}".format(show(first.dest))
         if real_path(src) == real_path(first.request.src):
@@ -90,6 +100,8 @@ def _under_one_name(plan: Plan, bases: Bases) -> Plan:
             reason="linked",
             hint="Nothing was changed for this name. {0}.".format(what_to_do),
         )
+    if status.st_nlink == 1:
+        return plan
     retired = inode_at(retired_path(src)) == status.st_ino  # our own link, from a retirement that was interrupted
     further = status.st_nlink - 1 - retired
     if further < 1:
