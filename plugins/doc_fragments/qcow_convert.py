@@ -171,8 +171,8 @@ options:
         format in its header, and with O(original=retire) the headers of qcow2 overlays are changed to name the new backing file. Either all
         images of a chain are converted, or none. A backing file that is itself QCOW version 1 must be among O(images), or have been converted before.
       - V(flatten) makes every result independent of backing files. Results with O(format=raw) always are.
-      - A backing file is never renamed while an image that is not migrated still needs it. An image whose owner could not read the backing file does not
-        count; it is named in the reasons and left as it is.
+      - A backing file is never renamed while an image that is not migrated still needs it. An image whose owner cannot read the backing file is
+        named in a warning and left as it is, unless a libvirt domain uses it.
     type: str
     choices: [preserve, flatten]
     default: preserve

@@ -36,10 +36,7 @@ class Stranger(NamedTuple):
 
     def is_known(self) -> bool:
         """Whether the host knows what groups this is in."""
-        try:
-            return self.uid is None or bool(pwd.getpwuid(self.uid))
-        except KeyError:
-            return False
+        return self.uid is None or user_name(self.uid) is not None
 
     def groups(self) -> Set[Optional[int]]:
         """The groups that this is, or that the user is in; none of a user whom the host does not know."""
@@ -50,6 +47,14 @@ class Stranger(NamedTuple):
         except KeyError:
             return set()
         return set(os.getgrouplist(entry.pw_name, entry.pw_gid))
+
+
+def user_name(uid: int) -> Optional[str]:
+    """A user's name; ``None`` where the host does not know it."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
 
 
 def is_stranger(uid: Optional[int]) -> bool:

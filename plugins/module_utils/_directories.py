@@ -49,27 +49,14 @@ def real_directory(path: bytes) -> bytes:
 
 
 def real_path(path: bytes) -> bytes:
-    """A path without symbolic links, whoever made them, or as it is from where nothing is there or somebody exchanges them meanwhile.
+    """A path without symbolic links, whoever made them. From the first component on that is no directory or link, the rest is taken as it is written.
 
     For comparing names; what is opened by it is opened by the rules above.
     """
-    path = os.path.join(os.getcwdb(), path)
-    for _link in range(_MOST_LINKS):
-        directory, name = os.path.split(path.rstrip(b"/"))
-        if name in (b"", b".", b".."):
-            above = real_path(directory) if name else b"/"
-            return os.path.dirname(above) if name == b".." else above
-        try:
-            fd, real = _walk(directory or b"/", judged=False)
-        except OSError:
-            return os.path.join(real_path(directory or b"/"), name)
-        try:
-            path = os.path.join(real, os.readlink(name, dir_fd=fd))
-        except OSError:
-            return os.path.join(real, name)
-        finally:
-            os.close(fd)
-    return path
+    rest: List[bytes] = []
+    fd, real = _walk(path, rest=rest)
+    os.close(fd)
+    return os.path.normpath(os.path.join(real, *rest))
 
 
 def status_of(path: bytes) -> os.stat_result:
@@ -103,7 +90,13 @@ def access_on(path: bytes) -> List[Tuple[bytes, Access]]:
     return passed
 
 
-def _walk(path: bytes, visit: Callable[[List[bytes], int], None] = lambda _names, _fd: None, *, judged: bool = True) -> Tuple[int, bytes]:
+def _walk(
+    path: bytes, visit: Callable[[List[bytes], int], None] = lambda _names, _fd: None, *, rest: Optional[List[bytes]] = None
+) -> Tuple[int, bytes]:
+    """Walk a path: the directory where that ends, opened, and its path.
+
+    :param visit: is given each directory on the way. :param rest: if given, no link is judged, and it gets the components that do not lead on.
+    """
     if not path.startswith(b"/"):
         path = os.path.join(os.getcwdb(), path)
     pending = _components(path)
@@ -116,12 +109,19 @@ def _walk(path: bytes, visit: Callable[[List[bytes], int], None] = lambda _names
             try:
                 below = os.open(name, _FLAGS, dir_fd=fd)
             except OSError as error:
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                    raise
-                target = target_of(path, fd, name, b"/" + b"/".join([*names, name])) if judged else os.readlink(name, dir_fd=fd)
                 links += 1
-                if links > _MOST_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+                try:
+                    if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                        raise
+                    if links > _MOST_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+                    link = b"/" + b"/".join([*names, name])
+                    target = target_of(path, fd, name, link) if rest is None else os.readlink(name, dir_fd=fd)
+                except OSError:
+                    if rest is None:
+                        raise
+                    rest.extend([name] + pending[::-1])
+                    break
                 pending.extend(_components(target))
                 below = os.open(b"/", _FLAGS) if target.startswith(b"/") else os.dup(fd)
                 names = [] if target.startswith(b"/") else names

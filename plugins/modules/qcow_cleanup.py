@@ -16,7 +16,7 @@ description:
     no process has it open, and the migrated image exists with the right format and size and consistent tables. If C(qemu-img) is
     installed, its check of a qcow2 result must pass too, unless a guest is writing to it or it is encrypted.
   - An original is kept if an image beside it has it as backing file, or if the migrated image was replaced by another file, has gained or lost a backing
-    file, or no longer has a single block in common with the original. An image whose owner could not read the original does not count.
+    file, or no longer has a single block in common with the original. For results that only C(qemu-img) reads (zstd, LUKS) the blocks are not compared.
   - The record is kept and says when the original was deleted. Such a migration can no longer be rolled back.
 extends_documentation_fragment:
   - vmimage.qcow.attributes

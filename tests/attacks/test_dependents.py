@@ -7,6 +7,7 @@
 import fcntl
 import os
 import pathlib
+import pwd
 import signal
 import subprocess
 import time
@@ -16,11 +17,12 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import SeenImages
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.attacks.attacker import TENANT, Attacker, allow, give
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
-from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool
+from ansible_collections.vmimage.qcow.tests.support.require import require, require_root, require_tool
 
 MIB = 1 << 20
 QEMU = 54324
@@ -76,7 +78,7 @@ def test_overlay_of_a_stranger_does_not_count(tmp_path: pathlib.Path, kind: str,
     for check_mode in (True, False):
         (result,) = pool.migrate(check_mode=check_mode)
         assert not result["failed"] and result["repointed"] == [], result["msg"]
-        assert "%s names this image as its backing file, but user %d, who owns it" % (overlay, TENANT) in result["msg"]
+        assert "%s names this image as its backing file, but user %d, who owns it" % (overlay, TENANT) in result["warnings"][0]
     assert not pool.base.exists() and (pool.pool / "base.qcow2").exists()
     assert overlay.read_bytes() == before
 
@@ -157,7 +159,7 @@ def test_crowd_of_overlays_is_told_of_in_few_words(tmp_path: pathlib.Path) -> No
         made.write_bytes(overlay.read_bytes())
         give(made)
     (result,) = pool.migrate()
-    assert result["changed"] and len(result["reasons"]) < 20 and "and 291 more files like that" in result["msg"]
+    assert result["changed"] and len(result["warnings"]) < 20 and "and 291 more files like that" in result["warnings"]
 
 
 def test_overlay_that_comes_and_goes(tmp_path: pathlib.Path) -> None:
@@ -222,27 +224,55 @@ def test_overlay_that_names_it_through_a_link_of_its_owners(tmp_path: pathlib.Pa
     pool.base = link
     pool.overlay("qcow", pool.tenant / "mine.img")
     (result,) = pool.migrate(base)
-    assert result["changed"] and "user %d, who owns it" % TENANT in result["msg"], result["msg"]
+    assert result["changed"] and "user %d, who owns it" % TENANT in result["warnings"][0], result
 
 
-@pytest.mark.parametrize("rests_on", ["result", "original"])
-def test_undoing_with_an_overlay_of_a_strangers(tmp_path: pathlib.Path, rests_on: str) -> None:
-    """On the result it does not keep the migration from being rolled back, on the retired original it does not keep that from being deleted."""
+def undo(pool: Pool, *, clean: bool, check_mode: bool = False) -> dict[str, Any]:
+    choice = Choice(pool.state, paths=(os.fsencode(pool.pool),), check_mode=check_mode)
+    (answer,) = clean_all(choice, min_age=0) if clean else roll_back_all(choice, discard_changes=False)
+    return answer
+
+
+def test_rollback_with_an_overlay_of_a_strangers(tmp_path: pathlib.Path) -> None:
     pool = Pool(tmp_path)
     assert pool.migrate()[0]["changed"]
-    pool.base = pool.pool / ("base.qcow2" if rests_on == "result" else "base.qcow.qcow1.orig")
+    pool.base = pool.pool / "base.qcow2"
     overlay = pool.overlay("qcow2", pool.pool / "mine.img", owner=0)
-
-    def undo(*, check_mode: bool) -> dict[str, Any]:
-        choice = Choice(pool.state, paths=(os.fsencode(pool.pool),), check_mode=check_mode)
-        (answer,) = roll_back_all(choice, discard_changes=False) if rests_on == "result" else clean_all(choice, min_age=0)
-        return answer
-
-    assert undo(check_mode=True)["reason"] == undo(check_mode=False)["reason"] == "needed"
+    for check_mode in (True, False):
+        assert undo(pool, clean=False, check_mode=check_mode)["reason"] == "needed"
     give(overlay)
     for check_mode in (True, False):
-        answer = undo(check_mode=check_mode)
-        assert answer["changed"] and "%s names this image as its backing file, but user %d" % (overlay, TENANT) in answer["msg"], answer[
-            "msg"
-        ]
+        answer = undo(pool, clean=False, check_mode=check_mode)
+        assert answer["changed"] and "%s names this image as its backing file, but user %d" % (overlay, TENANT) in answer["msg"], answer
     assert not pool.base.exists()
+
+
+@pytest.mark.parametrize("owner", [0, TENANT])
+def test_original_that_anything_names_is_not_deleted(tmp_path: pathlib.Path, owner: int) -> None:
+    pool = Pool(tmp_path)
+    assert pool.migrate()[0]["changed"]
+    pool.base = pool.pool / "base.qcow.qcow1.orig"
+    overlay = pool.overlay("qcow2", pool.pool / "mine.img", owner=owner)
+    answer = undo(pool, clean=True)
+    assert answer["reason"] == "needed" and str(overlay) in answer["msg"] and pool.base.exists()
+    overlay.unlink()
+    assert undo(pool, clean=True)["changed"] and not pool.base.exists()
+
+
+def test_overlay_of_qemus_user_counts(tmp_path: pathlib.Path) -> None:
+    """After a crash it may still belong to them; the right to read its base is given when the guest starts."""
+    pool = Pool(tmp_path)
+    users = [entry for entry in pwd.getpwall() if entry.pw_name in ("libvirt-qemu", "qemu")]
+    require(users, "needs libvirt's user")
+    overlay = pool.overlay("qcow2", pool.pool / "over.img", owner=users[0].pw_uid)
+    (result,) = pool.migrate()
+    assert result["repointed"] == [str(overlay)] and not result["warnings"], result
+
+
+def test_overlay_that_a_domain_uses_counts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What libvirt answers is put in here; that it is asked by path and inode is shown where there is a libvirt."""
+    pool = Pool(tmp_path)
+    overlay = pool.overlay("qcow2", pool.pool / "over.img")
+    monkeypatch.setattr(Domains, "users", lambda _self, path: [{"domain": "vm"}] if path == os.fsencode(overlay) else [])
+    (result,) = pool.migrate()
+    assert result["repointed"] == [str(overlay)], result

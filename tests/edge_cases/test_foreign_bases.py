@@ -6,6 +6,7 @@
 import os
 import pathlib
 import random
+import subprocess
 import time
 from typing import Any, Optional
 
@@ -17,6 +18,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request im
 from ansible_collections.vmimage.qcow.tests.support import engine, oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
+from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
 MIB = 1 << 20
 FORMATS = ["vmdk", "vmdk-compressed", "vdi", "vpc", "vhdx", "qed", "parallels"]
@@ -167,3 +169,37 @@ def test_memory_of_qemu_img_is_limited(workbench, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img._CONVERT_MEMORY", 1 << 20)
         workbench.convert(image, chains="flatten")
     assert sorted(path.name for path in workbench.results.iterdir()) == ["result.0"]
+
+
+def test_table_that_names_one_block_again_and_again(workbench, tmp_path: pathlib.Path) -> None:
+    """A file of 2 MiB that is 64 MiB of data: the plan says so before the filesystem is full."""
+    with mounted("tmpfs", os.fspath(tmp_path), size_mib=110) as point:
+        base, image = pathlib.Path(point) / "base", pathlib.Path(point) / "disk.qcow"
+        write_base(base, "vdi", noise(1, MIB).ljust(64 * MIB, b"\0"))
+        with open(base, "r+b") as stream:
+            stream.seek(0x154)
+            table = int.from_bytes(stream.read(4), "little")
+            stream.seek(table)
+            stream.write(bytes(4 * 64))
+        assert sum(piece["length"] for piece in oracle.block_map(base, "vdi") if piece["data"]) == 64 * MIB
+        write_overlay(image, base, 64 * MIB)
+        state = os.fsencode(tmp_path / "state")
+        with pytest.raises(NoSpace, match="temporary files"):
+            batch.run([Request(os.fsencode(image), chains="flatten", state_dir=state)], batch.Settings(state, reserve=0))
+
+
+@pytest.mark.parametrize("driver", ["qed", "vdi"])
+def test_need_of_scattered_data_on_a_large_base(workbench, driver: str) -> None:
+    base, image = workbench.directory / "base", workbench.directory / "disk.qcow"
+    oracle.run("create", "-q", "-f", driver, base, "1T")
+    command = [require_tool("qemu-io"), "-f", driver]
+    for number in range(40):
+        command += ["-c", "write -q %dG 64k" % (25 * number)]
+    subprocess.run([*command, base], check=True)
+    write_overlay(image, base, 1 << 40, cluster_bits=16, l2_bits=13)
+    state = os.fsencode(workbench.state)
+    request = Request(os.fsencode(image), chains="flatten", state_dir=state)
+    (shown,) = batch.run([request], batch.Settings(state, check_mode=True))
+    (done,) = batch.run([request], batch.Settings(state))
+    assert done["changed"], done["msg"]
+    assert done["after"]["allocated_size"] <= shown["after"]["file_size"]

@@ -86,15 +86,12 @@ def new_name(src: bytes, dest: bytes, old_name: bytes, old_base: bytes, new_base
 
 def needed(request: Request, source: Source, backing: Optional[Backing], size: int) -> Tuple[int, Need]:
     """Cluster size of the result and what it will need."""
-    overstated = source.foreign_need(whole=False)[1] if backing is None else 0
     if request.format == "raw":
-        need = measure(source.runs(), cluster_size=RawWriter.cluster_size, virtual_size=size, tables=False)
-        return 0, need._replace(file=need.file - overstated)
+        return 0, measure(source.runs(), cluster_size=RawWriter.cluster_size, virtual_size=size, tables=False)
     entry_size = 16 if request.extended_l2 else 8
     if backing is None:
         cluster_size = request.cluster_size or DEFAULT_CLUSTER_SIZE
         need = measure(source.runs(), cluster_size=cluster_size, virtual_size=size, tables=True, entry_size=entry_size)
-        need = need._replace(file=need.file - overstated)
         if request.preallocation != "off":
             need = need._replace(file=max(need.file, size + size // 1000 + (2 << 20)) if request.preallocation != "metadata" else need.file)
         return cluster_size, need

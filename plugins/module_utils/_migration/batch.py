@@ -169,6 +169,7 @@ class _Batch:
         :raises NoSpace: everything together does not fit. Its details' ``images`` hold the refused results.
         """
         session, settings = self._session, self._settings
+        around.domains = session.domains
         requests = domain_policy.prepared(requests, session.domains, settings.running)
         level = CONTENT if settings.check_mode else STRUCTURE
         plans = domain_policy.judge(plan_chains(requests, session.records, level, around), session.domains, settings.running)

@@ -8,6 +8,7 @@ import os
 import stat
 from typing import Dict, List, Optional, Set, Tuple
 
+from .._access import is_stranger, user_name
 from .._directories import real_path, status_of
 from .._errors import QcowError, StateError, UnsafeImage
 from .._host import tree
@@ -21,12 +22,14 @@ from .._image.rights import owner_unable_to_read
 from .._paths import show
 from . import overlay_headers
 from .backing import new_name
+from .domain_references import Domains
 from .plan import CONVERT, REFUSE, RETIRE, Plan
 from .planner import Bases, make_plan
 from .record import Record, Records
 from .request import Request, is_overlay, is_retired
 
 _MOST_NAMED = 10  # anybody can make any number of overlays
+_QEMU_USERS = ("libvirt-qemu", "qemu")
 
 
 class SeenImages:
@@ -35,6 +38,7 @@ class SeenImages:
     def __init__(self) -> None:
         self.graph = Graph()
         self.walked: Tuple[bytes, ...] = ()
+        self.domains: Optional[Domains] = None  # whose images count, whoever owns them
         self._objections: Dict[Key, str] = {}
 
     def add(self, found: tree.Found) -> None:
@@ -88,7 +92,9 @@ class SeenImages:
 
     def _objection(self, overlay: GraphNode) -> str:
         if overlay.key not in self._objections:
-            self._objections[overlay.key] = _objection(overlay)
+            words = _objection(overlay)
+            used = words and self.domains is not None and self.domains.users(overlay.path)
+            self._objections[overlay.key] = "" if used else words
         return self._objections[overlay.key]
 
 
@@ -96,10 +102,13 @@ def _objection(overlay: GraphNode) -> str:
     """Why an image does not count as resting on its backing file; empty where it does, or where its rights cannot be found out.
 
     Its owner counts, who made it, and not everybody who can write it: whoever could read the image may have a guest that needs it, and anybody else
-    could keep any image from being migrated, by an overlay that names it.
+    could keep any image from being migrated, by an overlay that names it. The users of QEMU are given the right to read when a guest starts.
     """
     try:
         with looked_at(overlay.path) as fd:
+            owner = os.fstat(fd).st_uid
+            if not is_stranger(owner) or user_name(owner) in _QEMU_USERS:
+                return ""
             real = real_path(locate(overlay.path, overlay.reference.name if overlay.reference else b""))
             with looked_at(real) as base:
                 exchanged = (_key_of(fd), _key_of(base)) != (overlay.key, overlay.base)
@@ -109,14 +118,14 @@ def _objection(overlay: GraphNode) -> str:
     except (QcowError, OSError):
         return ""
     if exchanged:
-        return "warning: {0} named this image as its backing file, but was exchanged or removed since: it does not count".format(
+        return "{0} named this image as its backing file, but was exchanged or removed since; it is left as it is".format(
             show(overlay.path)
         )
     if outsider is None:
         return ""
-    return "warning: {0} names this image as its backing file, but {1}, who owns it, could not read this image: it does not count".format(
-        show(overlay.path), outsider
-    )
+    return (
+        "{0} names this image as its backing file, but {1}, who owns it, cannot read this image: it is left as it is, and loses its backing file"
+    ).format(show(overlay.path), outsider)
 
 
 def _key_of(fd: int) -> Key:
@@ -149,7 +158,7 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
     for key, number in own.items():
         if plans[number].retired is not None and plans[number].action in (CONVERT, RETIRE):
             dependents, ignored = around.dependents(key)
-            plan = plans[number]._replace(reasons=plans[number].reasons + ignored)
+            plan = plans[number]._replace(warnings=plans[number].warnings + tuple(ignored))
             plans[number] = _with_dependents(plan, dependents, own, plans)
     chain_groups = _chain_groups(around, own, plans)
     return [plans[number]._replace(chain_group=chain_groups.get(number)) for number in range(len(requests))]
@@ -247,7 +256,9 @@ class NewDependents:
     Looks into each directory once in a run, where overlays are made: beside them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, domains: Optional[Domains] = None) -> None:
+        """:param domains: whose images count, whoever owns them."""
+        self._domains = domains
         self._seen: Dict[bytes, SeenImages] = {}
         self._leaving: Set[bytes] = set()
 
@@ -276,16 +287,27 @@ class NewDependents:
 
     def of(self, path: bytes) -> Tuple[List[bytes], List[str]]:
         """The images beside a file that rest on it, by the name that it has; and in words those that say so but do not count."""
-        directory = os.path.dirname(path)
+        key, now = self._look(path)
+        resting, ignored = now.dependents(key)
+        return [node.path for node in resting], ignored
+
+    def naming(self, path: bytes) -> List[bytes]:
+        """The images beside a file that name it as their backing file, whether they count or not."""
+        key, now = self._look(path)
+        return [node.path for node in now.graph.dependents(key)]
+
+    def _look(self, path: bytes) -> Tuple[Key, SeenImages]:
+        """What a file is, and the images that were seen to name it, as they are now: they may have gone, or been pointed back."""
+        directory, now = os.path.dirname(path), SeenImages()
+        now.domains = self._domains
         if directory not in self._seen:
             self._seen[directory] = SeenImages()
             self._seen[directory].walk([directory], recurse=False)
         try:
             status = status_of(path)
         except (QcowError, OSError):
-            return [], []
-        key, now = (status.st_dev, status.st_ino), SeenImages()
+            return (0, 0), now
+        key = status.st_dev, status.st_ino
         for node in self._seen[directory].graph.dependents(key):
-            now.node(node.path)  # as it is now: it may have gone, or been pointed back
-        resting, ignored = now.dependents(key)
-        return [node.path for node in resting], ignored
+            now.node(node.path)
+        return key, now

@@ -23,6 +23,7 @@ from .._paths import show
 from .._verify.compare import guest_blocks
 from .._verify.qcow_readers import open_reader
 from .chains import NewDependents
+from .plan import NATIVE
 from .record import Record, State
 from .source import Source
 
@@ -59,7 +60,7 @@ def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewD
         raise StateError(
             "the result was never verified against it", retired, reason="unverified", hint="It was kept. Delete it by hand if you are sure."
         )
-    needed_by, ignored = dependents.of(retired)
+    needed_by = dependents.naming(retired)  # whoever owns them: what is deleted is gone
     if needed_by:
         raise StateError(
             "the retired original is the backing file of {0}".format(", ".join(show(path) for path in needed_by)),
@@ -68,7 +69,7 @@ def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewD
             hint=_KEPT + " Give these overlays another backing file (qemu-img rebase), or remove them.",
         )
     _require_sound(record, retired)
-    reasons = ["retired for {0:.1f} days, and the migrated image is sound".format(age / 86400), *ignored]
+    reasons = ["retired for {0:.1f} days, and the migrated image is sound".format(age / 86400)]
     return Removal(record, DELETE, reasons, _returns(record, retired))
 
 
@@ -128,6 +129,8 @@ def _require_sound(record: Record, retired: bytes) -> None:
             for _extent in layer.extents():
                 pass
             readable = not isinstance(layer, Qcow2) or layer.has_readable_content
+            if not readable and record.facts.get("engine") == NATIVE:
+                raise ImageChanged("the migrated image is encrypted, or compressed with zstd, and was not", dest, hint=_KEPT)
             if readable and not source.identity.is_recorded(record.facts["result"]):
                 _require_something_left(retired, source.fd, dest, format_name)
             written = any(use.kind == WRITER for use in find_users(source.fd))

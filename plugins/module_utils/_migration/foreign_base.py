@@ -66,16 +66,21 @@ class ForeignBase(Layer):
         for start, stop in self.ranges():
             yield Extent(start, stop - start, DATA, self, start, stop - start, 0)
 
-    def need(self, wanted: Iterable[Range]) -> Tuple[int, int]:
-        """Bytes on disk that fetching the ranges takes at most, and how many more the extents say that they hold."""
-        total = sum(stop - start for start, stop in _whole(wanted, self._unit))
-        need = total if self.format == "vmdk" else min(total, self.file_size)  # only a vmdk can be compressed
-        return need, total - need
+    def need(self, wanted: Iterable[Range]) -> int:
+        """Bytes on disk that fetching the ranges takes at most.
+
+        The size of the file says nothing: a vmdk may be compressed, and a table may name one place of the file for any number of ranges.
+        """
+        return sum(stop - start for start, stop in self.ranges()) - sum(stop - start for start, stop in self._hidden(wanted))
 
     @property
     def _unit(self) -> int:
         """Bytes, a cluster size of qcow2, in which it is decided what is fetched: its table stays below 8 MiB up to 1 TiB."""
         return min(max(1 << 16, 1 << ((self.virtual_size - 1) >> 19).bit_length()), 1 << 21)
+
+    def _hidden(self, wanted: Iterable[Range]) -> Iterator[Range]:
+        """What holds data and lies in no unit that is wanted."""
+        return _without(self.ranges(), _whole(wanted, self._unit))
 
     def fetch(self, wanted: Iterable[Range], directory: bytes) -> int:
         """Have qemu-img write the wanted ranges into a sparse raw file without a name; the rest of it is a hole.
@@ -89,7 +94,7 @@ class ForeignBase(Layer):
         try:
             unit = self._unit
             writer = Qcow2Writer(overlay, self.virtual_size, Qcow2Options(unit, backing_name=b"base", backing_format=self.format))
-            for start, stop in _without(_whole(self.ranges(), unit), _whole(wanted, unit)):
+            for start, stop in _whole(self._hidden(wanted), unit):
                 writer.place_zeros(start, min(stop, self.virtual_size) - start)
             writer.finish()
             base = Node(self.path, self.format, fd=self.fd)

@@ -54,6 +54,7 @@ class Plan(NamedTuple):
     chain_group: Optional[int] = None  # images that are migrated together or not at all have the same number
     dependents: Tuple[Dependent, ...] = ()  # foreign overlays to be re-pointed
     needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same chain_group
+    warnings: Tuple[str, ...] = ()
     unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
 
     @property
@@ -90,7 +91,7 @@ def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:
         source=None if plan.identity is None else {key: getattr(plan.identity, key) for key in ("size", "mtime_ns", "ino")},
         copy_bytes=plan.guest_bytes,
         before=plan.before,
-        warnings=[],
+        warnings=list(plan.warnings),
         chain=[named(member.path, format=member.format) for member in plan.below],
         backing=None if plan.backing is None else named(plan.backing.name, format=plan.backing.format),
         repointed=[show(item.path) for item in plan.dependents],
@@ -137,7 +138,7 @@ def ended_as(plan: Plan, outcome: Union[Outcome, Exception], seconds: float) -> 
         fingerprint=outcome.fingerprint,
         record=outcome.record,
         after=outcome.after,
-        warnings=outcome.warnings,
+        warnings=list(plan.warnings) + outcome.warnings,
         seconds=round(seconds, 3),
         copy_seconds=round(outcome.copy_seconds, 3),
         verify_seconds=round(outcome.verify_seconds, 3),

@@ -8,11 +8,11 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Set
 
-from .._directories import exists, real_path, status_of
+from .._directories import exists, status_of
 from .._errors import DamagedImage, PassphraseError, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._fingerprint import rounded
 from .._host.attributes import protection
-from .._host.files import check_name, inode_at
+from .._host.files import check_name
 from .._host.in_use import WRITER, find_users, in_use
 from .._host.procfs import Use
 from .._image import crypt, safety
@@ -26,6 +26,7 @@ from .._paths import show
 from .._verify.compare import verify
 from .backing import KEEP, RECLUSTER, Replacement, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
 from .block_device import device_at, require_usable
+from .hard_links import under_one_name
 from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
 from .record import Record, Records, State
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
@@ -59,7 +60,7 @@ def make_plan(request: Request, records: Records, bases: Optional[Bases] = None)
     try:
         plan = _decide(request, dest, records, bases)
         if plan.action in (CONVERT, RETIRE):
-            plan = _under_one_name(plan, bases)
+            plan = under_one_name(plan, bases.plans.get(_key_of(plan) or (0, 0)), records)
     except QcowError as error:
         plan = Plan(REFUSE, request, dest, [str(error)], error.reason, details=error.details)
     except OSError as error:
@@ -79,37 +80,6 @@ def _key_of(plan: Plan) -> Optional[Key]:
     except (QcowError, OSError):
         return None
     return status.st_dev, status.st_ino
-
-
-def _under_one_name(plan: Plan, bases: Bases) -> Plan:
-    """The plan, with a warning where its file has further names: they keep what they show.
-
-    :raises QcowError: reason ``linked``, where the file has been planned for under another name.
-    """
-    src = plan.request.src
-    status = status_of(src)
-    key = _key_of(plan)
-    first = None if key is None else bases.plans.get(key)
-    if first is not None:
-        what_to_do = "Once that is migrated, remove this name, or replace it by a link to {0}".format(show(first.dest))
-        if real_path(src) == real_path(first.request.src):
-            what_to_do = "Give each image once"
-        raise QcowError(
-            "is the same file as {0}, and a file is migrated under one name only".format(show(first.request.src)),
-            src,
-            reason="linked",
-            hint="Nothing was changed for this name. {0}.".format(what_to_do),
-        )
-    if status.st_nlink == 1:
-        return plan
-    retired = inode_at(retired_path(src)) == status.st_ino  # our own link, from a retirement that was interrupted
-    further = status.st_nlink - 1 - retired
-    if further < 1:
-        return plan
-    names = "a further name (hard link) that keeps" if further == 1 else "{0} further names (hard links) that keep".format(further)
-    return plan._replace(
-        reasons=plan.reasons + ["warning: the file has {0} the v1 content: from now on it and the result diverge".format(names)]
-    )
 
 
 def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Plan:
@@ -271,7 +241,7 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         guest_bytes=need.guest,
         device=device,
         need=need.file if device is None else 0,
-        foreign_need=source.foreign_need(whole=backing is not None)[0],
+        foreign_need=source.foreign_need(whole=backing is not None),
         backing=backing,
         cluster_size=cluster_size,
         layout=layout,

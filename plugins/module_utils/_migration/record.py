@@ -165,11 +165,18 @@ class Records:
 
     def of_source(self, src: bytes) -> List[Record]:
         """The records of migrations of the image at ``src``, oldest first."""
+        return self._by_source().get(src, [])
+
+    def of_inode(self, ino: int) -> List[Record]:
+        """The records of migrations of images whose file had that inode number, on whatever filesystem."""
+        return [record for found in self._by_source().values() for record in found if record.facts["src"].get("ino") == ino]
+
+    def _by_source(self) -> Dict[bytes, List[Record]]:
         if self._loaded is None:
             self._loaded = {}
             for record in self.all():
                 self._loaded.setdefault(record.file("src") or b"", []).append(record)
-        return self._loaded.get(src, [])
+        return self._loaded
 
     def all(self) -> Iterator[Record]:
         """Every record that can be read, oldest first."""

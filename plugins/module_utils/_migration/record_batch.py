@@ -131,9 +131,9 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             "kept_base64": None if kept is None else encode_exact(kept),
         }
 
-    dependents = NewDependents()
-    below_kept: Set[bytes] = set()
     session = choice.session()
+    dependents = NewDependents(session.domains)
+    below_kept: Set[bytes] = set()
     return _run(choice, session, handle, {"discarded": False, "kept": None, "kept_base64": None}, recovered)
 
 

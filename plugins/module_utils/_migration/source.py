@@ -159,10 +159,10 @@ class Source:
                 verdict = crypt.unlock(layer, crypt.read_passphrase(secret), force=force)
                 self.recognised.extend(verdict.recognised)
 
-    def foreign_need(self, *, whole: bool) -> Tuple[int, int]:
-        """See :meth:`.ForeignBase.need`."""
+    def foreign_need(self, *, whole: bool) -> int:
+        """Bytes on disk that :meth:`fetch_foreign` takes at most."""
         base = self.layers[-1]
-        return base.need(self._wanted(base, whole)) if isinstance(base, ForeignBase) else (0, 0)
+        return base.need(self._wanted(base, whole)) if isinstance(base, ForeignBase) else 0
 
     def fetch_foreign(self, directory: bytes, *, whole: bool) -> None:
         """Read a base of a format that is not read here, with qemu-img, into a raw file without a name.
