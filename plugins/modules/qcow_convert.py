@@ -264,7 +264,6 @@ recovered:
     dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
 """
 
-import os
 from typing import Any, Dict, List, Optional
 
 from ansible.module_utils.basic import AnsibleModule
@@ -273,20 +272,10 @@ from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
 from ..module_utils._migration.arguments import ARGUMENTS, FoundImages, common_request, requests_of, settings_of
 from ..module_utils._migration.batch import run
+from ..module_utils._migration.file_options import set_file_options
 from ..module_utils._migration.plan import summary
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
-from ..module_utils._paths import decode_exact
-
-
-def set_attributes(module: AnsibleModule, result: Dict[str, Any]) -> None:
-    """Owner, group, mode and SELinux context where the task names them; the original's have been carried over already."""
-    if result["failed"] or module.check_mode:
-        return
-    path = os.fsdecode(decode_exact(result["dest"], result["dest_base64"]))
-    # The one expands variables in the name that it is given, for the default SELinux context; the other does not.
-    arguments = dict(module.load_file_common_arguments(module.params, path=path.replace("$", "_")), path=path)
-    result["changed"] = module.set_fs_attributes_if_different(arguments, result["changed"], expand=False)
 
 
 def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -328,7 +317,7 @@ def main() -> None:
     for problem in warnings_of(recovered):
         module.warn(problem)
     for result in results:
-        set_attributes(module, result)
+        set_file_options(module, result)
         for warning in result["warnings"]:
             module.warn("{0}: {1}".format(result["src"], warning))
     finish(module, results, recovered, found.last if found else None, failure)

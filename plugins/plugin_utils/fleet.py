@@ -13,7 +13,7 @@ import json
 import os
 import typing as t
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._paths import decode_exact, show
+from ansible_collections.vmimage.qcow.plugins.module_utils._paths import decode_exact, show, to_path
 
 Facts = t.Dict[str, t.Any]
 
@@ -97,7 +97,11 @@ def read(path: str | None) -> Facts:
 
 def _name(facts: Facts, role: str = "path") -> bytes:
     """A name as the host has it: names that are not the same can look alike."""
-    return decode_exact(facts.get(role) or "", facts.get(role + "_base64"))
+    shown = facts.get(role) or ""
+    try:
+        return decode_exact(shown, facts.get(role + "_base64"))
+    except ValueError:  # not as a module writes it
+        return to_path(shown)
 
 
 def images_of(host: str, scan: Facts, migrate: Facts) -> list[Facts]:

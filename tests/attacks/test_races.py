@@ -121,3 +121,15 @@ def test_directory_that_has_become_a_link_keeps_nobody_elses_image_waiting(host:
     build(ImageSpec(size=MIB, backing=Backing(b"good.qcow"))).write(host.other / "top.qcow")
     results = host.run(host.other / "good.qcow", host.other / "top.qcow", backing_dirs=(os.fsencode(images), os.fsencode(host.other)))
     assert [result["changed"] for result in results] == [True, True], results
+
+
+def test_links_without_end_keep_nobody_elses_image_waiting(host: Host) -> None:
+    images = host.tenant / "images"
+    (images / "loop").symlink_to("loop/x")
+    (images / "long").symlink_to("missing/" + "a/" * 2000)
+    for number, name in enumerate((b"loop", b"long", b"loop/../long", b"./loop")):
+        build(ImageSpec(size=MIB, backing=Backing(name))).write(images / ("evil%d.qcow" % number))
+    evil = sorted(images.glob("evil*"))
+    *refused, good = host.run(*evil, host.other / "good.qcow", backing_dirs=(os.fsencode(images), os.fsencode(host.other)))
+    assert good["changed"], good
+    assert len(refused) == 4 and all(result["failed"] and result["reason"] != "error" for result in refused), refused

@@ -7,7 +7,7 @@
 import errno
 import os
 import stat
-from typing import Dict, Iterable, List, Set
+from typing import Dict, Iterable, List, Optional, Set
 
 from .._paths import show
 from . import linux
@@ -187,3 +187,20 @@ def _carry_flags(source_fd: int, dest_fd: int, warnings: List[str]) -> None:
         except OSError:
             pass
     warnings.append("Inode flags (no dump, no atime, synchronous) could not be preserved to this filesystem.")
+
+
+def set_access(fd: int, uid: Optional[int], gid: Optional[int], mode: Optional[int]) -> bool:
+    """Give an open file an owner, a group and permissions, those that are not ``None``; whether anything was different.
+
+    :raises OSError: it cannot be done.
+    """
+    status = os.fstat(fd)
+    other = (status.st_uid if uid is None else uid, status.st_gid if gid is None else gid)
+    changed = other != (status.st_uid, status.st_gid)
+    if changed:
+        os.fchown(fd, *other)  # takes set-id bits away
+    wanted = stat.S_IMODE(status.st_mode) if mode is None else mode
+    if stat.S_IMODE(os.fstat(fd).st_mode) != wanted and mode is not None:
+        os.fchmod(fd, wanted)
+        changed = True
+    return changed

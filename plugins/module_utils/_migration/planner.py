@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Set
 
-from .._directories import exists, status_of
+from .._directories import exists, is_directory, status_of
 from .._errors import DamagedImage, PassphraseError, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._fingerprint import rounded
 from .._host.attributes import protection
@@ -356,9 +356,14 @@ def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]
                 return Plan(action, request, dest, ["an identical result exists already"], "", **common)
     except (VerificationFailed, UnsafeImage, UnsupportedImage, DamagedImage, KeyError):
         pass
+    directory = is_directory(dest)
     raise QcowError(
-        "the name {0} for the result is taken by another file".format(show(dest)),
+        "the name {0} for the result is taken by {1}".format(show(dest), "a directory" if directory else "another file"),
         request.src,
         reason="exists",
-        hint="Nothing was changed. Move that file away, or give another dest, and run again.",
+        hint="Nothing was changed. {0}".format(
+            "To put the result into it, end dest with a slash."
+            if directory
+            else "Move that file away, or give another dest, and run again."
+        ),
     )
