@@ -117,13 +117,13 @@ class Layer:
         place = extent[4:6]
         if place == self._last_stream[0]:
             return self._last_stream[1]
-        data = self._inflated(extent, os.pread(self.fd, extent.stored, extent.offset) if stream is None else stream)
+        data = self._cluster_of(extent, os.pread(self.fd, extent.stored, extent.offset) if stream is None else stream)
         if data is None:
             return bytes(self.cluster_size)
         self._last_stream = place, data
         return data
 
-    def _inflated(self, extent: Extent, stream: bytes) -> Optional[bytes]:
+    def _cluster_of(self, extent: Extent, stream: bytes) -> Optional[bytes]:
         """What :meth:`inflate` returns; ``None`` where damage was let pass."""
         raise NotImplementedError
 

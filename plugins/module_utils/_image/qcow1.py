@@ -324,7 +324,7 @@ class Qcow1(Layer):
             return self._lost(start, length, offset, what, KIND_OUTSIDE)
         return _new(Extent, (start, length, COMPRESSED, self, offset, min(stored, self.file_size - offset), 0))
 
-    def _inflated(self, extent: Extent, stream: bytes) -> Optional[bytes]:
+    def _cluster_of(self, extent: Extent, stream: bytes) -> Optional[bytes]:
         """A stream may lack its end or be followed by garbage, as in QEMU: a whole cluster is enough."""
         data, error = inflate_stream(stream, self.cluster_size)[:2]
         if error is None:

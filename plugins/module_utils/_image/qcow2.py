@@ -141,7 +141,7 @@ class Qcow2(Layer):
             )
         return Extent(position, length, COMPRESSED, self, offset, stored, 0)
 
-    def _inflated(self, extent: Extent, stream: bytes) -> Optional[bytes]:
+    def _cluster_of(self, extent: Extent, stream: bytes) -> Optional[bytes]:
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, self.cluster_size)
         except zlib.error as error:

@@ -45,8 +45,8 @@ class TableReader(FileReader):
         self.special_flags = _ALL
         self.address_bits = _ALL
         self._map: Optional[FileMap] = None
-        self._stream = (-1, -1)  # offset and length of the stream that was inflated last
-        self._inflated = b""
+        self._last_stream = (-1, -1)  # offset and length of the stream that was inflated last
+        self._last_cluster = b""
 
     def found(self) -> None:
         """The header has been read: to be called before the tables are."""
@@ -183,7 +183,7 @@ class TableReader(FileReader):
             self.stored(address, view[begin:at])
 
     def _inflate(self, offset: int, length: int, skip: int, view: memoryview) -> None:
-        if (offset, length) != self._stream:  # many clusters may share one
+        if (offset, length) != self._last_stream:  # many clusters may share one
             inflater = zlib.decompressobj(-15)
             try:
                 data = inflater.decompress(os.pread(self.fd, length, offset), self.cluster)
@@ -195,8 +195,8 @@ class TableReader(FileReader):
                 raise DamagedImage(
                     "the compressed cluster at byte {0} yields {1} of {2} bytes".format(offset, len(data), self.cluster), self.path
                 )
-            self._stream, self._inflated = (offset, length), data
-        view[:] = self._inflated[skip : skip + len(view)]
+            self._last_stream, self._last_cluster = (offset, length), data
+        view[:] = self._last_cluster[skip : skip + len(view)]
 
 
 class Qcow1Reader(TableReader):
