@@ -25,7 +25,7 @@ _BY_NAME = ("seuser", "serole", "setype", "selevel", "attributes")
 def set_file_options(module: Any, result: Dict[str, Any]) -> None:
     """Set what the task asks for on the file that was published, and on nothing else that has its name by now.
 
-    :param module: the AnsibleModule. :param result: of one image; ``changed`` and ``warnings`` are brought up to date.
+    :param module: the AnsibleModule. :param result: of one image; it says so where that cannot be done.
     """
     params = module.params
     if result["failed"] or module.check_mode or not any(params[name] is not None for name in _BY_DESCRIPTOR + _BY_NAME):
@@ -38,9 +38,7 @@ def set_file_options(module: Any, result: Dict[str, Any]) -> None:
             status = os.fstat(fd)
             if status.st_ino not in _published_as(result, Records(absolute(params["state_dir"], "state_dir"))):
                 raise ImageChanged("it is not the file that was published", path)
-            mode = params["mode"]
-            if isinstance(mode, str):
-                mode = int(mode, 8) if mode.isdigit() else module._symbolic_mode_to_octal(status, mode)
+            mode = _mode_of(module, status)
             owner, group = _number_of(params, "owner", pwd.getpwnam), _number_of(params, "group", grp.getgrnam)
             result["changed"] = set_access(fd, owner, group, mode) or result["changed"]
         finally:
@@ -48,7 +46,8 @@ def set_file_options(module: Any, result: Dict[str, Any]) -> None:
         if any(params[name] is not None for name in _BY_NAME):
             _set_by_name(module, result, path)
     except (QcowError, OSError, ValueError) as error:
-        result["warnings"].append("not all of owner, group, mode and the like could be set: {0}".format(error))
+        message = "{0}: not all of owner, group, mode and the like could be set: {1}".format(result["dest"], error)
+        result.update(failed=True, reason="attributes", msg=message + " The image itself is as the record says.")
 
 
 def _published_as(result: Dict[str, Any], records: Records) -> Set[int]:
@@ -71,6 +70,17 @@ def _number_of(params: Dict[str, Any], option: str, find: Callable[[str], Any]) 
         return int(find(value)[2])
     except KeyError as error:
         raise OptionError("{0}: {1} does not exist on this host".format(option, value)) from error
+
+
+def _mode_of(module: Any, status: os.stat_result) -> Optional[int]:
+    """The permissions that are asked for: as a number, in octal, or as ``chmod`` has them in letters."""
+    mode = module.params["mode"]
+    if not isinstance(mode, str):
+        return mode
+    try:
+        return int(mode, 8)
+    except ValueError:
+        return module._symbolic_mode_to_octal(status, mode)
 
 
 def _set_by_name(module: Any, result: Dict[str, Any], path: bytes) -> None:
