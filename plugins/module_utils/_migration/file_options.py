@@ -23,7 +23,7 @@ _BY_NAME = ("seuser", "serole", "setype", "selevel", "attributes")
 
 
 def set_file_options(module: Any, result: Dict[str, Any]) -> None:
-    """Set what the task asks for on the file that was published, and on nothing else that has its name by now.
+    """Set what the task asks for on the result, and on nothing that a link under its name leads to.
 
     :param module: the AnsibleModule. :param result: of one image; it says so where that cannot be done.
     """
