@@ -42,7 +42,7 @@ options:
     required: true
   src_base64:
     description:
-      - Its exact path in Base64, as returned by the other modules for paths that contain a C($).
+      - Its exact path in Base64, as returned by the other modules for paths that are not UTF-8 or contain a C($).
       - Takes precedence over O(src). Nothing in it is expanded.
     type: str
   dest:

@@ -15,7 +15,7 @@ description:
   - Refuses an image that was written after its migration, because the guest would lose those writes, unless O(discard_changes) is set. The
     migrated image is then kept, with C(.rolled-back.) and the name of the record appended to its name.
   - Refuses an image over which an overlay was created since the migration, in the same directory, because the overlay would lose its backing file.
-    An overlay whose owner cannot read the result is left as it is, with a warning, unless a libvirt domain uses it.
+    An overlay whose owner cannot read the result is left as it is and named in the reasons, unless a libvirt domain uses it.
   - Refuses an image whose original was deleted by M(vmimage.qcow.qcow_cleanup) or was changed, and one with a file that is in use.
   - An image that was rolled back can be migrated again.
 extends_documentation_fragment:

@@ -17,11 +17,11 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import SeenImages
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.attacks.attacker import TENANT, Attacker, allow, give
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
+from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 from ansible_collections.vmimage.qcow.tests.support.require import require, require_root, require_tool
 
 MIB = 1 << 20
@@ -269,10 +269,16 @@ def test_overlay_of_qemus_user_counts(tmp_path: pathlib.Path) -> None:
     assert result["repointed"] == [str(overlay)] and not result["warnings"], result
 
 
-def test_overlay_that_a_domain_uses_counts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What libvirt answers is put in here; that it is asked by path and inode is shown where there is a libvirt."""
+def test_overlay_that_a_domain_uses_counts(tmp_path: pathlib.Path) -> None:
+    """A shut-off domain's, whatever user it belongs to."""
     pool = Pool(tmp_path)
     overlay = pool.overlay("qcow2", pool.pool / "over.img")
-    monkeypatch.setattr(Domains, "users", lambda _self, path: [{"domain": "vm"}] if path == os.fsencode(overlay) else [])
-    (result,) = pool.migrate()
-    assert result["repointed"] == [str(overlay)], result
+    (tmp_path / "libvirt").mkdir()
+    daemon = Libvirtd(tmp_path / "libvirt")
+    try:
+        Guest(daemon, "shop", [disk(overlay, "qcow2")])
+        request = Request(os.fsencode(pool.base), retire=True, state_dir=pool.state)
+        (result,) = batch.run([request], batch.Settings(pool.state, reserve=0, libvirt_uri=daemon.uri))
+    finally:
+        daemon.close()
+    assert result["repointed"] == [str(overlay)] and not result["warnings"], result

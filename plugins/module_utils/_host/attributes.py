@@ -199,8 +199,7 @@ def set_access(fd: int, uid: Optional[int], gid: Optional[int], mode: Optional[i
     changed = other != (status.st_uid, status.st_gid)
     if changed:
         os.fchown(fd, *other)  # takes set-id bits away
-    wanted = stat.S_IMODE(status.st_mode) if mode is None else mode
-    if stat.S_IMODE(os.fstat(fd).st_mode) != wanted and mode is not None:
-        os.fchmod(fd, wanted)
+    if mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)
         changed = True
     return changed

@@ -47,7 +47,9 @@ def set_file_options(module: Any, result: Dict[str, Any]) -> None:
             _set_by_name(module, result, path)
     except (QcowError, OSError, ValueError) as error:
         message = "{0}: not all of owner, group, mode and the like could be set: {1}".format(result["dest"], error)
-        result.update(failed=True, reason="attributes", msg=message + " The image itself is as the record says.")
+        result.update(
+            failed=True, reason="attributes", msg=message + " The image itself is in place and was left as it is. Mend that and run again."
+        )
 
 
 def _published_as(result: Dict[str, Any], records: Records) -> Set[int]:
