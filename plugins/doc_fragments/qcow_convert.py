@@ -181,10 +181,23 @@ options:
       - Directories in which backing files may lie, besides the directory of each image. Backing files elsewhere are refused, and so
         are protocols, devices and files of the kernel, wherever they are.
       - A backing file is followed only if everybody who can write the image could have read it, whatever directory it is in.
-      - With O(original=retire), overlays over an image are searched for here too, including subdirectories.
+      - With O(original=retire), this is also where overlays of an image and symbolic links to it are searched for, including subdirectories. What lies
+        beside the image, below O(paths) and in O(reference_dirs), and what the domains and directory pools of libvirt hold, is searched in any case.
+        An overlay anywhere else loses its backing file; RV(searched) lists where they were looked for.
     type: list
     elements: path
     default: []
+  links:
+    description:
+      - What to do with symbolic links to an image that loses its name to O(original=retire).
+      - V(follow) points them to the result; a rollback points them back. A link whose owner cannot read the image, or in a directory that everybody may
+        write to, is left as it is, with a warning.
+      - V(refuse) refuses the image and names the links.
+      - V(ignore) leaves them as they are, with a warning. They lead nowhere then.
+      - They are searched for where overlays are, see O(backing_dirs).
+    type: str
+    choices: [follow, refuse, ignore]
+    default: follow
   backing_formats:
     description:
       - Known formats of backing files, as a dictionary of paths and format names of C(qemu-img), for instance from the domains that use them.

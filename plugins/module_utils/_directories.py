@@ -65,6 +65,15 @@ def status_of(path: bytes) -> os.stat_result:
         return os.stat(name or b".", dir_fd=directory, follow_symlinks=False)
 
 
+def link_at(path: bytes) -> Optional[bytes]:
+    """What a symbolic link says; ``None`` for what is no link, is not there, or is reached by a link that may not be followed."""
+    try:
+        with place_of(path) as (directory, name):
+            return os.readlink(name, dir_fd=directory)
+    except (OSError, UnsafeImage):
+        return None
+
+
 def behind_links(path: bytes) -> bytes:
     """A path whose last component is no symbolic link: one is followed where no stranger could have put it.
 

@@ -190,6 +190,12 @@ repointed: &repointed
   type: list
   elements: str
   sample: [/srv/archive/clone.qcow2]
+links: &links
+  description: The symbolic links that were pointed to the result, or would be in check mode. C(target) is what a link said before.
+  returned: with O(src), and in each of RV(images)
+  type: list
+  elements: dict
+  sample: [{path: /srv/vm/web/disk.2, path_base64: null, target: ../store/7f3a.qcow}]
 lost: &lost
   description: With O(salvage), every range that could not be read; C(start) and C(length) are guest bytes, C(offset) is the place in the file.
   returned: with O(src), and in each of RV(images)
@@ -232,7 +238,7 @@ images:
       src: *src, src_base64: *src_base64, dest: *dest, dest_base64: *dest_base64, action: *action, reasons: *reasons, changed: *changed, failed:
       *failed, msg: *msg, reason: *reason, details: *details, engine: *engine, verified: *verified, fingerprint: *fingerprint, retired: *retired,
       retired_base64: *retired_base64, record: *record, source: *source, copy_bytes: *copy_bytes, before: *before, after: *after, chain: *chain,
-      backing: *backing, repointed: *repointed, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds,
+      backing: *backing, repointed: *repointed, links: *links, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds,
       verify_seconds: *verify_seconds
     }
 summary:
@@ -240,6 +246,19 @@ summary:
   returned: with O(images), O(paths) or O(plan)
   type: dict
   sample: {images: 3, changed: 2, unchanged: 0, failed: 1, deferred: 0, bytes_before: 2744320, bytes_after: 12742656, files: 4711, directories: 12}
+searched:
+  description:
+    - The directories in which overlays of the images and symbolic links to them were looked for, besides the images that libvirt's domains use.
+      Elsewhere they were not; name further directories in O(backing_dirs).
+    - Empty if no image is to lose its name.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    path: {description: The directory., type: str, sample: /srv/vm}
+    path_base64: {description: "Its exact path in Base64 if RV(searched[].path) cannot represent it.", type: str, sample: null}
+    recurse: {description: Whether its subdirectories were searched too., type: bool, sample: true}
+    error: {description: "What of it could not be read, or V(null).", type: str, sample: null}
 errors:
   description: What could not be looked at below O(paths). If not empty, the module has failed.
   returned: with O(paths)
@@ -276,6 +295,7 @@ from ..module_utils._migration.file_options import set_file_options
 from ..module_utils._migration.plan import summary
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
+from ..module_utils._migration.seen_images import Place
 
 
 def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -300,6 +320,7 @@ def main() -> None:
     recovered: List[Dict[str, Any]] = []
     found: Optional[FoundImages] = None
     results: List[Dict[str, Any]] = []
+    places: List[Place] = []
     failure: Optional[QcowError] = None
     try:
         settings = settings_of(params, check_mode=module.check_mode)
@@ -310,23 +331,27 @@ def main() -> None:
         if params["priority"] == "low" and not module.check_mode:
             for problem in linux.lower():
                 module.warn(problem)
-        results = run(found or wanted, settings, recovered)
+        results = run(found or wanted, settings, recovered, places)
     except QcowError as error:
         failure = error
         results = error.details.pop("images", [])
     for problem in warnings_of(recovered):
         module.warn(problem)
+    for place in places:
+        if place.error is not None:
+            module.warn("Overlays and links could not be looked for everywhere. {0}".format(place.error))
     for result in results:
         set_file_options(module, result)
         for warning in result["warnings"]:
             module.warn("{0}: {1}".format(result["src"], warning))
-    finish(module, results, recovered, found.last if found else None, failure)
+    finish(module, results, recovered, places, found.last if found else None, failure)
 
 
 def finish(
     module: AnsibleModule,
     results: List[Dict[str, Any]],
     recovered: List[Dict[str, Any]],
+    places: List[Place],
     found: Optional[Candidates],
     failure: Optional[QcowError],
 ) -> None:
@@ -345,6 +370,7 @@ def finish(
     else:
         problems += [result["msg"] for result in results if result["failed"]]
     answer.update(changed=bool(recovered) or any(result["changed"] for result in results), recovered=recovered)
+    answer["searched"] = [place.as_result() for place in places]
     if module._diff:  # with many images this doubles the answer
         answer["diff"] = diff_of(results)
     answer.pop("failed", None)

@@ -27,7 +27,7 @@ options:
   paths:
     description:
       - Files and directories to look at, as absolute paths. A file named here is always reported, whatever it is.
-      - Symbolic links inside a directory are not followed.
+      - Symbolic links inside a directory are not followed; RV(images[].links) lists those that lead to a candidate.
       - A path that does not exist or cannot be read is listed in RV(errors); the module looks at the rest and then fails.
     type: list
     elements: path
@@ -94,6 +94,8 @@ options:
     description:
       - Directories in which backing files may lie, besides O(paths) and the directory of each image. Files elsewhere are not opened;
         protocols, devices and files of the kernel never are.
+      - This is also where overlays of the images and symbolic links to them are searched for, including subdirectories, besides O(paths), O(reference_dirs)
+        and what libvirt knows.
     type: list
     elements: path
     default: []
@@ -162,10 +164,15 @@ images:
       elements: dict
       sample: [{path: /srv/archive/base.qcow, path_base64: null, format: qcow}]
     dependents:
-      description: The images found that name this image as their backing file, whoever owns them.
+      description: The images found, and those that libvirt knows, that name this image as their backing file, whoever owns them.
       type: list
       elements: dict
       sample: [{path: /srv/archive/clone.qcow, path_base64: null, format: qcow}]
+    links:
+      description: The symbolic links that lead to a candidate. C(target) is what a link says.
+      type: list
+      elements: dict
+      sample: [{path: /srv/vm/web/disk.2, path_base64: null, target: ../store/7f3a.qcow}]
     in_use:
       description: Who has the image open. C(kind) is V(reader) or V(writer).
       type: list
@@ -232,6 +239,16 @@ errors:
     path: {description: The file or directory., type: str, sample: /srv/archive/private}
     path_base64: {description: "Its exact path in Base64 if RV(errors[].path) cannot represent it.", type: str, sample: null}
     msg: {description: "Why, and what to do about it.", type: str, sample: "/srv/archive/private: Permission denied. Leave it out with exclude."}
+searched:
+  description: The directories in which overlays of the images and symbolic links to them were looked for. Elsewhere they were not.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    path: {description: The directory., type: str, sample: /srv/vm}
+    path_base64: {description: "Its exact path in Base64 if RV(searched[].path) cannot represent it.", type: str, sample: null}
+    recurse: {description: Whether its subdirectories were searched too., type: bool, sample: true}
+    error: {description: "What of it could not be read, or V(null).", type: str, sample: null}
 summary:
   description: Numbers of directories and files searched, of images by format, of candidates, damaged images and errors, and the bytes of the candidates.
   returned: always
@@ -299,6 +316,7 @@ def main() -> None:
     params = module.params
     try:
         records = Records(absolute(params["state_dir"], "state_dir"))
+        directories = paths_of(params, "reference_dirs")
         question = Question(
             paths=paths_of(params, "paths"),
             exclude=tuple(to_path(pattern) for pattern in params["exclude"]),
@@ -311,12 +329,12 @@ def main() -> None:
             in_use=params["in_use"],
             chains=params["follow_chains"],
             backing_dirs=paths_of(params, "backing_dirs"),
+            reference_dirs=directories,
         )
-        directories = paths_of(params, "reference_dirs")
-        images, summary, errors = look(question, records)
-        if params["query_libvirt"]:
-            for problem in add_domains(images, summary, Domains(params["libvirt_uri"])):
-                module.warn(problem)
+        domains = Domains(params["libvirt_uri"]) if params["query_libvirt"] else None
+        images, summary, errors, places = look(question, records, domains)
+        for problem in add_domains(images, summary, domains) if domains is not None else ():
+            module.warn(problem)
         if directories:
             add_references(images, summary, directories)
         every = [explain(record) for record in records.all()]
@@ -327,6 +345,7 @@ def main() -> None:
         "images": images,
         "candidates": [{"src": image["path"], "src_base64": image["path_base64"]} for image in images if image["candidate"]],
         "errors": errors,
+        "searched": [place.as_result() for place in places],
         "summary": summary,
         "records": [entry for entry in every if entry["unfinished"] or params["list_records"] == "all"],
     }

@@ -104,7 +104,10 @@ def _scanned(results: Results, check_mode: bool) -> list[str]:
             told.append(_found(image))
             told += [f"  {_user(user)}" for user in image["users"] if user["where"] != "live" or user["depth"] > 0]
             told += [f"  {_DOMAINS[image['domains']['action']]}: {reason}" for reason in (image["domains"] or {}).get("reasons") or []]
+            told += [f"  overlay {overlay['path']}" for overlay in image["dependents"]]
+            told += [f"  link {link['path']}" for link in image["links"]]
             told += [f"  named in {hit['file']}, line {hit['line']}" for hit in image["references"]]
+    told += _searched(found) if found.get("candidates") else []
     plan = refusal(results.planned)
     if plan is not None:
         told.append(f"THE PLAN CANNOT BE CARRIED OUT: {plan}")
@@ -158,7 +161,18 @@ def _migrated(results: Results, check_mode: bool) -> list[str]:
             told.append(f"unchanged {image['src']}: {', '.join(image['reasons'])}")
         else:
             told.append(_converted(image, check_mode))
-    return told
+            told += [f"  link {link['path']} {'would lead' if check_mode else 'leads'} to it" for link in image["links"]]
+            told += [f"  overlay {path} {'would rest' if check_mode else 'rests'} on it" for path in image["repointed"]]
+    return told + (_searched(done) if any(image["changed"] for image in images) else [])
+
+
+def _searched(done: Facts) -> list[str]:
+    """Where overlays and links were looked for: whoever has them elsewhere must say so before the image loses its name."""
+    places = [place["path"] + (" and below" if place["recurse"] else "") for place in done.get("searched") or []]
+    if not places:
+        return []
+    listed = ", ".join(places[:_LISTED]) + (f" and {len(places) - _LISTED} more" if len(places) > _LISTED else "")
+    return [f"overlays and links were looked for in {listed}, and not elsewhere (backing_dirs)"]
 
 
 def _converted(image: Facts, check_mode: bool) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import SeenImages
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.seen_images import SeenImages
 from ansible_collections.vmimage.qcow.tests.attacks.attacker import TENANT, Attacker, allow, give
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
@@ -189,8 +189,8 @@ def test_overlay_that_its_owner_holds_a_lease_on(tmp_path: pathlib.Path) -> None
 
     def asked(around: SeenImages) -> list[Request]:
         nonlocal pid
-        around.walk([os.fsencode(pool.tenant)], recurse=False)
-        around.walked = (os.fsencode(pool.tree),)
+        around._walk([os.fsencode(pool.tenant)], recurse=False)
+        around.has_walked([os.fsencode(pool.tree)])
         pid = os.fork()
         if pid == 0:
             try:

@@ -20,7 +20,7 @@ MIB = 1 << 20
 RUN = """
 import os, sys
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, record_batch
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import SeenImages
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.seen_images import SeenImages
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.search import Search, candidates
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records

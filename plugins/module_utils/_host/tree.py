@@ -12,7 +12,7 @@ import select
 import stat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from .._directories import behind_links, open_directory, status_of
+from .._directories import behind_links, link_at, open_directory, real_path, status_of
 from .._errors import QcowError
 from .._workers import Channel, Worker
 from . import linux
@@ -63,12 +63,13 @@ class Found(NamedTuple):
 
 
 class Counts:
-    """What a walk has passed so far; may be read while it runs."""
+    """What a walk has passed so far; may be read while it runs. ``links`` has the symbolic links: their paths and what they say."""
 
     def __init__(self) -> None:
         self.directories = 0
         self.files = 0
         self.errors = 0
+        self.links: Dict[bytes, bytes] = {}
 
 
 def walk(
@@ -103,10 +104,14 @@ def walk(
         try:
             real = behind_links(path)
             status = status_of(real)
+            says = link_at(path)
         except (QcowError, OSError, ValueError) as error:
             walker.counts.errors += 1
             yield _failed(path, error)
             continue
+        if says is not None:
+            walker.counts.links[path] = says
+            real = real_path(real)
         if stat.S_ISDIR(status.st_mode):
             yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse, workers if prefix else 1)
         else:
@@ -123,12 +128,13 @@ def _failed(path: bytes, error: Exception) -> Found:
 
 
 class _Listing(NamedTuple):
-    """One directory: (``st_dev``, ``st_ino``) or ``None`` where it is left out, its number of files, subdirectories, what to report."""
+    """One directory: (``st_dev``, ``st_ino``) or ``None`` where it is left out, its number of files, subdirectories, what to report, its links."""
 
     key: Optional[Tuple[int, int]]
     files: int
     directories: List[bytes]
     reported: List[Found]
+    links: Dict[bytes, bytes]
 
 
 _BATCH = 16  # directories given to a worker at once, at most: a message and a wake-up cost as much as a directory of a hundred files
@@ -264,12 +270,13 @@ class _Walker:
                     self.counts.directories += 1
                 self.counts.files += done.files
                 self.counts.errors += sum(1 for found in done.reported if found.error is not None)
+                self.counts.links.update(done.links)
                 yield from done.reported
                 pending.extend(reversed(following(done)))
 
     def _listing(self, directory: bytes, named: bool, only_device: Optional[int]) -> "_Listing":
         """What is to be told of one directory. Raises nothing and changes nothing here: it may run in another process."""
-        nothing = _Listing(None, 0, [], [])
+        nothing = _Listing(None, 0, [], [], {})
         try:
             fd = self._open_directory(directory)
         except (QcowError, OSError) as error:
@@ -281,14 +288,14 @@ class _Walker:
             if key in self._visited or status.st_dev in self._pseudo or only_device not in (None, status.st_dev):
                 return nothing
             prefix = directory if directory.endswith(b"/") else directory + b"/"
-            files, directories, reported = self._list(fd, prefix)
+            files, directories, reported, links = self._list(fd, prefix)
             self._read_heads(fd, prefix, files, reported)
         except OSError as error:
             return nothing._replace(reported=[_failed(directory, error)])
         finally:
             os.close(fd)
         reported.sort(key=lambda found: found.path)
-        return _Listing(key, len(files), sorted(prefix + name for name in directories), reported)
+        return _Listing(key, len(files), sorted(prefix + name for name in directories), reported, links)
 
     @staticmethod
     def _open_directory(path: bytes) -> int:
@@ -301,24 +308,29 @@ class _Walker:
         finally:
             os.close(directory)
 
-    def _list(self, fd: int, prefix: bytes) -> Tuple[List[Any], List[bytes], List[Found]]:
-        """The directory's regular files (as entries, in inode order: so a disk reads forward), subdirectories and block devices."""
+    def _list(self, fd: int, prefix: bytes) -> Tuple[List[Any], List[bytes], List[Found], Dict[bytes, bytes]]:
+        """The directory's regular files (as entries, in inode order: so a disk reads forward), subdirectories, block devices and symbolic links."""
         # By descriptor, so that nobody can put another directory in this one's place; scandir itself takes one only since 3.7.
         with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
             listed = list(entries)
         excluded = self._excluded
         if excluded is not None:
             listed = [entry for entry in listed if not excluded(entry.name) and not excluded(prefix + entry.name)]
-        files, directories, devices = [], [], []
+        files, directories, devices, links = [], [], [], {}
         for entry in listed:
             if entry.is_file(follow_symlinks=False):
                 files.append(entry)
             elif entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
+            elif entry.is_symlink():
+                try:
+                    links[prefix + entry.name] = os.readlink(entry.name, dir_fd=fd)
+                except OSError:
+                    pass  # gone since it was listed
             elif self._block_devices and stat.S_ISBLK(entry.stat(follow_symlinks=False).st_mode):
                 devices.append(self._one(prefix + entry.name))
         files.sort(key=os.DirEntry.inode)
-        return files, directories, devices
+        return files, directories, devices, links
 
     def _read_heads(self, directory: int, prefix: bytes, files: List[Any], reported: List[Found]) -> None:
         # The loop that is run a million times: no stat (the directory says what is a file, a short read what is too short),

@@ -11,11 +11,11 @@ from .._directories import real_path
 from .._options import absolute, bytes_of, cluster_size_of, exact_path, path_of, paths_of, require_at_least, reserve_of, seconds_of
 from .._paths import decode_exact, to_path
 from .batch import Settings
-from .chains import SeenImages
 from .domain_policy import Policy
 from .record import Records
 from .request import Request
 from .search import Candidates, Search, candidates
+from .seen_images import SeenImages
 
 WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
 """The environment variable in which the action plugin names the token that it finds the progress of its job by. No option: it means nothing to
@@ -65,6 +65,7 @@ ARGUMENTS = {
     "raw_bases": {"type": "bool", "default": True},
     "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
     "libvirt_uri": {"type": "str", "default": "qemu:///system"},
+    "links": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
     "running": {"type": "str", "choices": ["refuse", "shutdown", "live"], "default": "refuse"},
     "shutdown_timeout": {"type": "str", "default": "120s"},
     "reference_dirs": {"type": "list", "elements": "path", "default": []},
@@ -133,6 +134,7 @@ def common_request(params: Dict[str, Any]) -> Request:
         timestamps=params["timestamps"],
         state_dir=absolute(params["state_dir"], "state_dir"),
         chains=params["chains"],
+        links=params["links"],
         backing_dirs=paths_of(params, "backing_dirs") + paths_of(params, "paths"),
         backing_formats=tuple((absolute(path, "backing_formats"), str(name)) for path, name in sorted(params["backing_formats"].items())),
         raw_bases=params["raw_bases"],

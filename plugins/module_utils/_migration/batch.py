@@ -16,7 +16,7 @@ from .._paths import decode_exact, show
 from .._signals import Interrupted
 from .._workers import Ended, run_jobs
 from . import domain_policy, running_domains
-from .chains import SeenImages, plan_chains, refuse_together
+from .chains import plan_chains, refuse_together
 from .domain_references import FOLLOW
 from .execute import execute, execute_chain
 from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned
@@ -24,6 +24,7 @@ from .preflight import Reserve, Window, defer_beyond, deferred, preflight, refus
 from .recover import explain_all, recover_all
 from .request import READ, Request
 from .results import Outcome
+from .seen_images import Place, SeenImages
 from .session import Session
 
 
@@ -67,24 +68,29 @@ Requests = Union[List[Request], Callable[[SeenImages], List[Request]]]
 """What to migrate; a callable finds it, tells what else it has seen, and is asked again after an interrupted run has been looked after."""
 
 
-def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
+def run(
+    requests: Requests, settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None, places: Optional[List[Place]] = None
+) -> List[Dict[str, Any]]:
     """Plan and, unless in check mode, execute; one result for each request, in their order.
 
     A refused or failed image has ``failed: true`` and does not stop the others. What an interrupted run has left is finished or cleaned up
     first. Where nothing is found and nothing was left, nothing is written on the host either.
 
     :param recovered: gets an entry for each record that this was done for (in check mode: would be done for).
+    :param places: gets the directories in which overlays of the images and links to them were looked for.
     :raises NoSpace: where the whole plan does not fit; nothing has been written then.
     :raises StateError: where another run is at work on this host, or the state directory cannot be used.
     :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far.
     """
     wanted, around = _asked(requests)
     recovered = [] if recovered is None else recovered
+    places = [] if places is None else places
     session = settings.session(passes=2 if any(request.verify for request in wanted) else 1)
     batch = _Batch(session, settings)
     if settings.check_mode:
         recovered.extend(explain_all(session))
         plans = batch.plan(wanted, [], around)
+        places.extend(around.places.values())
         return _tolerated(plans, [planned(plan) for plan in plans], settings)
     if not wanted and not session.anything_left:
         return []
@@ -96,6 +102,7 @@ def run(requests: Requests, settings: Settings, recovered: Optional[List[Dict[st
                 wanted, around = _asked(requests)
             session.progress.stage("planning", images=len(wanted))
             plans = batch.plan(wanted, recovered, around)
+            places.extend(around.places.values())
             batch.execute(plans)
     except Interrupted as error:
         raise QcowError(
@@ -169,7 +176,7 @@ class _Batch:
         :raises NoSpace: everything together does not fit. Its details' ``images`` hold the refused results.
         """
         session, settings = self._session, self._settings
-        around.domains = session.domains
+        around.domains, around.reference_dirs = session.domains, settings.reference_dirs
         requests = domain_policy.prepared(requests, session.domains, settings.running)
         level = CONTENT if settings.check_mode else STRUCTURE
         plans = domain_policy.judge(plan_chains(requests, session.records, level, around), session.domains, settings.running)

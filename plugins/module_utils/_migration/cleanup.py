@@ -22,9 +22,9 @@ from .._image.raw import Raw
 from .._paths import show
 from .._verify.compare import guest_blocks
 from .._verify.qcow_readers import open_reader
-from .chains import NewDependents
 from .plan import NATIVE
 from .record import Record, State
+from .seen_images import NewDependents
 from .source import Source
 
 NOOP = "noop"
@@ -60,7 +60,7 @@ def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewD
         raise StateError(
             "the result was never verified against it", retired, reason="unverified", hint="It was kept. Delete it by hand if you are sure."
         )
-    needed_by = dependents.naming(retired)  # whoever owns them: what is deleted is gone
+    needed_by = dependents.naming(record, retired)  # whoever owns them: what is deleted is gone
     if needed_by:
         raise StateError(
             "the retired original is the backing file of {0}".format(", ".join(show(path) for path in needed_by)),

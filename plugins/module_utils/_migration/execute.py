@@ -18,7 +18,7 @@ from .._image.extent import SECTOR, filled
 from .._paths import show
 from .._verify.compare import verify
 from .._verify.qcow_readers import open_reader
-from . import overlay_headers
+from . import link_references, overlay_headers
 from .block_device import open_exclusively
 from .commit import abandon, finish, published, temporary_path, withdraw
 from .output import read_back, second_opinion, write
@@ -26,6 +26,7 @@ from .plan import CONVERT, RETIRE, Plan
 from .progress import Pace
 from .record import Record, Records, State, named
 from .results import Outcome
+from .seen_images import SEARCHED
 from .session import Session
 from .source import Guards, Source, ranges_of
 
@@ -196,6 +197,10 @@ def _begin(plan: Plan, source: Source, records: Records) -> Record:
         facts["lost"] = plan.lost_ranges
     if plan.dependents:
         facts[overlay_headers.WANTED] = overlay_headers.as_facts(list(plan.dependents))
+    if plan.links:
+        facts[link_references.FACT] = link_references.as_facts(plan)
+    if plan.searched:
+        facts[SEARCHED] = [named(path) for path in plan.searched]
     if plan.needed_by:
         facts[overlay_headers.NEEDED_BY] = [named(path) for path in plan.needed_by]
     if plan.request.domain_access:

@@ -6,8 +6,10 @@
 
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
+from .._directories import real_path
 from .._errors import QcowError
 from .._host import in_use, tree
+from .._host.symbolic_links import SymbolicLinks
 from .._image import safety
 from .._image.chain import NATIVE, Graph, Rules
 from .._image.detect import HEAD, QCOW1_MAGIC, QCOW_MAGIC, UNKNOWN, Identity, identify, is_qcow1, reader_at
@@ -20,13 +22,13 @@ from .._image.qcow2 import Qcow2
 from .._paths import decode_exact, encode_exact, show
 from .._verify.compare import fingerprint
 from .._verify.qcow_readers import open_reader
-from .chains import SeenImages
 from .domain_references import Domains
 from .record import Records
 from .references import mentions
 from .request import is_retired
 from .results import info_image
 from .search import WALKERS, absent, unseen
+from .seen_images import Place, SeenImages
 from .source import Source
 
 REPORTS = ("v1", "known", "all")
@@ -45,6 +47,7 @@ class Question(NamedTuple):
     fingerprint: bool = False
     in_use: bool = True
     chains: bool = True  # follow backing files, and find out which of the images rest on which
+    reference_dirs: Tuple[bytes, ...] = ()  # where links may lie, too
     backing_dirs: Tuple[bytes, ...] = ()  # where backing files may lie, besides ``paths`` and the directory of each image
 
 
@@ -54,18 +57,21 @@ class Answer(NamedTuple):
     images: List[Dict[str, Any]]
     summary: Dict[str, Any]
     errors: List[Dict[str, Any]]
+    places: List[Place]  # in which overlays and links were looked for
 
 
-def look(question: Question, records: Records) -> Answer:
+def look(question: Question, records: Records, domains: Optional[Domains] = None) -> Answer:
     """Every file that the question asks for.
 
     :param records: of this host; a path that was named and is gone because its image was migrated is no error.
+    :param domains: whose images are looked at for what rests on the images that are found.
     """
     counts = tree.Counts()
     errors: List[Dict[str, Any]] = []
     gone = absent(question.paths, records, missing_ok=question.missing_ok)
-    named = set(question.paths)
-    around = SeenImages()
+    named = {name for path in question.paths for name in (path, real_path(path))}
+    around = SeenImages(domains)
+    around.told = question.paths
     prefix = b"" if question.report != "v1" else QCOW_MAGIC if question.chains else QCOW1_MAGIC
     images = []
     for found in tree.walk(
@@ -84,13 +90,19 @@ def look(question: Question, records: Records) -> Answer:
         image = _describe(found, question, errors)
         if found.path in named or found.error or question.report == "all" or image["format"] != UNKNOWN:
             images.append(image)
+    around.links.add(counts.links)
+    around.has_walked(question.paths if question.recurse else ())
+    candidates = [image for image in images if image["candidate"]]
     if question.in_use:
         _add_users(images)
+    if question.chains and candidates:
+        around.look_at((*question.backing_dirs, *question.reference_dirs), [])
     if question.chains:
         _add_dependents(images, around.graph)
+    _add_links(candidates, around.links)
     for image in images:
         del image["_key"]
-    return Answer(images, _summary(images, counts), errors)
+    return Answer(images, _summary(images, counts), errors, list(around.places.values()))
 
 
 def _describe(found: tree.Found, question: Question, errors: List[Dict[str, Any]]) -> Dict[str, Any]:
@@ -162,6 +174,13 @@ def _add_dependents(images: Iterable[Dict[str, Any]], graph: Graph) -> None:
                 {"path": show(node.path), "path_base64": encode_exact(node.path), "format": node.format}
                 for node in graph.dependents(image["_key"])
             ]
+
+
+def _add_links(images: Iterable[Dict[str, Any]], links: SymbolicLinks) -> None:
+    """The symbolic links that lead to an image."""
+    for image in images:
+        found = links.to(decode_exact(image["path"], image["path_base64"]))
+        image["links"] = [{"path": show(link.path), "path_base64": encode_exact(link.path), "target": show(link.target)} for link in found]
 
 
 def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .._errors import QcowError, reason_of
 from .._host.files import FileIdentity
+from .._host.symbolic_links import SymbolicLink
 from .._image.chain import Member
 from .._paths import encode_exact, show
 from .backing import RECLUSTER, Backing
@@ -54,6 +55,8 @@ class Plan(NamedTuple):
     chain_group: Optional[int] = None  # images that are migrated together or not at all have the same number
     dependents: Tuple[Dependent, ...] = ()  # foreign overlays to be re-pointed
     needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same chain_group
+    searched: Tuple[bytes, ...] = ()  # trees in which overlays were looked for
+    links: Tuple[SymbolicLink, ...] = ()  # to be re-pointed
     warnings: Tuple[str, ...] = ()
     unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
 
@@ -95,6 +98,7 @@ def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:
         chain=[named(member.path, format=member.format) for member in plan.below],
         backing=None if plan.backing is None else named(plan.backing.name, format=plan.backing.format),
         repointed=[show(item.path) for item in plan.dependents],
+        links=[named(link.path, target=show(link.target)) for link in plan.links],
         lost=plan.lost_ranges,
         msg="; ".join(plan.reasons),
     )

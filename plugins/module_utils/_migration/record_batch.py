@@ -8,17 +8,18 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from .._directories import exists, is_directory
+from .._directories import exists, is_directory, real_path
 from .._errors import QcowError, StateError, reason_of
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, encode_exact, show
 from .._signals import Interrupted
 from . import cleanup, rollback
-from .chains import NewDependents
 from .domain_references import FOLLOW
+from .link_references import links_of
 from .record import Record, Records, State
 from .recover import explain, explain_all, recover_all
 from .results import Undone
+from .seen_images import NewDependents
 from .session import Session
 
 _ROLES = ("src", "dest", "retired", "retire_to")
@@ -39,12 +40,12 @@ def select(
         for name in identifiers
         if name not in known
     ]
-    wanted = [os.path.abspath(path) for path in paths]
-    nowhere = (
-        []
-        if missing_ok
-        else [path for path in wanted if not is_directory(path) and not any(_below(record, [path]) for record in everything)]
-    )
+    wanted = {os.path.abspath(path): [os.path.abspath(path), real_path(path)] for path in paths}
+    nowhere = [
+        path
+        for path, names in wanted.items()
+        if not missing_ok and not is_directory(path) and not any(_below(record, names) for record in everything)
+    ]
     unknown += [
         StateError(
             "no record names it" if exists(path) else "there is no such file or directory, and no record names it",
@@ -56,12 +57,13 @@ def select(
         )
         for path in nowhere
     ]
-    chosen = [record for record in everything if record.id in identifiers or (record.state != State.FAILED and _below(record, wanted))]
+    names = [name for names in wanted.values() for name in names]
+    chosen = [record for record in everything if record.id in identifiers or (record.state != State.FAILED and _below(record, names))]
     return list(reversed(chosen)), unknown
 
 
 def _below(record: Record, wanted: Iterable[bytes]) -> bool:
-    names = [name for name in (record.file(role) for role in _ROLES) if name is not None]
+    names = [name for name in (record.file(role) for role in _ROLES) if name is not None] + links_of(record)
     return any(name == path or name.startswith(path.rstrip(b"/") + b"/") for path in wanted for name in names)
 
 
@@ -142,7 +144,8 @@ def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[s
 
     Results, parameters and errors as for :func:`roll_back_all`.
     """
-    now, dependents = time.time(), NewDependents()
+    session = choice.session()
+    now, dependents = time.time(), NewDependents(session.domains)
 
     def handle(record: Record) -> Dict[str, Any]:
         removal = cleanup.plan_cleanup(record, min_age=min_age, now=now, dependents=dependents)
@@ -152,7 +155,7 @@ def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[s
 
     if not choice.paths and not choice.records:
         choice = choice._replace(paths=(b"/",))
-    return _run(choice, choice.session(), handle, cleanup.describe(None), recovered)
+    return _run(choice, session, handle, cleanup.describe(None), recovered)
 
 
 def _run(

@@ -15,7 +15,7 @@ from .._directories import real_path
 from .._errors import StateError
 from .record import Record
 
-FACTS = ("needed_by", "domains", "repointed_headers")
+FACTS = ("needed_by", "domains", "repointed_headers", "links")
 """Where records hold what was re-pointed. A rollback that finds one of these and no updater for it refuses."""
 
 

@@ -40,6 +40,7 @@ class Request(NamedTuple):
     timestamps: bool = True
     state_dir: bytes = DEFAULT_STATE_DIR
     chains: str = "preserve"  # overlays thin over the migrated base; or flatten: each result stands alone
+    links: str = "follow"  # symbolic links to an image that loses its name: follow to the result, refuse or ignore
     backing_dirs: Tuple[bytes, ...] = ()  # where backing files may lie, besides the directory of the image itself
     backing_formats: Tuple[Tuple[bytes, str], ...] = ()  # what the operator, a domain or a pool has declared files to be
     raw_bases: bool = True  # take a base without any magic for raw

@@ -50,6 +50,7 @@ class ImageResult(NamedTuple):
     chain: List[Dict[str, Any]] = []
     backing: Optional[Dict[str, Any]] = None
     repointed: List[str] = []
+    links: List[Dict[str, Any]] = []
     lost: List[Dict[str, Any]] = []
     seconds: float = 0.0
     copy_seconds: float = 0.0
@@ -144,6 +145,7 @@ class InfoImage(NamedTuple):
     backing: Optional[Dict[str, Any]] = None
     chain: List[Dict[str, Any]] = []
     dependents: List[Dict[str, Any]] = []
+    links: List[Dict[str, Any]] = []
     in_use: List[Dict[str, Any]] = []
     users: List[Dict[str, Any]] = []
     domains: Optional[Dict[str, Any]] = None
@@ -158,5 +160,5 @@ class InfoImage(NamedTuple):
 
 def info_image(path: bytes, format_name: str, **facts: Any) -> Dict[str, Any]:
     """A new entry for a file, to be filled in."""
-    fresh = {"chain": [], "dependents": [], "in_use": [], "users": [], "references": [], "safety": [], "reasons": []}  # type: Dict[str, Any]
+    fresh = {"chain": [], "dependents": [], "links": [], "in_use": [], "users": [], "references": [], "safety": [], "reasons": []}  # type: Dict[str, Any]
     return dict(InfoImage(show(path), encode_exact(path), format_name, **dict(fresh, **facts))._asdict())

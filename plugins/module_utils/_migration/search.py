@@ -8,13 +8,13 @@ import errno
 import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 
-from .._directories import exists, is_directory
+from .._directories import exists, real_path
 from .._host import tree
 from .._image.detect import QCOW_MAGIC, is_qcow1
 from .._paths import show
-from .chains import SeenImages
 from .record import Records, State, named
 from .request import is_retired
+from .seen_images import SeenImages
 
 WALKERS = 2
 """Processes that walk a tree; only where the first bytes decide what is reported, which is where walking is all the work."""
@@ -45,7 +45,7 @@ def candidates(search: Search, records: Records, around: SeenImages) -> Candidat
     """
     counts = tree.Counts()
     gone = absent(search.paths, records, missing_ok=search.missing_ok)
-    found = [path for path in gone if _migrated(path, records)]
+    found = [real for real in map(real_path, gone) if _migrated(real, records)]
     errors: List[Dict[str, Any]] = []
     walk = tree.walk(
         [path for path in search.paths if path not in gone],
@@ -62,14 +62,16 @@ def candidates(search: Search, records: Records, around: SeenImages) -> Candidat
         around.add(entry)
         if is_qcow1(entry.head) and not is_retired(entry.path):
             found.append(entry.path)
+    around.links.add(counts.links)
+    around.told = search.paths
     if not search.exclude and not search.one_filesystem:
-        around.walked = tuple(path for path in search.paths if is_directory(path))
+        around.has_walked(search.paths)
     return Candidates(found, errors, counts.files, counts.directories)
 
 
 def absent(paths: Iterable[bytes], records: Records, *, missing_ok: bool) -> List[bytes]:
     """Those of the named paths that do not exist, and may: an image that was migrated has lost its name to that."""
-    return [path for path in paths if not exists(path) and (missing_ok or _migrated(path, records))]
+    return [path for path in paths if not exists(real_path(path)) and (missing_ok or _migrated(real_path(path), records))]
 
 
 def _migrated(path: bytes, records: Records) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Optional
 from .._libvirt.api import DEFAULT_URI
 from .._signals import Interruptible
 from .domain_references import FOLLOW, IGNORE, REFUSE, Domains, IgnoredDomains, LostDomains, RefusingDomains
+from .link_references import LinkUpdater
 from .overlay_headers import NeededBases, OverlayHeaders
 from .progress import Progress
 from .record import DomainJournal, Exclusive, Records
@@ -47,7 +48,7 @@ class Session:
         self.state_dir = state_dir
         self.journal = DomainJournal(state_dir)
         self.domains = (_UNDOING if undoing else _MIGRATING)[domains](libvirt_uri, raw_allowed=raw_allowed)
-        self.references = References(NeededBases(), OverlayHeaders(), self.domains)
+        self.references = References(NeededBases(), OverlayHeaders(), LinkUpdater(), self.domains)
         self.progress = Progress(state_dir, watched_as, passes)
         self._wait = wait
         self._held = ExitStack()

@@ -14,7 +14,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import Damage
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import open_source
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.chain import Member, Rules, allowed, follow, locate
 from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow2_header import BackingEntry, backing_of, rebased
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.chains import SeenImages
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.seen_images import SeenImages
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.image_spec import Backing, ImageSpec, Plain

@@ -1,0 +1,125 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Symbolic links to an image: when its result has another name, they are pointed to that, recorded first, and back by a rollback."""
+
+import base64
+import os
+import stat
+from typing import Any, Dict, List
+
+from .._access import is_stranger
+from .._directories import place_of, real_path
+from .._errors import QcowError
+from .._host.files import looked_at
+from .._host.renames import replace_link
+from .._host.symbolic_links import SymbolicLink, SymbolicLinks
+from .._image.rights import owner_unable_to_read
+from .._paths import decode_exact, show
+from .backing import new_name
+from .domain_references import IGNORE, REFUSE
+from .plan import CONVERT, RETIRE, Plan
+from .plan import REFUSE as REFUSED
+from .record import Record, named
+from .references import Updater
+
+FACT = "links"
+"""Where a record holds the links to its original: ``path``, ``before`` and ``after`` (what the link says, in Base64)."""
+
+
+def with_links(plan: Plan, links: SymbolicLinks) -> Plan:
+    """The plan of an image, with the links that are to follow it; or its refusal.
+
+    Only an image that loses its name takes anything from its links.
+    """
+    if plan.action not in (CONVERT, RETIRE) or plan.retired is None or plan.in_place:
+        return plan
+    found = links.to(plan.request.src)
+    if not found or plan.request.links == IGNORE:
+        told = ["the symbolic link {0} leads to it, and will lead nowhere".format(show(link.path)) for link in found]
+        return plan._replace(warnings=plan.warnings + tuple(told))
+    if plan.request.links == REFUSE:
+        return _refused(plan, "linked", found, "lead to it", "Set links=follow to point them to the result, or remove them.")
+    ignored = {link: words for link, words in ((link, _objection(link, plan.request.src)) for link in found) if words}
+    follow = [link for link in found if link not in ignored]
+    fixed = [link for link in follow if not _is_writable(link)]
+    if fixed:
+        return _refused(
+            plan, "not-writable", fixed, "cannot be pointed to the result", "Make their directory writable, or set links=ignore."
+        )
+    return plan._replace(links=tuple(follow), warnings=plan.warnings + tuple(ignored.values()))
+
+
+def _refused(plan: Plan, code: str, links: List[SymbolicLink], what: str, hint: str) -> Plan:
+    names = ", ".join(show(link.path) for link in links)
+    words = "{0}: symbolic links {1}: {2}. Nothing was changed. {3}".format(show(plan.request.src), what, names, hint)
+    return plan._replace(action=REFUSED, code=code, reasons=[words])
+
+
+def _is_writable(link: SymbolicLink) -> bool:
+    with place_of(link.path) as (directory, _name):
+        return os.access(b"/proc/self/fd/%d" % directory, os.W_OK)
+
+
+def _objection(link: SymbolicLink, image: bytes) -> str:
+    """Why a link does not belong to the image; empty where it does. As with overlays, its owner counts: whoever cannot read the image needs no link
+    to it. In a directory that everybody may write to, a link of root's would be one that the kernel and we trust: none is made of a stranger's.
+    """
+    try:
+        with place_of(link.path) as (directory, _name), looked_at(link.path) as fd, looked_at(real_path(image)) as there:
+            if not is_stranger(os.fstat(fd).st_uid):
+                return ""
+            if os.fstat(directory).st_mode & stat.S_ISVTX:
+                return "the symbolic link {0} leads to it, in a directory that everybody may write to; it is left as it is".format(
+                    show(link.path)
+                )
+            outsider = owner_unable_to_read(fd, there, real_path(image))
+    except (QcowError, OSError) as error:
+        return "the symbolic link {0} leads to it, and was not followed: {1}".format(show(link.path), error)
+    if outsider is None:
+        return ""
+    return "the symbolic link {0} leads to it, but {1}, who owns it, cannot read this image: it is left as it is".format(
+        show(link.path), outsider
+    )
+
+
+def as_facts(plan: Plan) -> List[Dict[str, Any]]:
+    """What the record says of the links from the beginning, and results of what they said and say."""
+    facts = []
+    for link in plan.links:
+        old = os.path.join(os.path.dirname(link.path), link.target)
+        after = new_name(link.path, link.path, link.target, old, plan.dest)
+        facts.append(named(link.path, before=exact(link.target), after=exact(after)))
+    return facts
+
+
+def exact(target: bytes) -> str:
+    """What a link says, as records hold it."""
+    return base64.b64encode(target).decode("ascii")
+
+
+def links_of(record: Record) -> List[bytes]:
+    """The links that a migration has pointed to its result, or was to."""
+    return [decode_exact(entry["path"], entry["path_base64"]) for entry in record.facts.get(FACT) or ()]
+
+
+class LinkUpdater(Updater):
+    """Links that are known to lead to the image. One that says something else by now is somebody's own business, and is left alone."""
+
+    fact = FACT
+
+    def repoint(self, record: Record) -> None:
+        """See :meth:`Updater.repoint`."""
+        self._replace(record, "before", "after")
+
+    def restore(self, record: Record) -> None:
+        """See :meth:`Updater.restore`."""
+        self._replace(record, "after", "before")
+
+    @staticmethod
+    def _replace(record: Record, before: str, after: str) -> None:
+        for number, entry in enumerate(record.facts.get(FACT) or ()):
+            path = decode_exact(entry["path"], entry["path_base64"])
+            temporary = os.path.join(os.path.dirname(path), b".vmimage-qcow.%s.%d.link" % (record.id.encode("ascii"), number))
+            replace_link(path, base64.b64decode(entry[before]), base64.b64decode(entry[after]), temporary)
