@@ -295,7 +295,7 @@ from ..module_utils._migration.file_options import set_file_options
 from ..module_utils._migration.plan import summary
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
-from ..module_utils._migration.seen_images import Place
+from ..module_utils._migration.seen_images import Place, unsearched
 
 
 def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -337,9 +337,8 @@ def main() -> None:
         results = error.details.pop("images", [])
     for problem in warnings_of(recovered):
         module.warn(problem)
-    for place in places:
-        if place.error is not None:
-            module.warn("Overlays and links could not be looked for everywhere. {0}".format(place.error))
+    for problem in unsearched(places):
+        module.warn(problem)
     for result in results:
         set_file_options(module, result)
         for warning in result["warnings"]:

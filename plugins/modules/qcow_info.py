@@ -287,6 +287,7 @@ from ..module_utils._migration.info import REPORTS, Question, add_domains, add_r
 from ..module_utils._migration.record import Records
 from ..module_utils._migration.recover import explain
 from ..module_utils._migration.search import message_of
+from ..module_utils._migration.seen_images import unsearched
 from ..module_utils._options import absolute, paths_of
 from ..module_utils._paths import to_path
 
@@ -333,6 +334,8 @@ def main() -> None:
         )
         domains = Domains(params["libvirt_uri"]) if params["query_libvirt"] else None
         images, summary, errors, places = look(question, records, domains)
+        for problem in unsearched(places):
+            module.warn(problem)
         for problem in add_domains(images, summary, domains) if domains is not None else ():
             module.warn(problem)
         if directories:

@@ -40,6 +40,11 @@ class Place(NamedTuple):
         return named(self.path, recurse=self.recurse, error=self.error)
 
 
+def unsearched(places: Iterable[Place]) -> List[str]:
+    """What a module warns of."""
+    return ["Overlays and links could not be looked for everywhere. {0}".format(place.error) for place in places if place.error is not None]
+
+
 class SeenImages:
     """The images of our formats that have been seen so far, the symbolic links, and the places that were looked through for them."""
 
