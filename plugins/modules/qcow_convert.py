@@ -295,7 +295,7 @@ from ..module_utils._migration.file_options import set_file_options
 from ..module_utils._migration.plan import summary
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
-from ..module_utils._migration.seen_images import Place, unsearched
+from ..module_utils._migration.seen_images import Searched, unsearched
 
 
 def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -320,7 +320,7 @@ def main() -> None:
     recovered: List[Dict[str, Any]] = []
     found: Optional[FoundImages] = None
     results: List[Dict[str, Any]] = []
-    places: List[Place] = []
+    searched: List[Searched] = []
     failure: Optional[QcowError] = None
     try:
         settings = settings_of(params, check_mode=module.check_mode)
@@ -331,26 +331,26 @@ def main() -> None:
         if params["priority"] == "low" and not module.check_mode:
             for problem in linux.lower():
                 module.warn(problem)
-        results = run(found or wanted, settings, recovered, places)
+        results = run(found or wanted, settings, recovered, searched)
     except QcowError as error:
         failure = error
         results = error.details.pop("images", [])
     for problem in warnings_of(recovered):
         module.warn(problem)
-    for problem in unsearched(places):
+    for problem in unsearched(searched):
         module.warn(problem)
     for result in results:
         set_file_options(module, result)
         for warning in result["warnings"]:
             module.warn("{0}: {1}".format(result["src"], warning))
-    finish(module, results, recovered, places, found.last if found else None, failure)
+    finish(module, results, recovered, searched, found.last if found else None, failure)
 
 
 def finish(
     module: AnsibleModule,
     results: List[Dict[str, Any]],
     recovered: List[Dict[str, Any]],
-    places: List[Place],
+    searched: List[Searched],
     found: Optional[Candidates],
     failure: Optional[QcowError],
 ) -> None:
@@ -369,7 +369,7 @@ def finish(
     else:
         problems += [result["msg"] for result in results if result["failed"]]
     answer.update(changed=bool(recovered) or any(result["changed"] for result in results), recovered=recovered)
-    answer["searched"] = [place.as_result() for place in places]
+    answer["searched"] = [directory.as_result() for directory in searched]
     if module._diff:  # with many images this doubles the answer
         answer["diff"] = diff_of(results)
     answer.pop("failed", None)

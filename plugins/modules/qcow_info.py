@@ -333,8 +333,8 @@ def main() -> None:
             reference_dirs=directories,
         )
         domains = Domains(params["libvirt_uri"]) if params["query_libvirt"] else None
-        images, summary, errors, places = look(question, records, domains)
-        for problem in unsearched(places):
+        images, summary, errors, searched = look(question, records, domains)
+        for problem in unsearched(searched):
             module.warn(problem)
         for problem in add_domains(images, summary, domains) if domains is not None else ():
             module.warn(problem)
@@ -348,7 +348,7 @@ def main() -> None:
         "images": images,
         "candidates": [{"src": image["path"], "src_base64": image["path_base64"]} for image in images if image["candidate"]],
         "errors": errors,
-        "searched": [place.as_result() for place in places],
+        "searched": [directory.as_result() for directory in searched],
         "summary": summary,
         "records": [entry for entry in every if entry["unfinished"] or params["list_records"] == "all"],
     }

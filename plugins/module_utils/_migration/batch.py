@@ -24,7 +24,7 @@ from .preflight import Reserve, Window, defer_beyond, deferred, preflight, refus
 from .recover import explain_all, recover_all
 from .request import READ, Request
 from .results import Outcome
-from .seen_images import Place, SeenImages
+from .seen_images import Searched, SeenImages
 from .session import Session
 
 
@@ -69,7 +69,7 @@ Requests = Union[List[Request], Callable[[SeenImages], List[Request]]]
 
 
 def run(
-    requests: Requests, settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None, places: Optional[List[Place]] = None
+    requests: Requests, settings: Settings, recovered: Optional[List[Dict[str, Any]]] = None, searched: Optional[List[Searched]] = None
 ) -> List[Dict[str, Any]]:
     """Plan and, unless in check mode, execute; one result for each request, in their order.
 
@@ -77,20 +77,20 @@ def run(
     first. Where nothing is found and nothing was left, nothing is written on the host either.
 
     :param recovered: gets an entry for each record that this was done for (in check mode: would be done for).
-    :param places: gets the directories in which overlays of the images and links to them were looked for.
+    :param searched: gets the directories in which overlays of the images and links to them were looked for.
     :raises NoSpace: where the whole plan does not fit; nothing has been written then.
     :raises StateError: where another run is at work on this host, or the state directory cannot be used.
     :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far.
     """
     wanted, around = _asked(requests)
     recovered = [] if recovered is None else recovered
-    places = [] if places is None else places
+    searched = [] if searched is None else searched
     session = settings.session(passes=2 if any(request.verify for request in wanted) else 1)
     batch = _Batch(session, settings)
     if settings.check_mode:
         recovered.extend(explain_all(session))
         plans = batch.plan(wanted, [], around)
-        places.extend(around.places.values())
+        searched.extend(around.searched.values())
         return _tolerated(plans, [planned(plan) for plan in plans], settings)
     if not wanted and not session.anything_left:
         return []
@@ -102,7 +102,7 @@ def run(
                 wanted, around = _asked(requests)
             session.progress.stage("planning", images=len(wanted))
             plans = batch.plan(wanted, recovered, around)
-            places.extend(around.places.values())
+            searched.extend(around.searched.values())
             batch.execute(plans)
     except Interrupted as error:
         raise QcowError(

@@ -47,14 +47,14 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
     if len(own) > 1:
         bases.users = find_users_many(own)
     plans: Dict[int, Plan] = {}
-    searched = tuple(place.path for place in around.places.values() if place.recurse)
+    searched = tuple(directory.path for directory in around.searched.values() if directory.recurse)
     for number in _base_first(requests, around, own):
         plans[number] = make_plan(requests[number], records, bases)
     for key, number in own.items():
         if plans[number].retired is not None and plans[number].action in (CONVERT, RETIRE):
             dependents, ignored = around.dependents(key)
             if not dependents and looks_like_template(plans[number].request.src):
-                ignored.append(_TEMPLATE.format(", ".join(show(place) for place in around.places)))
+                ignored.append(_TEMPLATE.format(", ".join(show(path) for path in around.searched)))
             plan = plans[number]._replace(searched=searched, warnings=plans[number].warnings + tuple(ignored))
             plans[number] = with_links(_with_dependents(plan, dependents, own, plans), around.links)
     chain_groups = _chain_groups(around, own, plans)

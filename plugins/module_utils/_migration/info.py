@@ -28,7 +28,7 @@ from .references import mentions
 from .request import is_retired
 from .results import info_image
 from .search import WALKERS, absent, unseen
-from .seen_images import Place, SeenImages
+from .seen_images import Searched, SeenImages
 from .source import Source
 
 REPORTS = ("v1", "known", "all")
@@ -57,7 +57,7 @@ class Answer(NamedTuple):
     images: List[Dict[str, Any]]
     summary: Dict[str, Any]
     errors: List[Dict[str, Any]]
-    places: List[Place]  # in which overlays and links were looked for
+    searched: List[Searched]  # in which overlays and links were looked for
 
 
 def look(question: Question, records: Records, domains: Optional[Domains] = None) -> Answer:
@@ -102,7 +102,7 @@ def look(question: Question, records: Records, domains: Optional[Domains] = None
     _add_links(candidates, around.links)
     for image in images:
         del image["_key"]
-    return Answer(images, _summary(images, counts), errors, list(around.places.values()))
+    return Answer(images, _summary(images, counts), errors, list(around.searched.values()))
 
 
 def _describe(found: tree.Found, question: Question, errors: List[Dict[str, Any]]) -> Dict[str, Any]:

@@ -28,7 +28,7 @@ _MOST_NAMED = 10  # anybody can make any number of overlays, or of directories t
 _QEMU_USERS = ("libvirt-qemu", "qemu")
 
 
-class Place(NamedTuple):
+class Searched(NamedTuple):
     """A directory that was looked through. ``error`` says what of it could not be, in words, with what to do."""
 
     path: bytes
@@ -40,13 +40,17 @@ class Place(NamedTuple):
         return named(self.path, recurse=self.recurse, error=self.error)
 
 
-def unsearched(places: Iterable[Place]) -> List[str]:
+def unsearched(searched: Iterable[Searched]) -> List[str]:
     """What a module warns of."""
-    return ["Overlays and links could not be looked for everywhere. {0}".format(place.error) for place in places if place.error is not None]
+    return [
+        "Overlays and links could not be looked for everywhere. {0}".format(directory.error)
+        for directory in searched
+        if directory.error is not None
+    ]
 
 
 class SeenImages:
-    """The images of our formats that have been seen so far, the symbolic links, and the places that were looked through for them."""
+    """The images of our formats that have been seen so far, the symbolic links, and the directories that were looked through for them."""
 
     def __init__(self, domains: Optional[Domains] = None) -> None:
         """:param domains: whose images count, whoever owns them."""
@@ -54,7 +58,7 @@ class SeenImages:
         self.links = SymbolicLinks()
         self.domains = domains
         self.reference_dirs: Tuple[bytes, ...] = ()  # links in them count, too
-        self.places: Dict[bytes, Place] = {}
+        self.searched: Dict[bytes, Searched] = {}
         self.told: Tuple[bytes, ...] = ()  # what cannot be looked at below these is told by others
         self._whole: Set[bytes] = set()  # real paths of the trees that were walked
         self._objections: Dict[Key, str] = {}
@@ -68,7 +72,7 @@ class SeenImages:
     def has_walked(self, paths: Iterable[bytes]) -> None:
         """Whoever walked everything below these paths has handed it to :meth:`add`, and its links to :attr:`links`."""
         for path in filter(is_directory, paths):
-            self.places[path] = Place(path, True)
+            self.searched[path] = Searched(path, True)
             self._whole.add(real_path(path).rstrip(b"/") + b"/")
 
     def look_around(self, requests: List[Request]) -> None:
@@ -97,7 +101,7 @@ class SeenImages:
     def _walk(self, paths: Iterable[bytes], *, recurse: bool) -> None:
         for path in paths:
             real = real_path(path).rstrip(b"/") + b"/"
-            if real.startswith(tuple(self._whole)) or (not recurse and path in self.places):
+            if real.startswith(tuple(self._whole)) or (not recurse and path in self.searched):
                 continue
             counts, errors = tree.Counts(), []
             for found in tree.walk([path], prefix=QCOW_MAGIC, recurse=recurse, counts=counts):
@@ -106,7 +110,7 @@ class SeenImages:
                     errors.append("{0}: {1}".format(show(found.path), found.error))
             self.links.add(counts.links)
             if errors or is_directory(path):
-                self.places[path] = Place(path, recurse, "; ".join(errors[:_MOST_NAMED]) or None)
+                self.searched[path] = Searched(path, recurse, "; ".join(errors[:_MOST_NAMED]) or None)
             if recurse:
                 self._whole.add(real)
 

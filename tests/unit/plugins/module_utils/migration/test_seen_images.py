@@ -19,7 +19,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_ref
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.seen_images import Place, looks_like_template
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.seen_images import Searched, looks_like_template
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
@@ -52,10 +52,10 @@ class Clones:
             oracle.run("create", "-f", "qcow2", "-b", self.base, "-F", recorded, path)
         return path
 
-    def migrate(self, *, check: bool = False, places: Any = None, **options: Any) -> dict[str, Any]:
+    def migrate(self, *, check: bool = False, searched: Any = None, **options: Any) -> dict[str, Any]:
         request = Request(os.fsencode(self.base), **{"retire": True, "state_dir": self.state, **options})
         settings = batch.Settings(self.state, reserve=0, check_mode=check, **self.libvirt)
-        (result,) = batch.run([request], settings, places=places)
+        (result,) = batch.run([request], settings, searched=searched)
         return result
 
     @property
@@ -94,10 +94,10 @@ def test_a_clone_in_a_pool(daemon: Libvirtd, tmp_path: pathlib.Path) -> None:
     clones = Clones(tmp_path, daemon.uri)
     clone = clones.clone("pool/volume.qcow2")
     daemon.pool("clones", clone.parent)
-    places: list[Place] = []
-    result = clones.migrate(places=places)
+    searched: list[Searched] = []
+    result = clones.migrate(searched=searched)
     assert result["repointed"] == [str(clone)], result["msg"]
-    assert os.fsencode(clone.parent) in [place.path for place in places]
+    assert os.fsencode(clone.parent) in [directory.path for directory in searched]
 
 
 def test_a_scan_sees_them(daemon: Libvirtd, tmp_path: pathlib.Path) -> None:
@@ -193,10 +193,10 @@ def test_a_template_without_clones_is_asked_about(tmp_path: pathlib.Path) -> Non
 
 def test_a_directory_that_was_to_be_searched_and_is_not_there_is_told(tmp_path: pathlib.Path) -> None:
     clones = Clones(tmp_path, base="vm/disk.qcow")
-    places: list[Place] = []
+    searched: list[Searched] = []
     missing = tmp_path / "clonse"
-    clones.migrate(check=True, places=places, backing_dirs=(os.fsencode(missing),))
-    (told,) = [place for place in places if place.error]
+    clones.migrate(check=True, searched=searched, backing_dirs=(os.fsencode(missing),))
+    (told,) = [directory for directory in searched if directory.error]
     assert told.path == os.fsencode(missing) and "No such file or directory" in str(told.error)
 
 
