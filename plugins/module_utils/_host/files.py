@@ -14,6 +14,7 @@ from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
 from .._directories import CANNOT, open_directory, place_of, status_of, sync_names
 from .._errors import QcowError, TargetExists, UnsafeImage
+from . import filesystem
 
 _O_NOATIME = getattr(os, "O_NOATIME", 0)
 
@@ -169,6 +170,14 @@ def check_name(path: bytes) -> None:
             path=path,
             reason="name-too-long",
             hint="Nothing was changed. Give the image a shorter name, or name the destination yourself.",
+        )
+    why = filesystem.unstorable(os.path.dirname(path), name)
+    if why is not None:
+        raise QcowError(
+            why,
+            path=path,
+            reason="bad-name",
+            hint="Nothing was changed. Name the destination yourself, or choose one on another filesystem.",
         )
     if len(path) > 4095:
         raise QcowError("the path would be {0} bytes long, the kernel allows 4095.".format(len(path)), path=path, reason="name-too-long")
