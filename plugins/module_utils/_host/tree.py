@@ -12,7 +12,7 @@ import select
 import stat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from .._directories import behind_links, open_directory, status_of
+from .._directories import behind_links, open_directory, real_directory, status_of
 from .._errors import QcowError
 from .._workers import Channel, Worker
 from . import linux
@@ -246,8 +246,32 @@ class _Walker:
         finally:
             os.close(fd)
 
+    @staticmethod
+    def _left_out(top: bytes, *, one_filesystem: bool) -> Set[bytes]:
+        """Mount points below a directory that are known not to be walked: they are not even opened, which may be forbidden or wait forever."""
+        try:
+            fd = open_directory(top)
+            try:
+                here, real = linux.mount_of(fd), real_directory(top).rstrip(b"/") + b"/"
+            finally:
+                os.close(fd)
+        except (QcowError, OSError):
+            return set()
+        prefix = top if top.endswith(b"/") else top + b"/"
+        return {
+            prefix + mount.point[len(real) :]
+            for mount in linux.mount_points().values()
+            # Subvolumes and bind mounts of one filesystem have the same numbers here: their own st_dev tells.
+            if mount.point.startswith(real)
+            and (mount.fstype in _PSEUDO or (one_filesystem and here is not None and mount[1:3] != here[1:3]))
+        }
+
     def tree(self, top: bytes, only_device: Optional[int], recurse: bool, workers: int) -> Iterator[Found]:
+        left_out = self._left_out(top, one_filesystem=only_device is not None)
+
         def listing(directory: bytes) -> _Listing:
+            if directory in left_out:
+                return _Listing(None, 0, [], [])
             return self._listing(directory, directory == top, only_device)
 
         def following(done: _Listing) -> List[bytes]:
