@@ -100,7 +100,7 @@ def _taken(path: bytes) -> TargetExists:
     return TargetExists(
         "the name is taken; it was not overwritten.",
         path=path,
-        hint="Look at what is there, move it away or choose another name, and run again.",
+        hint="Find out what has taken it. Choose another name, or run again when this one is free.",
     )
 
 

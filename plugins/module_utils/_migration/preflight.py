@@ -95,9 +95,12 @@ def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve, workers: in
             {"reason": plan.code, "path": show(plan.request.src), "msg": "; ".join(plan.reasons)} for plan in plans if plan.action == REFUSE
         ]
         problems = [{"reason": p.reason, "path": show(p.directory), "msg": str(p), "missing_bytes": p.missing_bytes} for p in too_little]
+        fits = not any(problem.reason in ("no-space", "no-inodes") for problem in free_space.problems(demands))
         raise NoSpace(
             "the plan does not fit: {0}".format(" ".join(str(problem) for problem in too_little)),
-            hint="Nothing was changed. Free the space, choose another destination, or migrate fewer images at a time.",
+            hint="Nothing was changed. Free the space, {0}choose another destination, or migrate fewer images at a time.".format(
+                "let less stay free (it fits with reserve=0), " if fits else ""
+            ),
             problems=problems + others,
         )
     return _replaceable(plans, look_only=look_only)
