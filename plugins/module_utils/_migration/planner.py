@@ -326,7 +326,7 @@ def _require_renamable(source: Source) -> None:
             "the original is {0} (see lsattr) and could not be renamed".format(flags),
             source.path,
             reason="protected",
-            hint="Nothing was changed. Run chattr on it, or keep the original.",
+            hint="Nothing was changed. Take the flag away (chattr), or set original=keep.",
         )
 
 
