@@ -13,10 +13,12 @@ from typing import Any, Iterator
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError, ToolFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils._host import filesystem, renames
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import check_name
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.execute import execute
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.planner import make_plan
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import DENSE, SPEC, Scene, Server, points
@@ -153,6 +155,18 @@ def test_a_write_that_fails_all_the_same(tmp_path: pathlib.Path, server: Server,
         if point.helper and not result["failed"]:
             continue  # the fault found no thread to happen in
         assert result["reason"] == "file-too-large" and "Set format=qcow2, or choose a dest" in result["msg"], (point, result)
+        scene.assert_as_before()
+
+
+def test_qemu_img_meets_a_limit_all_the_same(tmp_path: pathlib.Path) -> None:
+    require_tool("qemu-img")
+    with mounted("ext4", str(tmp_path)) as point:
+        scene = huge(point, tmp_path / "state")
+        state = os.fsencode(scene.state)
+        request = Request(os.fsencode(scene.src), state_dir=state, format="raw", engine="qemu-img")
+        with batch.Settings(state).session(2) as session, pytest.raises(ToolFailed) as caught:
+            execute(make_plan(request, session.records), session)  # as it were without a look at all plans together
+        assert "Set format=qcow2, or choose a dest" in str(caught.value)
         scene.assert_as_before()
 
 

@@ -91,10 +91,11 @@ def _behind_fuse(mount: linux.Mount) -> str:
         return mount.fstype
     try:
         with place_of(mount.source) as (directory, name):
+            if os.stat(name, dir_fd=directory, follow_symlinks=False).st_rdev != os.makedev(mount.major, mount.minor):
+                return mount.fstype
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
         try:
-            same = os.fstat(fd).st_rdev == os.makedev(mount.major, mount.minor)
-            sector = os.pread(fd, 512, 0) if same else b""
+            sector = os.pread(fd, 512, 0)
         finally:
             os.close(fd)
     except (OSError, UnsafeImage):
