@@ -53,7 +53,7 @@ options:
     elements: str
     default: []
   one_filesystem:
-    description: Whether to stay on the filesystem of each path in O(paths).
+    description: Whether to stay on the filesystem of each path in O(paths). What is mounted below it from another filesystem is not opened.
     type: bool
     default: false
   missing_ok:

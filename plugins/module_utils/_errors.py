@@ -118,6 +118,7 @@ def reason_of(error: OSError) -> str:
     reasons = {
         errno.ENOSPC: "no-space",
         errno.EDQUOT: "no-space",
+        errno.EFBIG: "file-too-large",
         errno.EIO: "storage",
         errno.EROFS: "read-only",
         errno.EACCES: "unreadable",

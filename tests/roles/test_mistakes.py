@@ -113,7 +113,9 @@ def test_a_directory_without_the_right_to_read_it_fails(playbook: str, place: Pl
             "ansible_python_interpreter": str(programs),
         },
     )
-    message = "%s/private: Permission denied. Run with the rights to read it (become), or leave it out with exclude." % place.images
+    message = "{0}/private: Permission denied. Run with the rights to read it (become), or leave it out (exclude: {0}/private).".format(
+        place.images
+    )
     assert (played.returncode, message in played.text) == (2, True), played.output
 
 

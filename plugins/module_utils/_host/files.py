@@ -12,8 +12,10 @@ import stat
 from contextlib import contextmanager
 from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
-from .._directories import CANNOT, open_directory, place_of, status_of, sync_names
+from .._directories import CANNOT, open_directory, place_of, real_path, status_of, sync_names
 from .._errors import QcowError, TargetExists, UnsafeImage
+from .._paths import show
+from . import filesystem
 
 _O_NOATIME = getattr(os, "O_NOATIME", 0)
 
@@ -147,7 +149,8 @@ def _accept_kind(path: bytes, mode: int, block_devices: bool) -> None:
         (stat.S_ISBLK, "a block device"),
     )
     kind = next((name for test, name in kinds if test(mode)), "of an unknown kind")
-    raise UnsafeImage("is {0}, not a regular file; it was not opened.".format(kind), path=path)
+    hint = "If you mean the file that it leads to, give that: {0}.".format(show(real_path(path))) if stat.S_ISLNK(mode) else None
+    raise UnsafeImage("is {0}, not a regular file; it was not opened.".format(kind), path=path, hint=hint)
 
 
 def check_name(path: bytes) -> None:
@@ -169,6 +172,14 @@ def check_name(path: bytes) -> None:
             path=path,
             reason="name-too-long",
             hint="Nothing was changed. Give the image a shorter name, or name the destination yourself.",
+        )
+    why = filesystem.unstorable(os.path.dirname(path), name)
+    if why is not None:
+        raise QcowError(
+            why,
+            path=path,
+            reason="bad-name",
+            hint="Nothing was changed. Name the destination yourself, or choose one on another filesystem.",
         )
     if len(path) > 4095:
         raise QcowError("the path would be {0} bytes long, the kernel allows 4095.".format(len(path)), path=path, reason="name-too-long")

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import struct
-from typing import Any, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 try:
     import ctypes
@@ -167,6 +167,7 @@ class Mount(NamedTuple):
     fstype: str
     source: bytes
     options: bytes
+    parent: int  # the ``mount_id`` of what it is mounted on
 
 
 def _unescape(text: bytes) -> bytes:
@@ -200,9 +201,23 @@ def mounts() -> List[Mount]:
                 tail[0].decode("ascii", "replace"),
                 _unescape(tail[1]),
                 fields[5],
+                int(fields[1]),
             )
         )
     return found
+
+
+def mount_points() -> Dict[bytes, Mount]:
+    """What one meets at each mount point that is not itself hidden under another mount."""
+    met: Dict[bytes, Mount] = {}
+    for mount in sorted(mounts(), key=lambda mount: mount.point.rstrip(b"/").count(b"/")):
+        above = mount.point
+        while above != b"/" and (above == mount.point or above not in met):
+            above = os.path.dirname(above)
+        below = [there.mount_id for there in (met.get(mount.point), met.get(above)) if there is not None]
+        if not below or mount.parent in below:
+            met[mount.point] = mount
+    return met
 
 
 def mount_of(fd: int) -> Optional[Mount]:

@@ -19,7 +19,7 @@ from typing import Dict, Iterator, NamedTuple, Optional, Tuple
 from .._directories import CANNOT, open_directory, sync_names
 from .._errors import ImageChanged, QcowError, StateError, TargetExists
 from .._paths import show
-from . import linux
+from . import filesystem, linux
 from .files import check_name, refused
 
 _CANNOT_LINK = (*CANNOT, errno.EPERM, errno.EMLINK)
@@ -109,7 +109,7 @@ def _taken(path: bytes) -> TargetExists:
     return TargetExists(
         "the name is taken; it was not overwritten.",
         path=path,
-        hint="Look at what is there, move it away or choose another name, and run again.",
+        hint="Find out what has taken it. Choose another name, or run again when this one is free.",
     )
 
 
@@ -266,12 +266,48 @@ def _exchange(tmp: _Place, dest: _Place) -> None:
     except OSError as error:
         if error.errno not in CANNOT:
             raise
-        raise QcowError(
-            "cannot be replaced atomically: the filesystem supports neither hard links nor exchanging names.",
-            path=dest.path,
-            reason="unsupported-filesystem",
-            hint="Nothing was changed. Choose another name for the result.",
-        ) from error
+        raise irreplaceable(dest.path) from error
+
+
+def irreplaceable(path: bytes) -> QcowError:
+    """The error, reason ``unsupported-filesystem``, of a file that :func:`replace_keeping` cannot replace where it lies."""
+    return QcowError(
+        "cannot be replaced under its own name: its filesystem ({0}) has neither hard links nor an exchange of names".format(
+            filesystem.kind_of(os.path.dirname(path)).name
+        ),
+        path=path,
+        reason="unsupported-filesystem",
+        hint="Nothing was changed. Give the result another name or directory with dest, without keep_name.",
+    )
+
+
+def can_replace_keeping(directory: bytes) -> bool:
+    """Whether :func:`replace_keeping` works in a directory: tried with two empty files of our own, which are gone afterwards. A kill in between
+    leaves hidden empty files that mean nothing.
+
+    :raises QcowError: no files can be created there.
+    """
+    stem = os.path.join(directory, b".vmimage-qcow.%d.%s" % (os.getpid(), os.urandom(8).hex().encode("ascii")))
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with _places(stem + b".1.tmp", stem + b".2.tmp", stem + b".3.tmp") as places:
+            old, new, kept = places
+            try:
+                for place in (old, new):
+                    os.close(os.open(place.name, flags, 0o600, dir_fd=place.directory))
+                if not _keep_as(old, kept):
+                    _exchange(new, old)
+            finally:
+                for place in places:
+                    if place.inode() is not None:
+                        place.unlink()
+    except QcowError as error:
+        if error.reason != "unsupported-filesystem":
+            raise
+        return False
+    except OSError as error:
+        raise refused(directory, "no temporary file can be created in it", error) from error
+    return True
 
 
 def replace_link(path: bytes, before: bytes, after: bytes, temporary: bytes) -> bool:

@@ -12,7 +12,7 @@ import select
 import stat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from .._directories import behind_links, link_at, open_directory, real_path, status_of
+from .._directories import behind_links, link_at, open_directory, real_directory, real_path, status_of
 from .._errors import QcowError
 from .._workers import Channel, Worker
 from . import linux
@@ -137,6 +137,7 @@ class _Listing(NamedTuple):
     links: Dict[bytes, bytes]
 
 
+_NOTHING = _Listing(None, 0, [], [], {})
 _BATCH = 16  # directories given to a worker at once, at most: a message and a wake-up cost as much as a directory of a hundred files
 
 
@@ -252,8 +253,32 @@ class _Walker:
         finally:
             os.close(fd)
 
+    @staticmethod
+    def _left_out(top: bytes, *, one_filesystem: bool) -> Set[bytes]:
+        """Mount points below a directory that are known not to be walked: they are not even opened, which may be forbidden or wait forever."""
+        try:
+            fd = open_directory(top)
+            try:
+                here, real = linux.mount_of(fd), real_directory(top).rstrip(b"/") + b"/"
+            finally:
+                os.close(fd)
+        except (QcowError, OSError):
+            return set()
+        prefix = top if top.endswith(b"/") else top + b"/"
+        return {
+            prefix + mount.point[len(real) :]
+            for mount in linux.mount_points().values()
+            # Subvolumes and bind mounts of one filesystem have the same numbers here: their own st_dev tells.
+            if mount.point.startswith(real)
+            and (mount.fstype in _PSEUDO or (one_filesystem and here is not None and mount[1:3] != here[1:3]))
+        }
+
     def tree(self, top: bytes, only_device: Optional[int], recurse: bool, workers: int) -> Iterator[Found]:
+        left_out = self._left_out(top, one_filesystem=only_device is not None)
+
         def listing(directory: bytes) -> _Listing:
+            if directory in left_out:
+                return _NOTHING
             return self._listing(directory, directory == top, only_device)
 
         def following(done: _Listing) -> List[bytes]:
@@ -276,22 +301,21 @@ class _Walker:
 
     def _listing(self, directory: bytes, named: bool, only_device: Optional[int]) -> "_Listing":
         """What is to be told of one directory. Raises nothing and changes nothing here: it may run in another process."""
-        nothing = _Listing(None, 0, [], [], {})
         try:
             fd = self._open_directory(directory)
         except (QcowError, OSError) as error:
             gone = isinstance(error, FileNotFoundError)
-            return nothing if gone and not named else nothing._replace(reported=[_failed(directory, error)])
+            return _NOTHING if gone and not named else _NOTHING._replace(reported=[_failed(directory, error)])
         try:
             status = os.fstat(fd)
             key = (status.st_dev, status.st_ino)
             if key in self._visited or status.st_dev in self._pseudo or only_device not in (None, status.st_dev):
-                return nothing
+                return _NOTHING
             prefix = directory if directory.endswith(b"/") else directory + b"/"
             files, directories, reported, links = self._list(fd, prefix)
             self._read_heads(fd, prefix, files, reported)
         except OSError as error:
-            return nothing._replace(reported=[_failed(directory, error)])
+            return _NOTHING._replace(reported=[_failed(directory, error)])
         finally:
             os.close(fd)
         reported.sort(key=lambda found: found.path)

@@ -311,8 +311,9 @@ def _decide(
     path: bytes, found: str, version: Optional[int], recorded: Optional[str], declared: Optional[str], rules: Rules, *, is_base: bool
 ) -> str:
     """What a file is read as: its content decides, and whoever contradicts it is not believed but stopped."""
-    sayings = [(recorded, "its overlay records it as"), (declared, "it is declared as")]
-    for said, who in sayings:
+    correct = "what declares it: the type in a domain's definition (allow_declared_raw=true disregards it) or backing_formats"
+    sayings = [(recorded, "its overlay records it as", "the overlay (qemu-img rebase -u -F)"), (declared, "it is declared as", correct)]
+    for said, who, what in sayings:
         if said == "raw" and (found in NATIVE + FOREIGN or version is not None):
             raise UnsafeImage(
                 "{0} raw, but its content says {1}: a guest may have written it into its own disk".format(
@@ -320,13 +321,13 @@ def _decide(
                 ),
                 path,
                 reason="declared-raw",
-                hint="It was left as it is. Find out which is true before you use it.",
+                hint="It was left as it is. Find out which is true. If it is an image, correct {0}.".format(what),
             )
     if found in NATIVE + FOREIGN:
         return found
     if version is not None:
         raise UnsupportedImage("the magic says QCOW, but there is no version {0}".format(version), path)
-    for said, _who in sayings:
+    for said, _who, _what in sayings:
         if said == "raw":
             return "raw"
         if said is not None:

@@ -81,7 +81,7 @@ class Qcow1(Layer):
                 damage.start, damage.start + damage.length - 1, damage.what, damage.offset
             ),
             self.path,
-            hint="Nothing was changed.",
+            hint="Nothing was changed. Restore it from a backup, or set salvage=true to keep what can be read.",
             ranges=[{"start": damage.start, "length": damage.length, "offset": damage.offset, "what": damage.what}],
         )
 

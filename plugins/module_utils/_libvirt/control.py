@@ -62,7 +62,7 @@ def shutdown(connection: api.Connection, uuid: str, timeout: float) -> bool:
                 "Domain {0} did not shut down within {1:g} seconds.".format(name, timeout),
                 reason="shutdown-timeout",
                 hint="It keeps running and nothing was changed. Does the guest listen to the power button (acpid, qemu-guest-agent)? "
-                "Shut it down by hand, or allow it more time.",
+                "Shut it down by hand, or allow it more time (shutdown_timeout).",
             )
         time.sleep(_LOOK_SECONDS)
 

@@ -191,7 +191,13 @@ class _Batch:
         plans = defer_beyond(refuse_together(plans), settings.max_bytes)
         try:
             return refuse_together(
-                preflight(plans, settings.state_dir, Reserve(settings.reserve, settings.reserve_percent), settings.workers)
+                preflight(
+                    plans,
+                    settings.state_dir,
+                    Reserve(settings.reserve, settings.reserve_percent),
+                    settings.workers,
+                    look_only=settings.check_mode,
+                )
             )
         except NoSpace as error:
             error.details["images"] = [

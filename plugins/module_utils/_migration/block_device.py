@@ -43,7 +43,9 @@ def require_usable(request: Request, dest: bytes, size: int) -> None:
     try:
         there = os.lseek(fd, 0, os.SEEK_END)
         if there < size:
-            raise NoSpace("the device has {0} bytes, the disk needs {1}".format(there, size), dest, hint="Nothing was changed.")
+            raise NoSpace(
+                "the device has {0} bytes, the disk needs {1}".format(there, size), dest, hint="Nothing was changed. Choose a larger one."
+            )
         require_unused(fd, "the device", dest, "Nothing was changed. Choose another device, or stop what uses it.")
         if not request.overwrite_device:
             _require_blank(fd, dest, there)

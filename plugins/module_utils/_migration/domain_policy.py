@@ -14,7 +14,7 @@ from .._libvirt import api, control
 from .._paths import show
 from .domain_references import Domains
 from .plan import CONVERT, REFUSE, RETIRE, Plan
-from .request import WRITTEN, Request
+from .request import WRITTEN, Request, retired_path
 
 SHUTDOWN = "shutdown"
 LIVE = "live"
@@ -52,6 +52,13 @@ def judge(plans: List[Plan], domains: Domains, policy: Policy) -> List[Plan]:
         elif plan.action == REFUSE and plan.code == "in-use" and domains.running(plan.request.src):
             names = ", ".join(domains.running(plan.request.src).values())
             plan = plan._replace(reasons=["{0} {1}".format("; ".join(plan.reasons), _way_out(names))])
+        elif plan.action == REFUSE and plan.code == "exists":
+            places = [path for path in (plan.dest, retired_path(plan.request.src)) if path != plan.request.src]
+            uses = sorted({"{0} ({1})".format(use.domain, use.target) for path in places for use in domains.survey().users_of(path)})
+            if uses:
+                plan = plan._replace(
+                    reasons=["{0} What has the name is used by domain {1}.".format("; ".join(plan.reasons), ", ".join(uses))]
+                )
         judged.append(plan)
     return judged
 
@@ -98,9 +105,7 @@ def _against_live(plan: Plan, domains: Domains, running: Dict[str, str]) -> Opti
     if plan.in_place:
         return "A result under the same name cannot be made while domain {0} runs. Set running=shutdown.".format(names)
     if plan.action == RETIRE:
-        return "Running domain {0} has written to it since its result was made. Move the result away, or set running=shutdown.".format(
-            names
-        )
+        return "Running domain {0} has written to it since its result was made. Give another dest, or set running=shutdown.".format(names)
     connection = api.connect(domains.uri, readonly=True)
     try:
         for uuid in running:

@@ -126,7 +126,8 @@ class Domains(Updater):
         uses = answer.users_of(src)
         if uses and not answer.complete:
             return ["{0} Domain {1} uses the image and could not be pointed to the result.".format(answer.reason, uses[0].domain)]
-        return ([] if self._raw_allowed else declared_raw(uses)) + redefine.obstacles(answer, uses)
+        raw = [] if self._raw_allowed else [why + " Or set allow_declared_raw=true, which corrects it." for why in declared_raw(uses)]
+        return raw + redefine.obstacles(answer, uses)
 
     def refresh_pools(self, paths: List[bytes]) -> List[api.Refreshed]:
         """Make the active pools that hold these files look again: once, when a whole batch is done, because a refresh reads every volume.

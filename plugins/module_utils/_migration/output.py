@@ -10,6 +10,7 @@
 * ``qemu-img``: read and written by qemu-img, where the operator wants it so.
 """
 
+import errno
 import os
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -28,7 +29,7 @@ from .._paths import show
 from .._verify.qcow_readers import open_reader
 from .._verify.reader import Reader
 from .backing import KEEP, qcow2_options
-from .plan import NATIVE, STAGED, Plan
+from .plan import NATIVE, STAGED, Plan, way_out_of_size
 from .request import Request
 from .source import Source
 
@@ -123,7 +124,9 @@ def _convert(plan: Plan, node: Node, result: int) -> None:
         )
     except ToolFailed as error:
         error.message = error.message.replace(show(name_of_descriptor(result)), show(plan.dest))
-        error.hint = "The original was not changed and nothing was published. Fix what qemu-img reports, then run again."
+        too_large = os.strerror(errno.EFBIG) in error.message
+        way_out = way_out_of_size(request.format) if too_large else "Fix what qemu-img reports, then run again."
+        error.hint = "The original was not changed and nothing was published. {0}".format(way_out)
         raise
 
 

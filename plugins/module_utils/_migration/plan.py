@@ -4,6 +4,7 @@
 
 """The plan for one image: a value that check mode prints, diff mode shows and normal mode executes. There is no other path."""
 
+import errno
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .._errors import QcowError, reason_of
@@ -76,6 +77,12 @@ class Plan(NamedTuple):
         return self.foreign_need + (self.need if self.read_back_by_qemu_img else 0)
 
     @property
+    def longest_file(self) -> int:
+        """Bytes that the longest file of the migration has at most, holes included: the result, or what qemu-img reads back of it, which is raw."""
+        raw = self.request.format == "raw" or (self.read_back_by_qemu_img and self.request.verify)
+        return max(self.need, self.virtual_size) if raw else self.need
+
+    @property
     def in_place(self) -> bool:
         """Whether the result replaces the original under its own name."""
         return self.dest == self.request.src
@@ -131,7 +138,10 @@ def ended_as(plan: Plan, outcome: Union[Outcome, Exception], seconds: float) -> 
     if isinstance(outcome, QcowError):
         return failed(plan, outcome.reason, str(outcome), outcome.details)
     if isinstance(outcome, OSError):
-        return failed(plan, reason_of(outcome), "{0}: {1}".format(show(plan.request.src), outcome.strerror or outcome), {})
+        message = "{0}: {1}".format(show(plan.request.src), outcome.strerror or outcome)
+        if outcome.errno == errno.EFBIG:
+            message += ". The original was not changed. {0}".format(way_out_of_size(plan.request.format))
+        return failed(plan, reason_of(outcome), message, {})
     if isinstance(outcome, Exception):
         return failed(plan, "error", "{0}: {1!r}".format(show(plan.request.src), outcome), {})
     return _of(
@@ -147,6 +157,16 @@ def ended_as(plan: Plan, outcome: Union[Outcome, Exception], seconds: float) -> 
         copy_seconds=round(outcome.copy_seconds, 3),
         verify_seconds=round(outcome.verify_seconds, 3),
     )
+
+
+def way_out_of_size(format_name: str, *, ours: Optional[bool] = None) -> str:
+    """What to do where a result of a format needs a larger file than there can be.
+
+    :param ours: whether a limit of our process forbids it, rather than the filesystem; ``None``: that is not known.
+    """
+    ways: Dict[Optional[bool], str] = {True: "raise that limit", False: "choose a dest on another filesystem"}
+    way = ways.get(ours, "choose a dest on another filesystem, or raise the limit of the process (ulimit -f)")
+    return "{0}.".format("Set format=qcow2, or " + way if format_name == "raw" else way[0].upper() + way[1:])
 
 
 def summary(results: List[Dict[str, Any]]) -> Dict[str, int]:

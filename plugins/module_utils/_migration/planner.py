@@ -31,6 +31,7 @@ from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
 from .record import Record, Records, State
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
 from .source import MAX_RANGES, Losses, Source, identity_of, open_reader, ranges_of, require_sound
+from .taken import taken
 
 _LOOKS = 10
 _BETWEEN_LOOKS = 0.2  # seconds
@@ -187,12 +188,12 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
         "below": members[1:],
         "lost": lost,
     }
-    _require_names(request, dest, retired)
+    _require_names(request, dest, retired, records)
     if retired is not None:
         _require_renamable(source)
     device = device_at(request.dest)
     if dest != request.src and exists(dest) and device is None:
-        return _adopt(request, dest, source, common)
+        return _adopt(request, dest, source, common, records)
     if request.domain_access != WRITTEN:
         _require_free(source, bases, replaced=retired is not None and request.domain_access != "read")
     engine = choose_engine(request, device)
@@ -303,7 +304,7 @@ def _replacement_of(base: Member, src: bytes, records: Records, bases: Bases) ->
     )
 
 
-def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> None:
+def _require_names(request: Request, dest: bytes, retired: Optional[bytes], records: Records) -> None:
     check_name(dest)
     if dest == request.src and retired is None:
         raise QcowError(
@@ -315,12 +316,7 @@ def _require_names(request: Request, dest: bytes, retired: Optional[bytes]) -> N
     if retired is not None:
         check_name(retired)
         if exists(retired):
-            raise QcowError(
-                "the name {0} for the retired original is taken".format(show(retired)),
-                request.src,
-                reason="exists",
-                hint="Nothing was changed. Move that file away and run again.",
-            )
+            raise taken("the name for the retired original", retired, request.src, records, "Find out whose it is, or set original=keep.")
 
 
 def _require_renamable(source: Source) -> None:
@@ -330,7 +326,7 @@ def _require_renamable(source: Source) -> None:
             "the original is {0} (see lsattr) and could not be renamed".format(flags),
             source.path,
             reason="protected",
-            hint="Nothing was changed. Run chattr on it, or keep the original.",
+            hint="Nothing was changed. Take the flag away (chattr), or set original=keep.",
         )
 
 
@@ -341,7 +337,7 @@ def _require_free(source: Source, bases: Bases, *, replaced: bool) -> None:
         raise in_use("the image", against, source.path, "Nothing was changed. Stop what uses it and run again.")
 
 
-def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]) -> Plan:
+def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any], records: Records) -> Plan:
     """The result's name is taken: by what we would write (its record is lost), or by something else."""
     lost = ranges_of(common["lost"])
     try:
@@ -356,14 +352,5 @@ def _adopt(request: Request, dest: bytes, source: Source, common: Dict[str, Any]
                 return Plan(action, request, dest, ["an identical result exists already"], "", **common)
     except (VerificationFailed, UnsafeImage, UnsupportedImage, DamagedImage, KeyError):
         pass
-    directory = is_directory(dest)
-    raise QcowError(
-        "the name {0} for the result is taken by {1}".format(show(dest), "a directory" if directory else "another file"),
-        request.src,
-        reason="exists",
-        hint="Nothing was changed. {0}".format(
-            "To put the result into it, end dest with a slash."
-            if directory
-            else "Move that file away, or give another dest, and run again."
-        ),
-    )
+    way_out = "To put the result into it, end dest with a slash." if is_directory(dest) else "Give another dest."
+    raise taken("the name for the result", dest, request.src, records, way_out)

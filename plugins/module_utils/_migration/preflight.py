@@ -8,11 +8,11 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from .._directories import is_directory
-from .._errors import NoSpace
-from .._host import free_space
+from .._errors import NoSpace, QcowError
+from .._host import filesystem, free_space
+from .._host.renames import can_replace_keeping, irreplaceable
 from .._paths import show
-from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan
+from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan, way_out_of_size
 from .references import mentions
 
 Unit = Tuple[str, int]
@@ -77,13 +77,14 @@ class Reserve:
         self.percent = percent
 
 
-def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve, workers: int = 1) -> List[Plan]:
+def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve, workers: int = 1, *, look_only: bool = False) -> List[Plan]:
     """The plans, with those refused that could not be carried out for reasons of their own: the others need not wait for them.
 
     :param workers: how many images are under way at a time.
+    :param look_only: try nothing with files of our own; what would have been tried is said in the plan's reasons.
     :raises NoSpace: where everything together does not fit. Its details' ``problems`` name this and all else that was found.
     """
-    plans = _distinct(plans)
+    plans = _not_too_large(_distinct(plans))
     demands = _demands(plans, state_dir) + _temporary_demands(plans, workers)
     found = free_space.problems(demands, reserve_bytes=reserve.size, reserve_percent=reserve.percent)
     closed = {problem.directory: problem for problem in found if problem.reason not in ("no-space", "no-inodes")}
@@ -94,12 +95,15 @@ def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve, workers: in
             {"reason": plan.code, "path": show(plan.request.src), "msg": "; ".join(plan.reasons)} for plan in plans if plan.action == REFUSE
         ]
         problems = [{"reason": p.reason, "path": show(p.directory), "msg": str(p), "missing_bytes": p.missing_bytes} for p in too_little]
+        fits = not any(problem.reason in ("no-space", "no-inodes") for problem in free_space.problems(demands))
         raise NoSpace(
             "the plan does not fit: {0}".format(" ".join(str(problem) for problem in too_little)),
-            hint="Nothing was changed. Free the space, choose another destination, or migrate fewer images at a time.",
+            hint="Nothing was changed. Free the space, {0}choose another destination, or migrate fewer images at a time.".format(
+                "let less stay free (it fits with reserve=0), " if fits else ""
+            ),
             problems=problems + others,
         )
-    return plans
+    return _replaceable(plans, look_only=look_only)
 
 
 def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, report: bool) -> List[Plan]:
@@ -132,29 +136,95 @@ def _refused(plan: Plan, code: str, reason: str, **details: Any) -> Plan:
 def _distinct(plans: List[Plan]) -> List[Plan]:
     """Refuse whoever asks for a name that an earlier one of the batch will take."""
     claimed: Dict[bytes, bytes] = {}
+    folded: Dict[Tuple[bytes, str], bytes] = {}
     checked = []
     for plan in plans:
         if plan.action in (CONVERT, RETIRE):
             src = plan.request.src
             names = [plan.dest] + ([plan.retired] if plan.retired is not None else [])
             other = next((claimed[name] for name in names if claimed.get(name, src) != src), None)
+            alike = next((name for name in names if folded.get(_folded(name), name) != name), None) if other is None else None
+            kind = filesystem.kind_of(_parent(alike)) if alike is not None else None
+            if other is None and alike is not None and kind is not None and kind.folds:
+                other = claimed[folded[_folded(alike)]]
             if other is not None:
-                plan = _refused(
-                    plan, "exists", "its names would be those of another image of this run, {0}: {1}".format(show(other), show(plan.dest))
-                )
+                why = "its names would be those of another image of this run, {0}: {1}".format(show(other), show(plan.dest))
+                if kind is not None:
+                    why += " ({0} does not tell upper from lower case there)".format(kind.name)
+                plan = _refused(plan, "exists", why)
             else:
                 claimed.update((name, src) for name in names)
+                folded.update((_folded(name), name) for name in names)
+        checked.append(plan)
+    return checked
+
+
+def _folded(path: bytes) -> Tuple[bytes, str]:
+    """What two names have in common that a filesystem may take for one."""
+    directory, name = os.path.split(path)
+    return directory, name.decode("utf-8", "surrogateescape").lower()
+
+
+def _not_too_large(plans: List[Plan]) -> List[Plan]:
+    """Refuse what would need a file larger than there can be one."""
+    possible: Dict[bytes, int] = {}  # bytes, by directory
+    checked = []
+    for plan in plans:
+        if plan.action == CONVERT and plan.device is None:
+            directory, size = _directory(plan), plan.longest_file
+            limit = filesystem.limit_below(directory, size) if size > possible.get(directory, 0) else None
+            if limit is None:
+                possible[directory] = max(size, possible.get(directory, 0))
+            else:
+                plan = _too_large(plan, limit)
+        checked.append(plan)
+    return checked
+
+
+def _too_large(plan: Plan, limit: filesystem.Limit) -> Plan:
+    sizes = [free_space.human(size) for size in (plan.longest_file, limit.size)]
+    if sizes[0] == sizes[1]:
+        sizes = ["{0} bytes".format(size) for size in (plan.longest_file, limit.size)]
+    message = "{0}: its migration needs a file of up to {1}, more than {2} allows: {3}. Nothing was changed. {4}".format(
+        show(plan.dest), sizes[0], limit.whose, sizes[1], way_out_of_size(plan.request.format, ours=limit.ours)
+    )
+    return _refused(plan, "file-too-large", message, needed=plan.longest_file, limit=limit.size)
+
+
+def _replaceable(plans: List[Plan], *, look_only: bool) -> List[Plan]:
+    """Refuse what would take the name of an original that could not be kept at the same time. Each directory is asked once."""
+    known: Dict[bytes, Optional[bool]] = {}
+    checked = []
+    for plan in plans:
+        if plan.action == CONVERT and plan.in_place and plan.retired is not None:
+            directory = _parent(plan.dest)
+            try:
+                if directory not in known:
+                    kept = filesystem.kind_of(directory).keeps
+                    known[directory] = can_replace_keeping(directory) if kept is None and not look_only else kept
+                error = None if known[directory] in (True, None) else irreplaceable(plan.dest)
+            except QcowError as found:
+                error = found
+            if error is not None:
+                plan = _refused(plan, error.reason, str(error))
+            elif known[directory] is None:
+                plan = plan._replace(reasons=plan.reasons + ["whether this filesystem can exchange names is tried before the copy"])
         checked.append(plan)
     return checked
 
 
 def _demands(plans: List[Plan], state_dir: bytes) -> List[free_space.Demand]:
     demands = []
+    holes: Dict[bytes, bool] = {}
     for plan in plans:
         if plan.action == CONVERT:
-            demands.append(free_space.Demand(_directory(plan), plan.need, 1, show(plan.dest)))
+            directory = _directory(plan)
+            if directory not in holes:
+                holes[directory] = filesystem.kind_of(directory).holes
+            need = plan.need if plan.device is not None or holes[directory] else plan.longest_file
+            demands.append(free_space.Demand(directory, need, 1, show(plan.dest)))
         if plan.action in (CONVERT, RETIRE):
-            demands.append(free_space.Demand(_existing(state_dir), _RECORD_BYTES, 1, "records"))
+            demands.append(free_space.Demand(filesystem.nearest(state_dir), _RECORD_BYTES, 1, "records"))
             if plan.retired is not None:
                 demands.append(free_space.Demand(_parent(plan.retired), 0, 0, show(plan.retired)))
     return demands
@@ -189,14 +259,8 @@ def _possible(plan: Plan, closed: Dict[bytes, free_space.Problem]) -> Plan:
 def _directory(plan: Plan) -> bytes:
     """Where the result goes; of a directory that is yet to be made, the one that it will be made in."""
     directory = _parent(plan.dest)
-    return directory if plan.request.dest_dir is None else _existing(directory)
+    return directory if plan.request.dest_dir is None else filesystem.nearest(directory)
 
 
 def _parent(path: bytes) -> bytes:
     return os.path.dirname(path) or b"."
-
-
-def _existing(directory: bytes) -> bytes:
-    while not is_directory(directory) and directory not in (b"", b"/"):
-        directory = os.path.dirname(directory)
-    return directory or b"."

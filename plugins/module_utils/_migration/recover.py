@@ -197,7 +197,7 @@ def _turn_back(record: Record, references: References, error: QcowError, result_
         raise StateError(
             "the original and the result have both been used since this migration was interrupted: {0}".format(error),
             record.path_of("src"),
-            hint="Neither was touched. Stop what uses them, compare, move away the one that you do not want, and run again.",
+            hint="Neither was touched. Stop what uses them, find out which of them the guest has used last, give the other one another name, and run again.",
         )
     if not written(error):
         raise error

@@ -22,6 +22,7 @@ from .commit import in_place, temporary_path
 from .record import Record, Records, State, named
 from .references import References
 from .source import Source, open_layer
+from .taken import described
 
 NOOP = "noop"
 ROLL_BACK = "roll-back"
@@ -79,7 +80,10 @@ def _require_original(record: Record) -> None:
     where = retired or src
     if retired is not None and not in_place(record) and exists(src):
         raise TargetExists(
-            "another file has the name that the original would get back", src, hint="Nothing was changed. Move it away first."
+            "the name that the original would get back is taken by {0}".format(described(src)),
+            src,
+            hint="Nothing was changed; the original is kept as {0}. If a guest uses what is there now, leave it so; otherwise give that another "
+            "name and run again.".format(show(retired)),
         )
     if inode_at(where) is None:
         raise QcowError("the original is gone", where, reason="missing", hint="Nothing was changed. Restore it from a backup.")

@@ -9,7 +9,7 @@ import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 
 from .._directories import exists, real_path
-from .._host import tree
+from .._host import linux, tree
 from .._image.detect import QCOW_MAGIC, is_qcow1
 from .._paths import show
 from .record import Records, State, named
@@ -89,10 +89,22 @@ def unseen(entry: tree.Found) -> Dict[str, Any]:
         else:
             hint = "Give a path that exists, or set missing_ok."
     elif why == os.strerror(errno.EACCES):
-        hint = "Run with the rights to read it (become), or leave it out with exclude."
+        hint = _hint_for_closed(path)
     else:
         hint = "Leave it out with exclude if it holds no images."
     return named(path, msg="{0}: {1}. {2}".format(show(path), why, hint))
+
+
+def _hint_for_closed(path: bytes) -> str:
+    mount = linux.mount_points().get(real_path(path))
+    leave_out = "leave it out (exclude: {0}{1})".format(show(path), "" if mount is None else ", or one_filesystem: true")
+    if mount is not None and mount.fstype.startswith("fuse"):
+        return "It is a FUSE mount ({0}) of another user, into which not even root may look. If it holds no images, {1}.".format(
+            mount.fstype, leave_out
+        )
+    if os.geteuid() == 0:
+        return "Not even root may look there. If it holds no images, {0}.".format(leave_out)
+    return "Run with the rights to read it (become), or {0}.".format(leave_out)
 
 
 def message_of(errors: List[Dict[str, Any]], most: int = 5) -> str:

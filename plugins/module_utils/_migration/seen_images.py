@@ -213,7 +213,7 @@ class NewDependents:
                 "the result is the backing file of {0}".format(", ".join(show(path) for path in found)),
                 dest,
                 reason="needed",
-                hint="Nothing was changed. Commit or move away its overlays first; roll back those that belong to a migrated image.",
+                hint="Nothing was changed. Commit its overlays first (qemu-img commit); roll back those that belong to a migrated image.",
             )
         return ignored
 

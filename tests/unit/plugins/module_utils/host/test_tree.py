@@ -10,9 +10,10 @@ import subprocess
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._host import tree
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import linux, tree
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import search
 from ansible_collections.vmimage.qcow.tests.support.filesystems import NOBODY, in_child, let_in, mounted
-from ansible_collections.vmimage.qcow.tests.support.require import require_root
+from ansible_collections.vmimage.qcow.tests.support.require import require, require_root, require_tool
 
 MAGIC = b"QFI\xfb\x00\x00\x00\x01"
 ODD = [b"with space", b"new\nline", b"\xff\xfe", b"-rf", b"a,b:c", b"\xc3\xa4", b"x" * 255]
@@ -148,6 +149,89 @@ def test_one_filesystem(top, tmp_path):
         outside = put(top + b"/2")
         assert paths([top]) == [outside, inside]
         assert paths([top], one_filesystem=True) == [outside]
+
+
+@pytest.fixture
+def strange(top):
+    """A FUSE mount of another user below ``top``: mounted as fusermount does it, without allow_other. Its server never answers anything."""
+    require_root()
+    require(os.path.exists("/dev/fuse"), "needs /dev/fuse")
+    point = top + b"/images/theirs"
+    os.makedirs(point)
+    put(top + b"/images/ours.qcow")
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = b"fd=%d,rootmode=40000,user_id=%d,group_id=%d" % (device, NOBODY, NOBODY)
+    try:
+        done = linux.libc().mount(b"theirs", point, b"fuse", 0, options)
+        require(done == 0, "cannot mount FUSE here")
+        yield point
+    finally:
+        os.close(device)
+        subprocess.run(["umount", "-l", point], check=False)
+
+
+def test_a_mount_that_not_even_root_may_enter_is_told_with_the_ways_out(top, strange):
+    *found, closed = sorted(tree.walk([top]), key=lambda found: found.error is not None)
+    assert [entry.path for entry in found] == [top + b"/images/ours.qcow"] and closed.path == strange
+    message = search.unseen(closed)["msg"]
+    assert "another user" in message and "not even root" in message and "become" not in message
+    assert "(exclude: %s, or one_filesystem: true)" % os.fsdecode(strange) in message
+    assert paths([top], exclude=[strange]) == [top + b"/images/ours.qcow"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("way", ["/", "/link/", "//"])
+def test_one_filesystem_holds_before_a_mount_is_opened(top, strange, way, workers, monkeypatch):
+    os.symlink(b"images", top + b"/link")
+    start = {"/": top, "/link/": top + b"/link/", "//": top + b"//"}[way]
+    opened = []
+    open_it = tree._Walker._open_directory
+    monkeypatch.setattr(tree._Walker, "_open_directory", staticmethod(lambda path: opened.append(path) or open_it(path)))
+    counts = tree.Counts()
+    found = paths([start], one_filesystem=True, prefix=MAGIC, workers=workers, counts=counts)
+    assert [os.path.basename(path) for path in found] == [b"ours.qcow"] and counts.errors == 0
+    assert not [path for path in opened if b"theirs" in path]
+
+
+def test_one_filesystem_goes_on_through_a_bind_mount(top):
+    """It has the same numbers as before: what st_dev says holds."""
+    require_root()
+    os.makedirs(top + b"/a/bound")
+    os.makedirs(top + b"/b")
+    put(top + b"/b/image")
+    subprocess.run(["mount", "--bind", top + b"/b", top + b"/a/bound"], check=True)
+    try:
+        assert paths([top + b"/a"], one_filesystem=True) == [top + b"/a/bound/image"]
+    finally:
+        subprocess.run(["umount", top + b"/a/bound"], check=True)
+
+
+def test_one_filesystem_stays_in_its_subvolume(tmp_path):
+    require_tool("btrfs")
+    with mounted("btrfs", str(tmp_path)) as point:
+        folder = os.fsencode(point)
+        for name in ("inner", "other"):
+            subprocess.run(["btrfs", "-q", "subvolume", "create", "%s/%s" % (point, name)], check=True, stdout=subprocess.DEVNULL)
+            put(os.fsencode("%s/%s/image" % (point, name)))
+        put(folder + b"/image")
+        assert paths([folder], one_filesystem=True) == [folder + b"/image"]
+        assert paths([folder]) == [folder + b"/image", folder + b"/inner/image", folder + b"/other/image"]
+
+
+def test_a_mount_that_is_hidden_under_another_is_not_met(top):
+    require_root()
+    os.makedirs(top + b"/a/b")
+    with mounted("tmpfs", os.fsdecode(top)) as over:
+        subprocess.run(["mount", "--bind", over, top + b"/a/b"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", top + b"/a"], check=True)
+        try:
+            os.mkdir(top + b"/a/b")
+            put(top + b"/a/b/image")
+            assert top + b"/a/b" not in linux.mount_points() and linux.mount_points()[top + b"/a"].fstype == "tmpfs"
+            assert paths([top + b"/a"], one_filesystem=True) == [top + b"/a/b/image"]
+        finally:
+            subprocess.run(["umount", top + b"/a"], check=True)
+            subprocess.run(["umount", top + b"/a/b"], check=True)
 
 
 def test_the_kernels_own_trees_are_left_out():
