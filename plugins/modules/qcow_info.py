@@ -318,7 +318,8 @@ def main() -> None:
             for problem in add_domains(images, summary, Domains(params["libvirt_uri"])):
                 module.warn(problem)
         if directories:
-            add_references(images, summary, directories)
+            for problem in add_references(images, summary, directories):
+                module.warn(problem)
         every = [explain(record) for record in records.all()]
     except QcowError as error:
         module.fail_json(**error.result())
