@@ -297,8 +297,8 @@ class _File:
         start = line.find(word)
         span = (start, start + len(word))
         if start < 0:  # it is escaped
-            token = next((match for match in TOKEN.finditer(line) if word.endswith(match.group())), None)
-            span = token.span() if token is not None else (0, 0)
+            last = TOKEN.findall(word)[-1:]
+            span = next((match.span() for match in TOKEN.finditer(line) if match.group() in last), (0, 0))
         place, where = number, stated(line, span)
         if where is None:
             around = stated_around(self._lines, number)
