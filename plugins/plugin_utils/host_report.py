@@ -104,7 +104,7 @@ def _scanned(results: Results, check_mode: bool) -> list[str]:
             told.append(_found(image))
             told += [f"  {_user(user)}" for user in image["users"] if user["where"] != "live" or user["depth"] > 0]
             told += [f"  {_DOMAINS[image['domains']['action']]}: {reason}" for reason in (image["domains"] or {}).get("reasons") or []]
-            told += [f"  named in {hit['file']}, line {hit['line']}" for hit in image["references"]]
+            told += [f"  named in {hit['file']}, line {hit['line']}: {hit['text']}" for hit in image["references"]]
     plan = refusal(results.planned)
     if plan is not None:
         told.append(f"THE PLAN CANNOT BE CARRIED OUT: {plan}")

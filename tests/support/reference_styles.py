@@ -61,3 +61,13 @@ STYLES: List[Style] = [
     Style("specifiers of systemd", "ExecStart=/usr/bin/qemu -hda /srv/vms/%i/a.qcow", None),
     Style("Base64", "L3Nydi92bXMvMTAwL2EucWNvdw==", None),
 ]
+
+
+def table() -> str:
+    """The rows of the table in the documentation."""
+    rows = []
+    for style in STYLES:
+        lines = ["``{0}``".format(line) for line in style.text.split("\n")]
+        example = lines[0] if len(lines) == 1 else "| " + "\n       | ".join(lines)
+        rows.append("   * - {0}\n     - {1}\n     - {2}\n".format(style.name, example, "no" if style.line is None else "yes"))
+    return "".join(rows)

@@ -10,7 +10,8 @@ import re
 import stat
 from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from .._directories import real_path
+from .._directories import behind_links, real_path
+from .._errors import UnsafeImage
 from .._host.places import Directory, Places
 from .._libvirt.option_text import (
     GLUE,
@@ -367,9 +368,13 @@ def _text_files(directories: Iterable[bytes], unread: List[Tuple[bytes, str]]) -
 
 
 def _text(path: bytes, unread: List[Tuple[bytes, str]]) -> bytes:
-    """The content of a text file, else nothing. Links are followed: units are often links."""
+    """The content of a text file, else nothing. Links are followed, because units are often links, but none of a stranger's: lines are told."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        target = behind_links(path) if os.path.islink(path) else path
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
+    except UnsafeImage:
+        unread.append((path, "a symbolic link that users other than root can change"))
+        return b""
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENOTDIR):
             unread.append((path, str(error.strerror)))

@@ -134,6 +134,18 @@ def test_what_could_not_be_searched_is_told(tmp_path: pathlib.Path) -> None:
     assert {os.path.basename(path).decode(): why for path, why in unread} == expected
 
 
+def test_links_of_strangers_are_not_followed(tmp_path: pathlib.Path) -> None:
+    require_root()
+    (tmp_path / "secret").write_text("password %s" % IMAGE)
+    for name in ("ours", "theirs"):
+        (tmp_path / "etc" / name).mkdir(parents=True)
+        (tmp_path / "etc" / name / "link").symlink_to(tmp_path / "secret")
+    os.chown(tmp_path / "etc/theirs", 65534, 65534)
+    found = mentions([os.fsencode(tmp_path / "etc")], {os.fsencode(IMAGE): ()})
+    assert [hit.file for hit in found.mentions[os.fsencode(IMAGE)]] == [os.fsencode(tmp_path / "etc/ours/link")]
+    assert found.unread == [(os.fsencode(tmp_path / "etc/theirs/link"), "a symbolic link that users other than root can change")]
+
+
 QEMU = "qemu -m 512 "
 
 
