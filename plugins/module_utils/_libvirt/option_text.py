@@ -61,12 +61,12 @@ def _unquoted(match: Match[bytes]) -> bytes:
 _DECODERS: Tuple[Tuple[Pattern[bytes], Callable[[bytes], bytes]], ...] = (
     (re.compile(rb"&"), lambda text: _ENTITY.sub(_character, text)),  # XML
     (re.compile(rb"\\"), lambda text: _BACKSLASH.sub(_unescaped, text)),
-    (re.compile(rb"['\"]|>[^<>\n]* [^<>\n]*<"), lambda text: _QUOTED.sub(_unquoted, text)),
+    (re.compile(rb"['\"]|>[^<>\n]*<"), lambda text: _QUOTED.sub(_unquoted, text)),
     (re.compile(rb"%|file:", re.IGNORECASE), lambda text: _FILE_URL.sub(b" ", _PERCENT.sub(_byte, text))),
     (re.compile(rb"%%"), lambda text: text.replace(b"%%", b"%")),  # systemd
     (re.compile(rb",,"), lambda text: text.replace(b",,", b",")),  # QEMU
 )
-_CODED = re.compile(rb"[&\\'\"%]|,,|file:|>[^<>\n]* [^<>\n]*<", re.IGNORECASE)
+_CODED = re.compile(rb"[&\\'\"%]|,,|file:|>[^<>\n]*<", re.IGNORECASE)
 
 
 def _byte(match: Match[bytes]) -> bytes:
@@ -93,8 +93,8 @@ def readings(line: bytes) -> List[bytes]:
 TOKEN = re.compile(rb"[" + WORD.replace(b"/", b"") + rb"]+")
 """What the parts of a name are made of, unless they are unusual."""
 
-# No path that a program is given begins behind the end of a variable, of a substitution or of a pattern.
-_ABSOLUTE = re.compile(rb"(?<![" + WORD + rb"})~*?`])(?=(/[^\s'\"<>|;()\[\]{}`$*?]*))")
+# No path that a program is given begins behind the end of a variable, of a substitution or of a pattern. No two of these words share a byte.
+_ABSOLUTE = re.compile(rb"(?:^|(?<=[\s\0'\"<>|;(\[{,:=&#@!]))(/(?:[^\s'\"<>|;()\[\]{}`$*?,:=&#@!]|[,:=&#@!](?!/))*)", re.MULTILINE)
 _CUT = re.compile(rb"[,:=&#@\\]")
 _MOST_CUTS = 8
 
@@ -155,6 +155,8 @@ _QUOTES = re.compile(rb"'[^']*'|\"[^\"]*\"")
 _PIECE = re.compile(rb"\S+")
 _PATH = re.compile(rb"(?<!<)/[\w.]")
 
+_AROUND = 2048  # bytes: lines without end are data
+
 Span = Tuple[int, int]
 
 
@@ -163,6 +165,10 @@ def stated(line: bytes, name: Span) -> Optional[Span]:
     files. The nearest one counts.
     """
     start, end = name
+    if len(line) > 3 * _AROUND + end - start:
+        left = max(start - _AROUND, 0)
+        near = stated(line[left : end + _AROUND], (start - left, end - left))
+        return None if near is None else (left + near[0], left + near[1])
     text = line[:start] + b"/" * (end - start) + line[end:]
     quotes = [match.span() for match in _QUOTES.finditer(text)]
     around = [span for span in quotes if span[0] < start < span[1]]

@@ -27,7 +27,8 @@ from .request import is_retired
 from .results import info_image
 from .search import WALKERS, absent, unseen
 from .source import Source
-from .text_references import could_not_search, mentions
+from .text_files import could_not_search
+from .text_references import mentions
 
 REPORTS = ("v1", "known", "all")
 

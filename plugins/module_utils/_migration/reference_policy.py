@@ -9,7 +9,8 @@ from typing import Dict, List, Optional, Tuple
 from .._libvirt.option_text import renamed, with_format
 from .._paths import show
 from .plan import CONVERT, REFUSE, RETIRE, Plan
-from .text_references import Mention, could_not_search, mentions, shown_line
+from .text_files import could_not_search
+from .text_references import Mention, mentions, shown_line
 
 _MOST_NAMED = 10
 

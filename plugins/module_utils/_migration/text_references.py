@@ -4,14 +4,11 @@
 
 """Text files that name images: configuration of Xen and Proxmox guests, units, scripts. They are read, never written."""
 
-import errno
 import os
 import re
-import stat
-from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from .._directories import behind_links, real_path
-from .._errors import UnsafeImage
+from .._directories import real_path
 from .._host.places import Directory, Places
 from .._libvirt.option_text import (
     GLUE,
@@ -28,11 +25,7 @@ from .._libvirt.option_text import (
     stated_around,
 )
 from .._paths import show
-
-MAX_BYTES = 1 << 20
-"""Files that people and tools write by hand are smaller; what is larger is data."""
-
-_MOST_NAMED = 10
+from .text_files import text_files, text_of
 
 
 class Mention(NamedTuple):
@@ -62,24 +55,18 @@ class Search(NamedTuple):
 
 
 _MOST_SHOWN = 300
+_MOST_SEARCHED = 4096  # of a line, before a name
 
 
 def shown_line(text: bytes, word: bytes) -> str:
     """A line for people to see: passwords masked, and of a very long one what stands around a word."""
-    text = masked(text).strip()
+    around = max(text.find(word), 0)
+    text = masked(text[max(around - _MOST_SEARCHED, 0) : around + _MOST_SEARCHED]).strip()
     if len(text) > _MOST_SHOWN:
         start = max(text.find(word) - _MOST_SHOWN // 3, 0)
         end = start + _MOST_SHOWN
         text = (b"..." if start else b"") + text[start:end] + (b"..." if end < len(text) else b"")
     return show(text)
-
-
-def could_not_search(unread: List[Tuple[bytes, str]]) -> List[str]:
-    """A sentence about what was not searched, if anything."""
-    names = ["{0} ({1})".format(show(path), why) for path, why in unread[:_MOST_NAMED]]
-    if len(unread) > _MOST_NAMED:
-        names.append("{0} more".format(len(unread) - _MOST_NAMED))
-    return ["These could not be searched for names of images: {0}.".format(", ".join(names))] if names else []
 
 
 Images = Tuple[Tuple[bytes, Tuple[bytes, ...]], ...]
@@ -97,15 +84,16 @@ def mentions(directories: Iterable[bytes], paths: Mapping[bytes, Iterable[bytes]
     """
     known = _Known(paths)
     search = Search({}, [])
-    for file in _text_files(directories, search.unread):
-        data = _text(file, search.unread)
+    for file in text_files(directories, search.unread):
+        data = text_of(file, search.unread)
         if data and known.may_be_in(data):
             for image, hits in _File(file, data, known).mentions().items():
                 search.mentions.setdefault(image, []).extend(hits)
     return search
 
 
-_HEAD = re.compile(rb"(?:\$\{\w+\}|[^\s'\"=,:;|<>()\[\]{}`&])*\Z")
+_ENDS_HEAD = frozenset(b" \t\r\n'\"=,:;|<>()[]`&")
+_MOST_TRIES = 64  # of one name in one line
 _VARIABLE = re.compile(rb"\$(?:\{\w+[^}]*\}|\w+)/*")
 _BELOW_VARIABLE = re.compile(rb"\$(?:\{\w+\}|\w+)/+([^\s'\"=,:;|<>()\[\]{}`&$]+)")
 _ASSIGNED = re.compile(rb"(?:^|[\s\"';])([A-Za-z_]\w*)=[\"']?\Z")
@@ -209,6 +197,7 @@ class _File:
         self._known = known
         self._found: Dict[bytes, Dict[int, Mention]] = {}
         self._absolute: Set[bytes] = set()
+        self._tries: Dict[Tuple[int, bytes], int] = {}
         self._relative: Dict[Tuple[int, bytes, bytes], _Relative] = {}
 
     def mentions(self) -> Dict[bytes, List[Mention]]:
@@ -245,17 +234,21 @@ class _File:
         full = end - len(spelling.name)
         if full >= 0 and text[full:end] == spelling.name and not _is_word(text[full - 1 : full] if full else b""):
             known = self._known.at(spelling.name)
-            self._add(number, spelling.name, known if known else ((spelling.image, ()),))
+            self._add(number, spelling.name, known or ((spelling.image, ()),))
+            return
+        tries = self._tries[number, spelling.base] = self._tries.get((number, spelling.base), 0) + 1
+        if tries > _MOST_TRIES:
             return
         if start and text[start - 1 : start] != b"/" and _is_word(text[start - 1 : start]):
             return
         volume = os.path.join(os.path.basename(os.path.dirname(spelling.name)), spelling.base)
-        if text[:end].endswith(b":" + volume):
+        if text.endswith(b":" + volume, 0, end):
             self._add(number, volume, ((spelling.image, ()),))
-        for begin in absolute_starts(text[:start])[-_MOST_STARTS:]:  # with spaces in its directories
-            word = text[begin:end]
+        before = max(start - _MOST_SEARCHED, 0)
+        for begin in absolute_starts(text[before:start])[-_MOST_STARTS:]:  # with spaces in its directories
+            word = text[before + begin : end]
             self._add(number, word, self._known.at(word))
-        head = _head(glued[:start])
+        head = _head(glued[before:start])
         if head is not None and (head or not _is_key(spelling.base, text[end:])):
             word = glued[start - len(head) : end].replace(GLUE, b" ")
             rest = _VARIABLE.sub(b"", head.replace(GLUE, b" "), 1) if head.startswith(b"$") else head.replace(GLUE, b" ")
@@ -343,59 +336,12 @@ def _is_key(base: bytes, behind: bytes) -> bool:
 
 def _head(before: bytes) -> Optional[bytes]:
     """What stands before a name in the same word; ``None`` where that cannot be resolved, or says in full where it lies."""
-    match = _HEAD.search(before)
-    head = match.group() if match is not None else b""
-    behind = before[: len(before) - len(head)][-1:]
+    at = len(before)
+    while at and before[at - 1] not in _ENDS_HEAD:
+        at -= 1
+    head, behind = before[at:], before[at - 1 : at]
     if behind in (b")", b"`", b"}") and head.startswith(b"/"):
         return head.lstrip(b"/")  # $(command)/name
     if head.startswith(b"/") or head[:1] in (b"~", b"*", b"%") or (head and not head.endswith(b"/")):
         return None
     return head
-
-
-def _text_files(directories: Iterable[bytes], unread: List[Tuple[bytes, str]]) -> Iterator[bytes]:
-    def failed(error: OSError) -> None:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            unread.append((os.fsencode(error.filename), str(error.strerror)))
-
-    for directory in directories:
-        if os.path.isfile(directory):
-            yield directory
-        for parent, subdirectories, names in os.walk(directory, onerror=failed):
-            subdirectories.sort()
-            for name in sorted(names):
-                yield os.path.join(parent, name)
-
-
-def _text(path: bytes, unread: List[Tuple[bytes, str]]) -> bytes:
-    """The content of a text file, else nothing. Links are followed, because units are often links, but none of a stranger's: lines are told."""
-    try:
-        target = behind_links(path) if os.path.islink(path) else path
-        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
-    except UnsafeImage:
-        unread.append((path, "a symbolic link that users other than root can change"))
-        return b""
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENOTDIR):
-            unread.append((path, str(error.strerror)))
-        return b""
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return b""
-        data = b""
-        while len(data) <= MAX_BYTES:
-            piece = os.read(fd, MAX_BYTES + 1 - len(data))
-            if not piece:
-                break
-            data += piece
-    except OSError as error:
-        unread.append((path, str(error.strerror)))
-        return b""
-    finally:
-        os.close(fd)
-    if b"\0" in data:
-        return b""
-    if len(data) > MAX_BYTES:
-        unread.append((path, "larger than {0} bytes".format(MAX_BYTES)))
-        return b""
-    return data

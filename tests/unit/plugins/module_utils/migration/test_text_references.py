@@ -12,7 +12,8 @@ from typing import Dict, List, Optional, Tuple
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.text_references import MAX_BYTES, Mention, mentions
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.text_files import MAX_BYTES
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.text_references import Mention, mentions
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
 from ansible_collections.vmimage.qcow.tests.support.reference_styles import STYLES, Style
 from ansible_collections.vmimage.qcow.tests.support.require import require_root
@@ -205,3 +206,29 @@ def test_many_files_and_images_take_seconds(tmp_path: pathlib.Path) -> None:
     found = search(tmp_path / "etc", *images)
     assert len(found) == 1000
     assert time.process_time() - before < 15
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        b"/,",
+        b"> a ",
+        b"'",
+        b'"a\\',
+        b"format",
+        b"/+",
+        b"/srv/100/a.qcow ",
+        b"$D/a.qcow ",
+        b"a.qcow,,",
+        b"&amp;%%25'x' ,,\\/",
+        b"${",
+        b"- ",
+        b"password=",
+    ],
+)
+def test_lines_without_end_take_seconds(tmp_path: pathlib.Path, pattern: bytes) -> None:
+    (tmp_path / "data").write_bytes((b"/srv/100/a.qcow " + pattern * MAX_BYTES)[:MAX_BYTES])
+    before = time.process_time()
+    (hits,) = search(tmp_path, IMAGE).values()
+    assert [len(hit.shown) < 400 for hit in hits] == [True]
+    assert time.process_time() - before < 20
