@@ -435,6 +435,9 @@ def test_each_image_is_told_with_its_users(host: Host) -> None:
     assert {use["where"] for use in found["run.qcow"]["users"]} == {"definition", "live"}
     assert (summary["used_by_domains"], summary["kept_back_by_domains"]) == (3, 1)
     etc = host.directory.parent / "rc.local"
-    etc.write_text("\nqemu -hda %s" % free)
-    add_references(images, summary, (os.fsencode(etc),))
-    assert [(hit["file"], hit["line"]) for hit in found["free.qcow"]["references"]] == [(str(etc), 2)] and summary["referenced"] == 1
+    etc.write_text("\nqemu -f qcow -hda %s" % free)
+    assert add_references(images, summary, (os.fsencode(etc),)) == []
+    expected = {"file": str(etc), "file_base64": None, "line": 2, "text": "qemu -f qcow -hda %s" % free, "format": "qcow"}
+    assert found["free.qcow"]["references"] == [expected] and summary["referenced"] == 1
+    etc.write_text("#" * (2 << 20))
+    assert "rc.local (larger than" in add_references(images, summary, (os.fsencode(etc),))[0]
