@@ -134,6 +134,7 @@ options:
   keep_name:
     description:
       - Whether to give the result the original's name, for references that cannot be edited. Needs O(original=retire).
+      - This is no help for references that also state the format (C(format=qcow)), which O(reference_dirs) finds.
     type: bool
     default: false
   engine:
@@ -237,14 +238,19 @@ options:
   reference_dirs:
     description:
       - Directories or text files to search for the names of images that are to be retired, because such references are not edited. For
-        instance V(/etc/xen), V(/etc/pve) or V(/etc/systemd/system). Subdirectories are included, files over 1 MiB are not.
+        instance V(/etc/xen), V(/etc/pve) or V(/etc/systemd/system). Subdirectories are included, symbolic links to directories in them are not.
+      - Names are found in full, through symbolic links, relative to the file or to a directory that the file names, and in the escapes of shells,
+        XML, JSON, URLs, systemd and QEMU. Patterns, C(~), names made of variables, compressed files and files over 1 MiB are not searched.
+      - Files over 1 MiB and what cannot be read are named in RV(ignore:warnings).
     type: list
     elements: path
     default: []
   references:
     description:
-      - What to do with an image that a file in O(reference_dirs) names, unless the result keeps the name. V(refuse) refuses the image; set
-        O(keep_name) to migrate it. V(report) migrates it and mentions the reference in RV(ignore:reasons).
+      - What to do with an image if a line of a file in O(reference_dirs) that names it would be wrong after the migration, because the name or a
+        format stated with it changes. V(refuse) refuses the image. V(report) migrates it. Both say which lines to change and what to write there;
+        V(report) says it in RV(ignore:reasons).
+      - With O(keep_name), a line that states no format stays right.
     type: str
     choices: [refuse, report]
     default: refuse

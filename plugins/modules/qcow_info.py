@@ -74,7 +74,9 @@ options:
   reference_dirs:
     description:
       - Directories or text files to search for the names of QCOW images, for instance V(/etc/xen), V(/etc/pve) or
-        V(/etc/systemd/system). Subdirectories are included, files over 1 MiB are not.
+        V(/etc/systemd/system). Subdirectories are included, symbolic links to directories in them are not.
+      - How names are found is described with O(vmimage.qcow.qcow_convert#module:reference_dirs). Files over 1 MiB and what cannot be read are named
+        in a warning.
     type: list
     elements: path
     default: []
@@ -181,12 +183,13 @@ images:
     users:
       description:
         - The uses of the image by libvirt domains, one entry for each place that names it. C(where) is V(definition), V(live), V(snapshot:NAME),
-          V(checkpoint:NAME) or V(other). C(depth) is V(0) for the disk itself and more for a backing file.
+          V(checkpoint:NAME) or V(other). C(depth) is V(0) for the disk itself and more for a backing file. C(text) is what the definition says for
+          V(other), with passwords masked.
       type: list
       elements: dict
       sample:
         - {domain: shop, uuid: 6f1cf2a5-16a3-4d5d-9d3c-2a8e2a3c4b5d, device: disk, target: vda, declared_format: qcow, state: running, where: definition,
-           depth: 0, path: /var/lib/libvirt/images/shop.qcow, path_base64: null, pool: null, volume: null, snapshots: [], checkpoints: [],
+           depth: 0, path: /var/lib/libvirt/images/shop.qcow, path_base64: null, pool: null, volume: null, text: null, snapshots: [], checkpoints: [],
            managed_save: false}
     domains:
       description:
@@ -195,10 +198,12 @@ images:
       type: dict
       sample: {action: follow, reasons: ["Its definition is pointed to the result: shop (vda)."]}
     references:
-      description: Where text files below O(reference_dirs) mention the image.
+      description:
+        - Where text files below O(reference_dirs) mention the image. C(text) is the line with passwords masked, C(format) the format that is stated
+          with the name, if any.
       type: list
       elements: dict
-      sample: [{file: /etc/xen/shop.cfg, file_base64: null, line: 12}]
+      sample: [{file: /etc/xen/shop.cfg, file_base64: null, line: 12, text: "disk = ['tap:qcow:/srv/shop.qcow,xvda,w']", format: qcow}]
     check:
       description:
         - What the structure check found. C(verdict) is V(sound), V(suspect) (the guest can be read in full, but no known program writes an image like
@@ -339,7 +344,8 @@ def main() -> None:
         for problem in add_domains(images, summary, domains) if domains is not None else ():
             module.warn(problem)
         if directories:
-            add_references(images, summary, directories)
+            for problem in add_references(images, summary, directories):
+                module.warn(problem)
         every = [explain(record) for record in records.all()]
     except QcowError as error:
         module.fail_json(**error.result())

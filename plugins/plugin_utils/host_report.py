@@ -106,7 +106,7 @@ def _scanned(results: Results, check_mode: bool) -> list[str]:
             told += [f"  {_DOMAINS[image['domains']['action']]}: {reason}" for reason in (image["domains"] or {}).get("reasons") or []]
             told += [f"  overlay {overlay['path']}" for overlay in image["dependents"]]
             told += [f"  link {link['path']}" for link in image["links"]]
-            told += [f"  named in {hit['file']}, line {hit['line']}" for hit in image["references"]]
+            told += [f"  named in {hit['file']}, line {hit['line']}: {hit['text']}" for hit in image["references"]]
     told += _searched(found) if found.get("candidates") else []
     plan = refusal(results.planned)
     if plan is not None:

@@ -33,7 +33,7 @@ OUTSIDE = {
     "_migration/domain_move.py": "a definition below the state directory, and a look at what a domain is to use",
     "_migration/domain_references.py": "the same",
     "_migration/overlay_headers.py": "a descriptor of our own, by /proc",
-    "_migration/references.py": "text in directories that the operator has named, of which only numbers of lines are told",
+    "_migration/text_files.py": "text in directories that the operator has named, of which the lines that name images are told",
     "_image/crypt.py": "a passphrase file that the operator has named",
     "_libvirt/inventory.py": "libvirt's own files",
     "_host/in_use.py": "/proc",

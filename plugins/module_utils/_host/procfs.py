@@ -54,7 +54,7 @@ def scan(keys: Set[Key], devices: Set[int], ignore_pids: Iterable[int]) -> Surve
     """Look through all descriptors of all processes for the files ``keys`` and the block devices ``devices`` (as key (0, st_rdev))."""
     users: Dict[Key, List[Use]] = {key: [] for key in keys | {(0, device) for device in devices}}
     skipped = {str(pid) for pid in ignore_pids} | {str(os.getpid())}
-    avoid = _foreign_network_mounts(keys)
+    avoid = foreign_network_mounts(keys)
     unseen = 0
     for pid in listdir("/proc"):
         if not pid.isdigit() or pid in skipped:
@@ -83,7 +83,7 @@ def scan(keys: Set[Key], devices: Set[int], ignore_pids: Iterable[int]) -> Surve
     return Survey(users, unseen)
 
 
-def _foreign_network_mounts(keys: Set[Key]) -> Tuple[bytes, ...]:
+def foreign_network_mounts(keys: Set[Key]) -> Tuple[bytes, ...]:
     """Network mounts that hold none of the files: a dead server would hang every look at what lies there."""
     wanted = {(os.major(dev), os.minor(dev)) for dev, dummy in keys}
     network = ("nfs", "cifs", "smb", "ceph", "9p", "fuse", "glusterfs", "lustre", "gpfs", "afs")

@@ -23,7 +23,7 @@ _O_NOATIME = getattr(os, "O_NOATIME", 0)
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 # The kernel's own trees hold no images, and reading some of their files does something.
-_PSEUDO = frozenset(
+PSEUDO = frozenset(
     "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts efivarfs fusectl mqueue nsfs proc pstore rpc_pipefs securityfs "
     "selinuxfs sysfs tracefs".split()
 )
@@ -232,7 +232,7 @@ class _Walker:
         self._block_devices = block_devices
         self.counts = counts
         self._visited: Set[Tuple[int, int]] = set()
-        self._pseudo = {os.makedev(mount.major, mount.minor) for mount in linux.mounts() if mount.fstype in _PSEUDO}
+        self._pseudo = {os.makedev(mount.major, mount.minor) for mount in linux.mounts() if mount.fstype in PSEUDO}
 
     def named(self, path: bytes) -> Found:
         """A file that the operator named: reported in any case."""

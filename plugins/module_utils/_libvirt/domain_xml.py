@@ -9,8 +9,9 @@ attributes and their quotes survive.
 """
 
 import re
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
+from . import option_text
 from .xml_text import Edit, Element, parse, parse_bytes
 
 # Where a source keeps its path, by the type of its disk or backing store.
@@ -122,8 +123,34 @@ def read_disks(xml: str) -> List[Disk]:
     return found
 
 
-def read_mentions(xml: str) -> List[Tuple[str, str]]:
-    """``(element, value)`` of everything outside disks that could be a path: QEMU arguments, NVRAM, kernel, channels.
+class Mention(NamedTuple):
+    """A text outside disks that could be a path: the element, its value, and what stands beside that and names no file."""
+
+    element: str
+    value: str
+    beside: str
+
+    def names(self, path: str) -> bool:
+        """Does it name exactly this path (and not one that merely begins or ends like it)?"""
+        return re.search(r"(?<![\w./-])" + re.escape(path) + r"(?![\w./-])", self.value) is not None
+
+    def words(self) -> Set[bytes]:
+        """What may be absolute paths in it, escapes undone."""
+        value = self.value.encode("utf-8", "surrogateescape")
+        words = {word for reading in option_text.readings(value) for word in option_text.absolute_words(reading)}
+        return {part for word in words for part in option_text.parts(word)}
+
+    def stated_format(self, path: str) -> Optional[str]:
+        """The format that it states, or the element, for the image at this path."""
+        line = "{0} {1}".format(self.value, self.beside).encode("utf-8", "surrogateescape")
+        name = path.encode("utf-8", "surrogateescape")
+        start = max(line.find(name), 0)
+        found = option_text.stated(line, (start, start + len(name)))
+        return None if found is None else line[slice(*found)].decode("ascii").lower()
+
+
+def read_mentions(xml: str) -> List[Mention]:
+    """Everything outside disks that could be a path: QEMU arguments, NVRAM, kernel, channels.
 
     Metadata and descriptions are words about the domain; QEMU never sees them.
 
@@ -136,15 +163,17 @@ def read_mentions(xml: str) -> List[Tuple[str, str]]:
         if _is_disk(element) or element.name in ("metadata", "title", "description"):
             continue
         pending.extend(reversed(element.children))
-        for value in list(element.attributes.values()) + [element.text.strip()]:
-            if "/" in value:
-                found.append((element.name, value))
+        values = [value for value in list(element.attributes.values()) + [element.text.strip()] if "/" in value]
+        found += [Mention(element.name, value, _beside(element)) for value in values]
     return found
 
 
-def mentions(value: str, path: str) -> bool:
-    """Does the text name exactly this path (and not one that merely begins or ends like it)?"""
-    return re.search(r"(?<![\w./-])" + re.escape(path) + r"(?![\w./-])", value) is not None
+def _beside(element: Element) -> str:
+    """QEMU's arguments are one command; of another element its attributes count."""
+    facts = ["{0}={1}".format(name, value) for name, value in element.attributes.items()]
+    if element.name.endswith("arg") and element.parent is not None:
+        facts = [child.attributes.get("value", "") for child in element.parent.children]
+    return " ".join(fact for fact in facts if "/" not in fact)
 
 
 def repoint(xml: str, changes: Iterable[Change]) -> str:

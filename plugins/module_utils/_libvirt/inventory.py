@@ -10,12 +10,13 @@ answer is marked incomplete: it is good for a report, and no ground to change an
 
 import glob
 import os
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Tuple
 
 from .._directories import real_path, status_of
 from .._errors import QcowError
 from .._paths import show, to_path
 from . import api, domain_xml, xml_text
+from .option_text import masked_text
 
 # Where libvirt's QEMU and storage drivers keep what they know (as root): definitions, running domains, snapshots, checkpoints, pools.
 _DEFINITIONS = "etc/libvirt/qemu/*.xml"
@@ -28,8 +29,9 @@ class DomainUse(NamedTuple):
     """One place where one domain names the image.
 
     ``target`` is the guest's disk (``vda``), ``device`` disk, cdrom, floppy or lun; for ``where`` = ``other`` they are the element that
-    names the path. ``where``: ``definition``, ``live``, ``snapshot:NAME``, ``checkpoint:NAME`` or ``other``; ``depth`` 0 is the disk
-    itself, 1 and more a backing file that the XML declares. ``declared_format`` is the driver type, ``None`` where there is none.
+    names the path, and ``text`` is what it says, passwords masked. ``where``: ``definition``, ``live``, ``snapshot:NAME``,
+    ``checkpoint:NAME`` or ``other``; ``depth`` 0 is the disk itself, 1 and more a backing file that the XML declares. ``declared_format``
+    is the driver type, or what the element states; ``None`` where there is none.
     """
 
     domain: str
@@ -43,6 +45,7 @@ class DomainUse(NamedTuple):
     path: bytes
     pool: Optional[str]
     volume: Optional[str]
+    text: Optional[str] = None
 
 
 class Domain(NamedTuple):
@@ -60,8 +63,8 @@ class Domain(NamedTuple):
 
 class _Mention(NamedTuple):
     domain: Domain
-    element: str
-    value: str
+    said: domain_xml.Mention
+    paths: FrozenSet[bytes]  # that it may name, without symbolic links
 
 
 class Inventory:
@@ -88,12 +91,25 @@ class Inventory:
             return []
         found = list(self._by_name.get(real_path(path), ()))
         found += [use for use in self._by_inode.get(_inode(path) or (0, 0), ()) if use not in found]
-        text = show(path)
-        for mention in self._mentions:
-            if domain_xml.mentions(mention.value, text):
-                known = mention.domain
+        text, real = show(path), real_path(path)
+        for known, said, paths in self._mentions:
+            if real in paths or said.names(text):
+                format_name, element = said.stated_format(text), said.element
                 found.append(
-                    DomainUse(known.name, known.uuid, mention.element, mention.element, None, known.state, "other", 0, path, None, None)
+                    DomainUse(
+                        known.name,
+                        known.uuid,
+                        element,
+                        element,
+                        format_name,
+                        known.state,
+                        "other",
+                        0,
+                        path,
+                        None,
+                        None,
+                        masked_text(said.value),
+                    )
                 )
         return found
 
@@ -111,7 +127,7 @@ class Inventory:
         except ValueError as error:
             raise QcowError("The {0} of domain {1} cannot be read: {2}.".format(where, known.name, error), reason="libvirt") from error
         self.domains[known.uuid] = known
-        self._mentions += [_Mention(known, element, value) for element, value in mentions]
+        self._mentions += [_Mention(known, said, frozenset(real_path(word) for word in said.words())) for said in mentions]
         for disk in disks:
             for depth, layer in enumerate(disk.layers):
                 path = to_path(layer.path) if layer.path else None

@@ -14,7 +14,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 from .._directories import real_path
 from .._errors import ImageInUse, QcowError, VerificationFailed
 from .._paths import show
-from . import api, domain_xml, xml_text
+from . import api, domain_xml, option_text, xml_text
 from .inventory import DomainUse, Inventory, domains_of
 
 
@@ -57,8 +57,11 @@ class Repoint(NamedTuple):
         }
 
 
-def obstacles(answer: Inventory, uses: Iterable[DomainUse]) -> List[str]:
-    """Why these uses cannot follow the image, each with the way out; empty where they can. Running is not one of them."""
+def obstacles(answer: Inventory, uses: Iterable[DomainUse], move: Optional[Move] = None) -> List[str]:
+    """Why these uses cannot follow the image, each with the way out; empty where they can. Running is not one of them.
+
+    :param move: what becomes of the image, where that is known.
+    """
     found = []
     for use in uses:
         if use.where.startswith("snapshot:"):
@@ -74,11 +77,8 @@ def obstacles(answer: Inventory, uses: Iterable[DomainUse]) -> List[str]:
                 "Checkpoint {0} of domain {1} belongs to {2} ({3}). Delete it first (virsh checkpoint-delete {1} {0}); "
                 "the next backup is a full one.".format(name, use.domain, show(use.path), use.target)
             )
-        elif use.where == "other":
-            found.append(
-                "Domain {0} names {1} outside its disks, in <{2}>, which cannot be changed safely. Change it by hand (virsh edit {0}), or let the "
-                "migrated image keep its name.".format(use.domain, show(use.path), use.device)
-            )
+        elif use.where == "other" and not stays_right(use, move):
+            found.append(_to_be_edited(use, move))
     for uuid in domains_of(uses):
         known = answer.domains[uuid]
         if known.managed_save:
@@ -89,6 +89,27 @@ def obstacles(answer: Inventory, uses: Iterable[DomainUse]) -> List[str]:
         if not known.persistent:
             found.append("Domain {0} is transient: it has no definition to change. Change what creates it.".format(known.name))
     return found
+
+
+def stays_right(use: DomainUse, move: Optional[Move]) -> bool:
+    """Whether what a domain says outside its disks is true of the result too: it has the image's name, and no other format is stated."""
+    return move is not None and move.src == move.dest and use.declared_format in (None, move.format)
+
+
+def _to_be_edited(use: DomainUse, move: Optional[Move]) -> str:
+    said = use.text or ""
+    text = "Domain {0} names {1} outside its disks, in <{2}>: {3}. Nothing here edits that. ".format(
+        use.domain, show(use.path), use.device, said
+    )
+    if use.declared_format not in (None, move.format if move is not None else "qcow2"):
+        text += "It states the format {0}, so a result under the same name would not help. Shut".format(use.declared_format)
+    else:
+        text += "Let the result keep the name (keep_name=true). Or shut"
+    text += " the domain down, migrate the image with domains=ignore, and "
+    new = None if move is None else option_text.replaced(said, use.path, move.dest, use.declared_format, move.format)
+    if new is None or new == said:
+        return text + "change it by hand before the domain starts again (virsh edit {0}).".format(use.domain)
+    return text + "before the domain starts again, write there: {1} (virsh edit {0}).".format(use.domain, new)
 
 
 def plan(connection: api.Connection, answer: Inventory, moves: Iterable[Move], domains: Optional[Iterable[str]] = None) -> List[Repoint]:

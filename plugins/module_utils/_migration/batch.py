@@ -20,8 +20,9 @@ from .chains import plan_chains, refuse_together
 from .domain_references import FOLLOW
 from .execute import execute, execute_chain
 from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned
-from .preflight import Reserve, Window, defer_beyond, deferred, preflight, refuse_referenced, unit_of
+from .preflight import Reserve, Window, defer_beyond, deferred, preflight, unit_of
 from .recover import explain_all, recover_all
+from .reference_policy import refuse_referenced
 from .request import READ, Request
 from .results import Outcome
 from .seen_images import Searched, SeenImages

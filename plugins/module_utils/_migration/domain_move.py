@@ -123,7 +123,7 @@ def _require_movable(connection: api.Connection, answer: Inventory, uses: List[D
         against = declared_raw(uses)
         if against:
             raise UnsafeImage(" ".join(against), job.src, hint="Nothing was changed.")
-    against = redefine.obstacles(answer, uses)
+    against = redefine.obstacles(answer, uses, redefine.Move(job.src, job.dest, job.format))
     if against:
         raise ImageInUse(" ".join(against), job.src, reason="domain", hint="Nothing was changed.")
     running = active(answer, uses)

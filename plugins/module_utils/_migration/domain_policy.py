@@ -11,6 +11,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from .._errors import QcowError
 from .._libvirt import api, control
+from .._libvirt.redefine import Move
 from .._paths import show
 from .domain_references import Domains
 from .plan import CONVERT, REFUSE, RETIRE, Plan
@@ -64,7 +65,8 @@ def judge(plans: List[Plan], domains: Domains, policy: Policy) -> List[Plan]:
 
 
 def _judged(plan: Plan, domains: Domains, policy: Policy) -> Plan:
-    against = domains.against(plan.request.src)
+    src = plan.request.src
+    against = domains.against(src, Move(src, plan.dest, plan.request.format))
     if against:
         return _refused(plan, "domain", " ".join(against))
     running = domains.running(plan.request.src)

@@ -120,14 +120,17 @@ class Domains(Updater):
         """Who uses the image, for results and reports."""
         return [described(use) for use in self.survey().users_of(path)]
 
-    def against(self, src: bytes) -> List[str]:
-        """Why the domains that use this v1 image could not follow it; for the plan, before anything is converted."""
+    def against(self, src: bytes, move: Optional[redefine.Move] = None) -> List[str]:
+        """Why the domains that use this v1 image could not follow it; for the plan, before anything is converted.
+
+        :param move: what is to become of it, where that is known.
+        """
         answer = self.survey()
         uses = answer.users_of(src)
         if uses and not answer.complete:
             return ["{0} Domain {1} uses the image and could not be pointed to the result.".format(answer.reason, uses[0].domain)]
         raw = [] if self._raw_allowed else [why + " Or set allow_declared_raw=true, which corrects it." for why in declared_raw(uses)]
-        return raw + redefine.obstacles(answer, uses)
+        return raw + redefine.obstacles(answer, uses, move)
 
     def refresh_pools(self, paths: List[bytes]) -> List[api.Refreshed]:
         """Make the active pools that hold these files look again: once, when a whole batch is done, because a refresh reads every volume.
@@ -162,7 +165,8 @@ class Domains(Updater):
             )
         if answer.source != "libvirt" or not uses:
             return
-        against = redefine.obstacles(answer, [use for use in answer.users_of(src) if self._only is None or use.uuid in self._only])
+        concerned = [use for use in answer.users_of(src) if self._only is None or use.uuid in self._only]
+        against = redefine.obstacles(answer, concerned, redefine.Move(src, dest, record.facts["format"]))
         if against:
             raise ImageInUse(" ".join(against), src, reason="domain")
         with _one_at_a_time(record):
@@ -234,7 +238,7 @@ class Domains(Updater):
 class RefusingDomains(Domains):
     """An image that a domain uses is not migrated, and a migration that domains have followed is not undone."""
 
-    def against(self, src: bytes) -> List[str]:
+    def against(self, src: bytes, move: Optional[redefine.Move] = None) -> List[str]:
         """See :meth:`Domains.against`."""
         return ["It is used by domain {0} ({1}).".format(use.domain, use.target) for use in self.survey().users_of(src)]
 

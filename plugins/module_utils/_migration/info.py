@@ -24,12 +24,13 @@ from .._verify.compare import fingerprint
 from .._verify.qcow_readers import open_reader
 from .domain_references import Domains
 from .record import Records
-from .references import mentions
 from .request import is_retired
 from .results import info_image
 from .search import WALKERS, absent, unseen
 from .seen_images import Searched, SeenImages
 from .source import Source
+from .text_files import could_not_search
+from .text_references import mentions
 
 REPORTS = ("v1", "known", "all")
 
@@ -279,9 +280,17 @@ def _forecast(path: bytes, domains: Domains) -> Dict[str, Any]:
     return {"action": "follow", "reasons": ["Its definition is pointed to the result: {0}.".format(", ".join(names))]}
 
 
-def add_references(images: List[Dict[str, Any]], summary: Dict[str, Any], directories: Tuple[bytes, ...]) -> None:
-    """Give each image of a QCOW format the lines of text files that name it."""
+def add_references(images: List[Dict[str, Any]], summary: Dict[str, Any], directories: Tuple[bytes, ...]) -> List[str]:
+    """Give each image of a QCOW format the lines of text files that name it.
+
+    :return: what keeps the answer from being complete, in sentences.
+    """
     named = {decode_exact(image["path"], image["path_base64"]): image for image in images if image["format"] == "qcow"}
-    for path, hits in mentions(directories, named).items():
-        named[path]["references"] = [{"file": show(hit.file), "file_base64": encode_exact(hit.file), "line": hit.line} for hit in hits]
+    search = mentions(directories, dict.fromkeys(named, ()))
+    for path, hits in search.mentions.items():
+        named[path]["references"] = [
+            {"file": show(hit.file), "file_base64": encode_exact(hit.file), "line": hit.line, "text": hit.shown, "format": hit.format}
+            for hit in hits
+        ]
     summary["referenced"] = sum(bool(image["references"]) for image in images)
+    return could_not_search(search.unread)

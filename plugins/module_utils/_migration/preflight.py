@@ -13,7 +13,6 @@ from .._host import filesystem, free_space
 from .._host.renames import can_replace_keeping, irreplaceable
 from .._paths import show
 from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan, way_out_of_size
-from .references import mentions
 
 Unit = Tuple[str, int]
 
@@ -104,29 +103,6 @@ def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve, workers: in
             problems=problems + others,
         )
     return _replaceable(plans, look_only=look_only)
-
-
-def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, report: bool) -> List[Plan]:
-    """The plans, those refused that would take the name away from an image that text files name; with ``report`` they only say so."""
-    losing = [plan for plan in plans if plan.action in (CONVERT, RETIRE) and plan.retired is not None and not plan.in_place]
-    hits = mentions(directories, {plan.request.src for plan in losing}) if directories and losing else {}
-    if not hits:
-        return plans
-    judged = []
-    for plan in plans:
-        found = hits.get(plan.request.src, ()) if plan in losing else ()
-        places = ", ".join("{0} line {1}".format(show(hit.file), hit.line) for hit in found)
-        if found and report:
-            plan = plan._replace(reasons=plan.reasons + ["still named in {0}".format(places)])
-        elif found:
-            why = "It is named in {0}, which nothing here can change. Set keep_name=true, or change that and set references=report.".format(
-                places
-            )
-            plan = plan._replace(
-                action=REFUSE, code="referenced", reasons=["{0}: {1} Nothing was changed.".format(show(plan.request.src), why)]
-            )
-        judged.append(plan)
-    return judged
 
 
 def _refused(plan: Plan, code: str, reason: str, **details: Any) -> Plan:

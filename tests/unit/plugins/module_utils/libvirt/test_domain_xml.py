@@ -205,12 +205,12 @@ def test_a_diff_shows_the_disk_alone() -> None:
 
 
 def test_mentions_outside_disks() -> None:
-    values = [value for unused, value in domain_xml.read_mentions(RICH)]
+    values = [said.value for said in domain_xml.read_mentions(RICH)]
     assert "file=/vm/extra.qcow,if=none" in values
     assert not any("/vm/a.qcow" in value for value in values)  # disks are no mentions, nor is metadata
-    assert domain_xml.mentions("file=/vm/extra.qcow,if=none", "/vm/extra.qcow")
-    assert not domain_xml.mentions("file=/vm/extra.qcow2", "/vm/extra.qcow")
-    assert not domain_xml.mentions("file=/srv/vm/extra.qcow", "/vm/extra.qcow")
+    assert domain_xml.Mention("arg", "file=/vm/extra.qcow,if=none", "").names("/vm/extra.qcow")
+    assert not domain_xml.Mention("arg", "file=/vm/extra.qcow2", "").names("/vm/extra.qcow")
+    assert not domain_xml.Mention("arg", "file=/srv/vm/extra.qcow", "").names("/vm/extra.qcow")
 
 
 def test_snapshots_and_checkpoints_name_disks_too() -> None:

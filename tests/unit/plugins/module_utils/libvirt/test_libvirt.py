@@ -74,7 +74,7 @@ def test_every_user_of_an_image(daemon: Libvirtd, connection: api.Connection, tm
     assert (answer.source, answer.complete) == ("libvirt", True)
     uses = {use.domain: use for use in answer.users_of(name_of(image))}
     assert sorted(uses) == ["by-file", "by-hard-link", "by-soft-link", "by-volume", "declared-raw"]
-    assert uses["by-volume"][2:] == ("disk", "vda", "qcow", "shut off", "definition", 0, name_of(image), "images", "a.qcow")
+    assert uses["by-volume"][2:] == ("disk", "vda", "qcow", "shut off", "definition", 0, name_of(image), "images", "a.qcow", None)
     assert uses["by-soft-link"].target == "vdb"
     assert uses["declared-raw"].declared_format == "raw"
     pool = answer.pool_of(name_of(image))
