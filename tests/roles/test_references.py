@@ -182,6 +182,8 @@ def test_nothing_that_used_an_image_is_left_behind(tmp_path: pathlib.Path, daemo
     back = controller.run("rollback", **{"rollback_" + name: value for name, value in options.items() if name != "reserve"})
     assert back.returncode == 0, back.output
     assert estate.dead() == []
+    again = controller.run("rollback", **{"rollback_" + name: value for name, value in options.items() if name != "reserve"})
+    assert again.changed == 0, again.output
     assert sorted(path.name for path in estate.root.rglob("*.orig")) == [] and len(list(estate.root.rglob("*.qcow*"))) >= 30
 
 

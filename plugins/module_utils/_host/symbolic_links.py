@@ -5,11 +5,10 @@
 """Symbolic links that walks have met, and the files that they lead to."""
 
 import os
-from typing import Dict, List, Mapping, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Set
 
-from .._directories import link_at, real_path
-
-_MOST_HOPS = 40  # as in the kernel
+from .._directories import link_at
+from .places import Places
 
 
 class SymbolicLink(NamedTuple):
@@ -20,42 +19,25 @@ class SymbolicLink(NamedTuple):
 
 
 class SymbolicLinks:
-    """The links that walks have met, by the files that they lead to.
-
-    A link may lead to a file by others, met or not: the last one of them is the one that names it.
-    """
+    """The links that walks have met. One may lead to a file by others, met or not: the last one of them is the one that names it."""
 
     def __init__(self) -> None:
-        self._met: Dict[bytes, bytes] = {}
-        self._leading: Optional[Dict[bytes, Dict[bytes, bytes]]] = None
-        self._directories: Dict[bytes, bytes] = {}
+        self._met: Set[bytes] = set()
 
-    def add(self, met: Mapping[bytes, bytes]) -> None:
-        """Take in links: their paths, and what they say."""
-        if met:
-            self._met.update(met)
-            self._leading = None
+    def add(self, paths: Iterable[bytes]) -> None:
+        """Take in links that were met."""
+        self._met.update(paths)
 
-    def to(self, path: bytes) -> List[SymbolicLink]:
-        """The links to the file of that path, by their paths without symbolic links."""
-        if self._leading is None:
-            self._leading = {}
-            for met in sorted(self._met):
-                self._follow(met, self._leading)
-        return [SymbolicLink(link, target) for link, target in sorted(self._leading.get(self._real(path), {}).items())]
-
-    def _real(self, path: bytes) -> bytes:
-        directory, name = os.path.split(path)
-        if directory not in self._directories:
-            self._directories[directory] = real_path(directory)
-        return os.path.join(self._directories[directory], name)
-
-    def _follow(self, path: bytes, leading: Dict[bytes, Dict[bytes, bytes]]) -> None:
-        link, target = self._real(path), self._met[path]
-        for _hop in range(_MOST_HOPS):
-            there = self._real(os.path.join(os.path.dirname(link), target))
-            further = link_at(there)
-            if further is None:
-                leading.setdefault(there, {})[link] = target
-                return
-            link, target = there, further
+    def to(self, files: Iterable[bytes]) -> Dict[bytes, List[SymbolicLink]]:
+        """The links to each of these files that has any, by their paths without symbolic links."""
+        files = list(files)
+        places = Places({os.path.dirname(path) for path in (*files, *self._met)})
+        keys = {entry.key: path for path in files for entry in places.entries(path)[:1]}
+        found: Dict[bytes, Dict[bytes, bytes]] = {}
+        for met in self._met:
+            entries = places.entries(met)
+            path = keys.get(entries[-1].key) if len(entries) > 1 else None
+            target = link_at(entries[-2].path) if path is not None else None
+            if path is not None and target is not None:
+                found.setdefault(path, {})[entries[-2].path] = target
+        return {path: [SymbolicLink(*item) for item in sorted(links.items())] for path, links in found.items()}

@@ -12,7 +12,7 @@ import select
 import stat
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from .._directories import behind_links, link_at, open_directory, real_directory, real_path, status_of
+from .._directories import behind_links, open_directory, real_directory, real_path, status_of
 from .._errors import QcowError
 from .._workers import Channel, Worker
 from . import linux
@@ -63,13 +63,13 @@ class Found(NamedTuple):
 
 
 class Counts:
-    """What a walk has passed so far; may be read while it runs. ``links`` has the symbolic links: their paths and what they say."""
+    """What a walk has passed so far; may be read while it runs. ``links`` has the symbolic links."""
 
     def __init__(self) -> None:
         self.directories = 0
         self.files = 0
         self.errors = 0
-        self.links: Dict[bytes, bytes] = {}
+        self.links: List[bytes] = []
 
 
 def walk(
@@ -104,13 +104,13 @@ def walk(
         try:
             real = behind_links(path)
             status = status_of(real)
-            says = link_at(path)
+            is_link = stat.S_ISLNK(status_of(path).st_mode)
         except (QcowError, OSError, ValueError) as error:
             walker.counts.errors += 1
             yield _failed(path, error)
             continue
-        if says is not None:
-            walker.counts.links[path] = says
+        if is_link:
+            walker.counts.links.append(path)
             real = real_path(real)
         if stat.S_ISDIR(status.st_mode):
             yield from walker.tree(path, status.st_dev if one_filesystem else None, recurse, workers if prefix else 1)
@@ -134,10 +134,10 @@ class _Listing(NamedTuple):
     files: int
     directories: List[bytes]
     reported: List[Found]
-    links: Dict[bytes, bytes]
+    links: List[bytes]
 
 
-_NOTHING = _Listing(None, 0, [], [], {})
+_NOTHING = _Listing(None, 0, [], [], [])
 _BATCH = 16  # directories given to a worker at once, at most: a message and a wake-up cost as much as a directory of a hundred files
 
 
@@ -270,7 +270,7 @@ class _Walker:
             for mount in linux.mount_points().values()
             # Subvolumes and bind mounts of one filesystem have the same numbers here: their own st_dev tells.
             if mount.point.startswith(real)
-            and (mount.fstype in _PSEUDO or (one_filesystem and here is not None and mount[1:3] != here[1:3]))
+            and (mount.fstype in PSEUDO or (one_filesystem and here is not None and mount[1:3] != here[1:3]))
         }
 
     def tree(self, top: bytes, only_device: Optional[int], recurse: bool, workers: int) -> Iterator[Found]:
@@ -295,7 +295,7 @@ class _Walker:
                     self.counts.directories += 1
                 self.counts.files += done.files
                 self.counts.errors += sum(1 for found in done.reported if found.error is not None)
-                self.counts.links.update(done.links)
+                self.counts.links.extend(done.links)
                 yield from done.reported
                 pending.extend(reversed(following(done)))
 
@@ -332,7 +332,7 @@ class _Walker:
         finally:
             os.close(directory)
 
-    def _list(self, fd: int, prefix: bytes) -> Tuple[List[Any], List[bytes], List[Found], Dict[bytes, bytes]]:
+    def _list(self, fd: int, prefix: bytes) -> Tuple[List[Any], List[bytes], List[Found], List[bytes]]:
         """The directory's regular files (as entries, in inode order: so a disk reads forward), subdirectories, block devices and symbolic links."""
         # By descriptor, so that nobody can put another directory in this one's place; scandir itself takes one only since 3.7.
         with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
@@ -340,17 +340,14 @@ class _Walker:
         excluded = self._excluded
         if excluded is not None:
             listed = [entry for entry in listed if not excluded(entry.name) and not excluded(prefix + entry.name)]
-        files, directories, devices, links = [], [], [], {}
+        files, directories, devices, links = [], [], [], []
         for entry in listed:
             if entry.is_file(follow_symlinks=False):
                 files.append(entry)
             elif entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
             elif entry.is_symlink():
-                try:
-                    links[prefix + entry.name] = os.readlink(entry.name, dir_fd=fd)
-                except OSError:
-                    pass  # gone since it was listed
+                links.append(prefix + entry.name)
             elif self._block_devices and stat.S_ISBLK(entry.stat(follow_symlinks=False).st_mode):
                 devices.append(self._one(prefix + entry.name))
         files.sort(key=os.DirEntry.inode)

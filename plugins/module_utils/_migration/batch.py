@@ -227,15 +227,7 @@ class _Batch:
         moved = [number for number, result in self.results.items() if result["changed"]]
         if not moved:
             return
-        try:
-            pools = self._session.domains.refresh_pools(
-                [path for number in moved for path in (plans[number].request.src, plans[number].dest)]
-            )
-            problems = [
-                "pool {0} was not refreshed: {1}".format(pool.name, pool.reason) for pool in pools if pool.reason not in (None, "inactive")
-            ]
-        except QcowError as error:
-            problems = [str(error)]
+        problems = self._session.domains.refreshed([path for number in moved for path in (plans[number].request.src, plans[number].dest)])
         self.results[moved[0]]["warnings"].extend(problems)
 
     def _work(self, work: List[Tuple[int, Plan]]) -> Iterator[Tuple[int, Dict[str, Any]]]:

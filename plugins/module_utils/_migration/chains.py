@@ -56,7 +56,8 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
             if not dependents and looks_like_template(plans[number].request.src):
                 ignored.append(_TEMPLATE.format(", ".join(show(path) for path in around.searched)))
             plan = plans[number]._replace(searched=searched, warnings=plans[number].warnings + tuple(ignored))
-            plans[number] = with_links(_with_dependents(plan, dependents, own, plans), around.links)
+            plans[number] = _with_dependents(plan, dependents, own, plans)
+    plans = with_links(plans, around.links)
     chain_groups = _chain_groups(around, own, plans)
     return [plans[number]._replace(chain_group=chain_groups.get(number)) for number in range(len(requests))]
 

@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager
 from typing import AbstractSet, Any, Dict, FrozenSet, Iterable, Iterator, List, Optional, Tuple
 
-from .._errors import ImageInUse, ToolMissing
+from .._errors import ImageInUse, QcowError, ToolMissing
 from .._host.files import open_source
 from .._host.in_use import find_users
 from .._libvirt import api, control, domain_xml, redefine
@@ -144,6 +144,14 @@ class Domains(Updater):
             return api.refresh_pools(connection, paths)
         finally:
             api.close(connection)
+
+    def refreshed(self, paths: List[bytes]) -> List[str]:
+        """As :meth:`refresh_pools`; what has not been refreshed is told in words, because it undoes nothing of what was done."""
+        try:
+            pools = self.refresh_pools(paths) if paths else []
+        except QcowError as error:
+            return [str(error)]
+        return ["pool {0} was not refreshed: {1}".format(pool.name, pool.reason) for pool in pools if pool.reason not in (None, "inactive")]
 
     def repoint(self, record: Record) -> None:
         """See :class:`Updater`.

@@ -179,9 +179,11 @@ def _add_dependents(images: Iterable[Dict[str, Any]], graph: Graph) -> None:
 
 def _add_links(images: Iterable[Dict[str, Any]], links: SymbolicLinks) -> None:
     """The symbolic links that lead to an image."""
-    for image in images:
-        found = links.to(decode_exact(image["path"], image["path_base64"]))
-        image["links"] = [{"path": show(link.path), "path_base64": encode_exact(link.path), "target": show(link.target)} for link in found]
+    by_path = {decode_exact(image["path"], image["path_base64"]): image for image in images}
+    for path, found in links.to(by_path).items() if by_path else ():
+        by_path[path]["links"] = [
+            {"path": show(link.path), "path_base64": encode_exact(link.path), "target": show(link.target)} for link in found
+        ]
 
 
 def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> None:

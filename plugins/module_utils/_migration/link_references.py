@@ -28,15 +28,25 @@ FACT = "links"
 """Where a record holds the links to its original: ``path``, ``before`` and ``after`` (what the link says, in Base64)."""
 
 
-def with_links(plan: Plan, links: SymbolicLinks) -> Plan:
-    """The plan of an image, with the links that are to follow it; or its refusal.
+def with_links(plans: Dict[int, Plan], links: SymbolicLinks) -> Dict[int, Plan]:
+    """The plans, each with the links that are to follow its image; or its refusal.
 
     Only an image that loses its name takes anything from its links.
     """
-    if plan.action not in (CONVERT, RETIRE) or plan.retired is None or plan.in_place:
-        return plan
-    found = links.to(plan.request.src)
-    if not found or plan.request.links == IGNORE:
+    losing = {
+        number: plan
+        for number, plan in plans.items()
+        if plan.action in (CONVERT, RETIRE) and plan.retired is not None and not plan.in_place
+    }
+    found = links.to(plan.request.src for plan in losing.values()) if losing else {}
+    return {
+        number: _with_links(plan, found[plan.request.src]) if number in losing and plan.request.src in found else plan
+        for number, plan in plans.items()
+    }
+
+
+def _with_links(plan: Plan, found: List[SymbolicLink]) -> Plan:
+    if plan.request.links == IGNORE:
         told = ["the symbolic link {0} leads to it, and will lead nowhere".format(show(link.path)) for link in found]
         return plan._replace(warnings=plan.warnings + tuple(told))
     if plan.request.links == REFUSE:

@@ -172,6 +172,7 @@ def _run(
         with session:
             recovered.extend(recover_all(session))
             _handle_all(choice, session.records, handle, missing, results)
+            _refresh_pools(session, results)
     except Interrupted as error:
         raise QcowError(
             str(error), reason="interrupted", hint="Run again to continue; unfinished work is completed first.", images=results
@@ -186,6 +187,15 @@ def _handle_all(choice: Choice, records: Records, handle: Handle, missing: Dict[
         results.append(dict(refused._asdict(), **missing))
     for record in chosen:
         results.append(_result_of(record, handle, missing))
+
+
+def _refresh_pools(session: Session, results: List[Dict[str, Any]]) -> None:
+    """Once for all records, as after a migration: a volume that has gone would stay listed."""
+    changed = [result for result in results if result["changed"]]
+    names = [(result[role], result[role + "_base64"]) for result in changed for role in ("src", "dest", "retired")]
+    problems = session.domains.refreshed([decode_exact(*name) for name in names if name[0] is not None])
+    if problems:
+        changed[0]["reasons"].extend(problems)
 
 
 def _result_of(record: Record, handle: Handle, missing: Dict[str, Any]) -> Dict[str, Any]:

@@ -23,7 +23,7 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
     moving = [plan for plan in plans if plan.action in (CONVERT, RETIRE) and plan.retired is not None]
     if not directories or not moving:
         return plans
-    search = mentions(directories, {plan.request.src: () for plan in moving})
+    search = mentions(directories, {plan.request.src: [link.path for link in plan.links] for plan in moving})
     warnings = tuple(could_not_search(search.unread))
     judged = []
     for plan in plans:
@@ -38,7 +38,7 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
 
 def keeps_name(plan: Plan, mention: Mention) -> bool:
     """Whether the name by which a line names the image leads to the result when it has been migrated."""
-    return plan.in_place
+    return plan.in_place or (bool(mention.links) and mention.links[-1] in {link.path for link in plan.links})
 
 
 def stays_right(plan: Plan, mention: Mention) -> bool:
