@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
+  - vmimage.qcow.options.moved
   - vmimage.qcow.options.state
 attributes:
   check_mode:
@@ -145,6 +146,7 @@ def main() -> None:
             "records": {"type": "list", "elements": "str", "default": []},
             "min_age_days": {"type": "float", "default": 14},
             "lock_timeout": {"type": "str", "default": "0s"},
+            "moved_files": {"type": "str", "choices": ["auto", "compare", "accept"], "default": "auto"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -160,6 +162,7 @@ def main() -> None:
             wait=seconds_of(params, "lock_timeout"),
             check_mode=module.check_mode,
             missing_ok=params["missing_ok"],
+            moved_files=params["moved_files"],
         )
         images = clean_all(choice, min_age=params["min_age_days"] * 86400, recovered=recovered)
     except QcowError as error:

@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
+  - vmimage.qcow.options.moved
   - vmimage.qcow.options.state
   - vmimage.qcow.options.libvirt
 attributes:
@@ -162,6 +163,7 @@ def main() -> None:
             "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
             "lock_timeout": {"type": "str", "default": "0s"},
+            "moved_files": {"type": "str", "choices": ["auto", "compare", "accept"], "default": "auto"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -178,6 +180,7 @@ def main() -> None:
             wait=seconds_of(params, "lock_timeout"),
             check_mode=module.check_mode,
             missing_ok=params["missing_ok"],
+            moved_files=params["moved_files"],
             domains=params["domains"],
             libvirt_uri=params["libvirt_uri"],
         )
