@@ -12,7 +12,7 @@ author:
   - vmimage.qcow contributors (@vmimage)
 description:
   - Deletes originals that M(vmimage.qcow.qcow_convert) renamed to C(.qcow1.orig), once they have been retired for O(min_age_days).
-  - An original is deleted only if the result was verified against it according to the record, it is still the file that was retired,
+  - An original is deleted only if the result was verified against it according to the record, it is still the file that was retired (see O(moved_files)),
     no process has it open, and the migrated image exists with the right format and size and consistent tables. If C(qemu-img) is
     installed, its check of a qcow2 result must pass too, unless a guest is writing to it or it is encrypted.
   - An original is kept if an image beside it has it as backing file, or if the migrated image was replaced by another file, has gained or lost a backing

@@ -17,6 +17,7 @@ description:
   - Refuses an image over which an overlay was created since the migration, in the same directory, because the overlay would lose its backing file.
     An overlay whose owner cannot read the result is left as it is and named in the reasons, unless a libvirt domain uses it.
   - Refuses an image whose original was deleted by M(vmimage.qcow.qcow_cleanup) or was changed, and one with a file that is in use.
+    A file that was only copied or mounted elsewhere is recognized by its content, see O(moved_files).
   - An image that was rolled back can be migrated again.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
