@@ -99,19 +99,20 @@ def withdraw(record: Record, references: References, reason: str) -> None:
 
 
 def _remove_result(record: Record) -> None:
-    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange)."""
+    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange).
+
+    :raises QcowError: that is so, or it cannot be removed.
+    """
     temporary = temporary_path(record)
     if inode_at(temporary) is None:
         return
     with Source(temporary) as source:
         # By content: inode numbers may be others by now, and the name is made of the record's own, so that what has it was made by that run.
         if in_place(record) and source.identify().format == "qcow":
-            if source.identity.ino == record.facts["src"]["ino"]:
-                return
             raise StateError(
                 "has the name of an unfinished result, but is a QCOW v1 image: it may be the original",
                 temporary,
-                hint="It was left as it is. Look at it, move it away and run again.",
+                hint="It was left as it is. Look at it, move it back or away, and run again.",
             )
         remove_durably(temporary, inode=source.identity.ino)
 

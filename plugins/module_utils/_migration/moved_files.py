@@ -94,16 +94,17 @@ class MovedFiles:
 
         :raises StateError: see :meth:`is_original`; or a file is none of both and has the place of one.
         """
-        role = "result_now" if record.state == State.ROLLING_BACK else "result"
-        if record.state not in (State.VERIFIED, State.PUBLISHED, State.REPOINTED, State.ROLLING_BACK) or not record.facts.get(role):
+        if record.state not in (State.VERIFIED, State.PUBLISHED, State.REPOINTED, State.ROLLING_BACK):
             return
+        role = "result_now" if record.state == State.ROLLING_BACK else "result"
         with ExitStack() as stack:
             files = list(_files(record, stack))
             original = self._original_among(record, files)
-            result = self._result_among(record, [file for file in files if file is not original], role)
+            others = [file for file in files if file is not original]
+            result = self._result_among(record, others, role) if record.facts.get(role) else None  # it may have been gone before a rollback
             taken = [file.identity.ino for file in (original, result) if file is not None]
             for name, file in (("src", original), (role, result)):
-                if file is None and record.facts[name]["ino"] in taken:
+                if file is None and record.facts.get(name) and record.facts[name]["ino"] in taken:
                     self._note(record, {name: dict(record.facts[name], ino=_NOBODY)})
 
     def _original_among(self, record: Record, files: List[Source]) -> Optional[Source]:
@@ -112,9 +113,10 @@ class MovedFiles:
         known = [file for file in images if file.identity.is_recorded(was)] or [file for file in images if file.identity.ino == was["ino"]]
         for file in known:
             try:
-                self.is_original(record, file)
+                if self._how != ACCEPT:  # with its own inode number and another time it was written, if its content does not say otherwise
+                    self.is_original(record, file)
             except StateError:
-                pass  # it counts as written since, as it does everywhere that its inode number is right and its time is not
+                pass
             return file
         return next((file for file in images if self.is_original(record, file)), None)
 
@@ -210,8 +212,11 @@ def _require_no_new_writers(record: Record, source: Source, beside: Sequence[str
     for path in (temporary_path(record) if role == "temporary" else record.file(role) for role in beside):
         there = None if path is None else identity_at(path)
         if path is not None and there is not None and not there.same_file(source.identity):
-            with Source(path) as other:
-                allowed.update(access_of(other.fd).writers())
+            try:
+                with Source(path) as other:
+                    allowed.update(access_of(other.fd).writers())
+            except QcowError:
+                pass  # a device, or nothing of ours
             break
     for stranger in access_of(source.fd).writers():
         if stranger not in allowed:
