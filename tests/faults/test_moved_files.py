@@ -7,11 +7,13 @@
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.file_options import set_file_options
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
@@ -166,3 +168,24 @@ def test_settled_once(tmp_path: Any) -> None:
     assert any("recognized" in reason for reason in migrate(scene)[0]["reasons"])
     assert [record.facts["src"]["ino"] for record in Records(os.fsencode(scene.state)).all()] == [os.stat(scene.src).st_ino]
     assert not any("recognized" in reason for reason in migrate(scene)[0]["reasons"])
+
+
+def test_mode_of_a_moved_result(tmp_path: Any, move: Callable[[str], None]) -> None:
+    """The task that names a mode is run again: it goes to the result, which is recognized, or accepted if guests have written to it."""
+    scene = Scene(str(tmp_path))
+    migrate(scene)
+
+    def set_mode(mode: int, how: str = "auto") -> dict[str, Any]:
+        params = dict.fromkeys(("owner", "group", "seuser", "serole", "setype", "selevel", "attributes"))
+        module = SimpleNamespace(params=dict(params, mode=mode, state_dir=scene.state, moved_files=how), check_mode=False)
+        result = migrate(scene)[0]
+        set_file_options(module, result)
+        return result
+
+    move(scene.images)
+    assert set_mode(0o640)["changed"] and os.stat(scene.dest).st_mode & 0o777 == 0o640
+    subprocess.run([require_tool("qemu-io"), "-f", "qcow2", "-c", "write -P 7 2m 64k", scene.dest], check=True)
+    copied(scene.images)
+    refused = set_mode(0o600)
+    assert refused["failed"] and "moved_files=accept" in refused["msg"] and os.stat(scene.dest).st_mode & 0o777 == 0o640
+    assert set_mode(0o600, "accept")["changed"] and os.stat(scene.dest).st_mode & 0o777 == 0o600
