@@ -44,6 +44,25 @@ options:
     default: 0s
 """
 
+    MOVED = r"""
+options:
+  moved_files:
+    description:
+      - What to do with a file of a record that has the recorded size, but another inode number or modification time. A copy to another disk
+        (C(cp -a)) gives a file another inode number, and so does every mount of FAT and of some FUSE filesystems.
+      - V(auto) reads the file and compares it with the record, if it occupies at most 1 GiB (an overlay with all that it rests on).
+        A larger one is refused, and the message says how many bytes would be read.
+      - V(compare) reads it whatever its size.
+      - V(accept) takes it for the recorded file without reading it. An original must still be a QCOW version 1 image of the recorded size with the
+        same backing file, a result must still have its format. This is for originals that are encrypted or damaged, for records of unverified
+        migrations, for overlays whose backing files are gone, and for results that guests have written to before they were moved. Look at the files
+        first, and do not use it where other users can write in the directory.
+      - A file that was recognized is noted in its record, so that it is read only once.
+    type: str
+    choices: [auto, compare, accept]
+    default: auto
+"""
+
     SEARCH = r"""
 options:
   exclude:

@@ -12,7 +12,7 @@ author:
   - vmimage.qcow contributors (@vmimage)
 description:
   - Deletes originals that M(vmimage.qcow.qcow_convert) renamed to C(.qcow1.orig), once they have been retired for O(min_age_days).
-  - An original is deleted only if the result was verified against it according to the record, it is still the file that was retired,
+  - An original is deleted only if the result was verified against it according to the record, it is still the file that was retired (see O(moved_files)),
     no process has it open, and the migrated image exists with the right format and size and consistent tables. If C(qemu-img) is
     installed, its check of a qcow2 result must pass too, unless a guest is writing to it or it is encrypted.
   - An original is kept if an image beside it has it as backing file, or if the migrated image was replaced by another file, has gained or lost a backing
@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
+  - vmimage.qcow.options.moved
   - vmimage.qcow.options.state
 attributes:
   check_mode:
@@ -145,6 +146,7 @@ def main() -> None:
             "records": {"type": "list", "elements": "str", "default": []},
             "min_age_days": {"type": "float", "default": 14},
             "lock_timeout": {"type": "str", "default": "0s"},
+            "moved_files": {"type": "str", "choices": ["auto", "compare", "accept"], "default": "auto"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -160,6 +162,7 @@ def main() -> None:
             wait=seconds_of(params, "lock_timeout"),
             check_mode=module.check_mode,
             missing_ok=params["missing_ok"],
+            moved_files=params["moved_files"],
         )
         images = clean_all(choice, min_age=params["min_age_days"] * 86400, recovered=recovered)
     except QcowError as error:

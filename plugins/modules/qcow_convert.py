@@ -24,6 +24,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.qcow_convert
   - vmimage.qcow.options.lock
+  - vmimage.qcow.options.moved
   - vmimage.qcow.options.libvirt
   - vmimage.qcow.options.shutdown
   - vmimage.qcow.options.search

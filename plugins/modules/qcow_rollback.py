@@ -17,12 +17,14 @@ description:
   - Refuses an image over which an overlay was created since the migration, in the same directory, because the overlay would lose its backing file.
     An overlay whose owner cannot read the result is left as it is and named in the reasons, unless a libvirt domain uses it.
   - Refuses an image whose original was deleted by M(vmimage.qcow.qcow_cleanup) or was changed, and one with a file that is in use.
+    A file that was only copied or mounted elsewhere is recognized by its content, see O(moved_files).
   - An image that was rolled back can be migrated again.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
+  - vmimage.qcow.options.moved
   - vmimage.qcow.options.state
   - vmimage.qcow.options.libvirt
 attributes:
@@ -162,6 +164,7 @@ def main() -> None:
             "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
             "lock_timeout": {"type": "str", "default": "0s"},
+            "moved_files": {"type": "str", "choices": ["auto", "compare", "accept"], "default": "auto"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -178,6 +181,7 @@ def main() -> None:
             wait=seconds_of(params, "lock_timeout"),
             check_mode=module.check_mode,
             missing_ok=params["missing_ok"],
+            moved_files=params["moved_files"],
             domains=params["domains"],
             libvirt_uri=params["libvirt_uri"],
         )

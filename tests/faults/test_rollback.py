@@ -219,10 +219,13 @@ def test_refusals(tmp_path: Any) -> None:
     os.rename(scene.retired, scene.retired + ".moved")
     assert roll_back(scene)[0]["reason"] == "missing"
     os.rename(scene.retired + ".moved", scene.retired)
-    status = os.stat(scene.retired)
-    os.utime(scene.retired)
-    assert roll_back(scene)[0]["reason"] == "changed"
-    os.utime(scene.retired, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with open(scene.retired, "r+b") as stream:  # the first cluster's bytes
+        stream.seek(scene.original.index(b"\1" * 4096))
+        stream.write(b"changed")
+    refused = roll_back(scene)[0]
+    assert refused["reason"] == "changed" and "moved_files=accept" in refused["msg"]
+    with open(scene.retired, "r+b") as stream:
+        stream.write(scene.original)
     unknown = roll_back_all(Choice(os.fsencode(scene.state), records=("20000101T000000.000000Z-00000000",)), discard_changes=False)
     assert unknown[0]["failed"] and unknown[0]["reason"] == "missing"
     state = os.fsencode(scene.state)

@@ -12,8 +12,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 from ansible_collections.vmimage.qcow.tests.support.require import require, require_root, require_tool
 
@@ -56,11 +57,81 @@ def _one_at_a_time() -> Iterator[None]:
         yield
 
 
+class FatByFuse:
+    """exFAT or FAT as FUSE shows them: after every mount the same files have other inode numbers. Context manager; needs root.
+
+    :param kind: ``exfat``, or ``fat``, whose driver cannot lengthen a file without writing to it. :param folder: gets the disk.
+    :param point: where it is mounted; in ``folder`` if not given.
+    """
+
+    _MAKE = {"exfat": ["mkfs.exfat"], "fat": ["mkfs.vfat"]}
+    _MOUNT = {"exfat": ["mount.exfat-fuse"], "fat": ["fusefat", "-o", "rw+"]}
+
+    def __init__(self, kind: str, folder: str, *, point: str = "", size_mib: int = 64) -> None:
+        require_root()
+        require(os.path.exists("/dev/fuse"), "needs /dev/fuse")
+        for tool in (self._MAKE[kind][0], self._MOUNT[kind][0]):
+            require_tool(tool)
+        self.point = point or os.path.join(folder, "mount-" + kind)
+        os.makedirs(self.point, exist_ok=True)
+        self._mount = self._MOUNT[kind]
+        self._disk = os.path.join(folder, kind + ".disk")
+        with open(self._disk, "wb") as stream:
+            stream.truncate(size_mib << 20)
+        subprocess.run([*self._MAKE[kind], self._disk], check=True, stdout=subprocess.DEVNULL)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "FatByFuse":
+        device: Any = self._disk
+        if self._mount[0] != "fusefat":  # that one takes files only
+            device = self._stack.enter_context(loop_device(pathlib.Path(self._disk)))
+        self._command = [*self._mount, str(device), self.point]
+        try:
+            self._attach()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *dummy: Any) -> None:
+        self._detach()
+        self._stack.close()
+
+    def remount(self, *first: str) -> None:
+        """Take it away and bring it back. Inode numbers are given out as files are asked for: ``first`` names some to be asked for before others."""
+        self._detach()
+        self._attach()
+        for name in first:
+            os.stat(os.path.join(self.point, name))
+
+    def _attach(self) -> None:
+        done = subprocess.run(self._command, check=False, capture_output=True)
+        require(
+            done.returncode == 0 and os.path.ismount(self.point), "cannot mount by FUSE: %s" % done.stderr.decode(errors="replace").strip()
+        )
+
+    def _detach(self) -> None:
+        subprocess.run(["umount", self.point], check=True)
+        for _look in range(200):  # the program writes what it holds, and then ends
+            if not any(_arguments(pid)[-1:] == [os.fsencode(self.point)] for pid in os.listdir("/proc") if pid.isdigit()):
+                return
+            time.sleep(0.05)
+
+
+def _arguments(pid: str) -> list[bytes]:
+    try:
+        with open("/proc/%s/cmdline" % pid, "rb") as stream:
+            return stream.read().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return []
+
+
 @contextlib.contextmanager
-def loop_device(path: pathlib.Path, content: bytes) -> Iterator[pathlib.Path]:
-    """A block device that holds the bytes, made of a file ``path``. Needs root."""
+def loop_device(path: pathlib.Path, content: Optional[bytes] = None) -> Iterator[pathlib.Path]:
+    """A block device that holds the bytes, made of a file ``path`` (of what is there, if not given). Needs root."""
     require_root()
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with _one_at_a_time():
         done = subprocess.run([require_tool("losetup"), "--find", "--show", path], capture_output=True, check=False, text=True)
     require(done.returncode == 0, "needs loop devices: " + done.stderr.strip())

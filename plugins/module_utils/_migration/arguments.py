@@ -89,6 +89,7 @@ ARGUMENTS = {
     "page_cache": {"type": "str", "choices": ["use", "spare"], "default": "use"},
     "reserve": {"type": "str", "default": "64M"},
     "lock_timeout": {"type": "str", "default": "0s"},
+    "moved_files": {"type": "str", "choices": ["auto", "compare", "accept"], "default": "auto"},
     "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
 }  # type: Dict[str, Any]
 """The module's argument spec."""
@@ -219,6 +220,7 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
         libvirt_uri=params["libvirt_uri"],
         reference_dirs=paths_of(params, "reference_dirs"),
         references=params["references"],
+        moved_files=params["moved_files"],
         raw_allowed=params["allow_declared_raw"],
         running=Policy(params["running"], seconds_of(params, "shutdown_timeout")),
         reserve=reserve,

@@ -19,6 +19,7 @@ from . import domain_policy, running_domains
 from .chains import plan_chains, refuse_together
 from .domain_references import FOLLOW
 from .execute import execute, execute_chain
+from .moved_files import AUTO
 from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned
 from .preflight import Reserve, Window, defer_beyond, deferred, preflight, unit_of
 from .recover import explain_all, recover_all
@@ -50,6 +51,7 @@ class Settings(NamedTuple):
     raw_allowed: bool = False  # images that a domain declares raw may be QCOW v1 images all the same
     reference_dirs: Tuple[bytes, ...] = ()  # text files that name an image keep it from losing its name
     references: str = "refuse"  # or report
+    moved_files: str = AUTO  # what to do with files that have other inode numbers or times than recorded
     running: domain_policy.Policy = domain_policy.Policy()  # what may be done to running domains
 
     def session(self, passes: int) -> Session:
@@ -59,6 +61,7 @@ class Settings(NamedTuple):
             wait=self.wait,
             domains=self.domains,
             libvirt_uri=self.libvirt_uri,
+            moved_files=self.moved_files,
             raw_allowed=self.raw_allowed,
             watched_as=self.watched_as,
             passes=passes,
@@ -90,7 +93,7 @@ def run(
     batch = _Batch(session, settings)
     if settings.check_mode:
         recovered.extend(explain_all(session))
-        plans = batch.plan(wanted, [], around)
+        plans = batch.plan(wanted, recovered, around)
         searched.extend(around.searched.values())
         return _tolerated(plans, [planned(plan) for plan in plans], settings)
     if not wanted and not session.anything_left:
@@ -180,7 +183,7 @@ class _Batch:
         around.domains, around.reference_dirs = session.domains, settings.reference_dirs
         requests = domain_policy.prepared(requests, session.domains, settings.running)
         level = CONTENT if settings.check_mode else STRUCTURE
-        plans = domain_policy.judge(plan_chains(requests, session.records, level, around), session.domains, settings.running)
+        plans = domain_policy.judge(plan_chains(requests, session.records, level, around, session.moved), session.domains, settings.running)
         plans = refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
         stuck = {decode_exact(entry["src"], entry["src_base64"]): entry["msg"] for entry in recovered if entry["failed"] and entry["src"]}
         for number, plan in enumerate(plans):
@@ -304,7 +307,7 @@ class _Batch:
         :param access: what running domains still do with them, see :attr:`.Request.domain_access`.
         """
         session = self._session
-        anew = plan_chains([plan.request._replace(domain_access=access) for plan in plans], session.records)
+        anew = plan_chains([plan.request._replace(domain_access=access) for plan in plans], session.records, moved=self._session.moved)
         if not access:
             anew = domain_policy.judge(anew, session.domains, self._settings.running)
         results: Dict[int, Dict[str, Any]] = {}

@@ -15,6 +15,7 @@ from .._paths import show
 from . import overlay_headers
 from .backing import new_name
 from .link_references import with_links
+from .moved_files import MovedFiles
 from .plan import CONVERT, REFUSE, RETIRE, Plan
 from .planner import Bases, make_plan
 from .record import Records
@@ -27,11 +28,18 @@ _TEMPLATE = (
 )
 
 
-def plan_chains(requests: List[Request], records: Records, level: str = STRUCTURE, around: Optional[SeenImages] = None) -> List[Plan]:
+def plan_chains(
+    requests: List[Request],
+    records: Records,
+    level: str = STRUCTURE,
+    around: Optional[SeenImages] = None,
+    moved: Optional[MovedFiles] = None,
+) -> List[Plan]:
     """One plan for each request, in their order; bases are planned before what rests on them.
 
     :param level: of the check of each image.
     :param around: what has been seen of other images already.
+    :param moved: settles which file is which.
 
     A base that would be retired gets the foreign overlays that have to follow it; it is refused where something rests on it that can neither
     follow nor is migrated in the same batch.
@@ -43,7 +51,7 @@ def plan_chains(requests: List[Request], records: Records, level: str = STRUCTUR
         node = around.node(request.src)
         if node is not None:
             own.setdefault(node.key, number)
-    bases = Bases(level)
+    bases = Bases(level, moved)
     if len(own) > 1:
         bases.users = find_users_many(own)
     plans: Dict[int, Plan] = {}

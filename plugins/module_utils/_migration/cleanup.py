@@ -22,6 +22,7 @@ from .._image.raw import Raw
 from .._paths import show
 from .._verify.compare import guest_blocks
 from .._verify.qcow_readers import open_reader
+from .moved_files import MovedFiles, way_out
 from .plan import NATIVE
 from .record import Record, State
 from .seen_images import NewDependents
@@ -40,11 +41,12 @@ class Removal(NamedTuple):
     returns: int = 0
 
 
-def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewDependents) -> Removal:
+def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewDependents, moved: Optional[MovedFiles] = None) -> Removal:
     """Look at a retired original and at the result that took its place, and decide. Changes nothing.
 
     :param min_age: seconds for which it must have been retired. :param now: seconds since 1970.
     :param dependents: finds the images that rest on the original by the name that it has now.
+    :param moved: settles which file is which.
     :raises QcowError: where it is old enough, but must not be deleted.
     """
     retired = record.file("retired")
@@ -68,9 +70,10 @@ def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewD
             reason="needed",
             hint=_KEPT + " Give these overlays another backing file (qemu-img rebase), or remove them.",
         )
-    _require_sound(record, retired)
+    moved = moved or MovedFiles()
+    _require_sound(record, retired, moved)
     reasons = ["retired for {0:.1f} days, and the migrated image is sound".format(age / 86400)]
-    return Removal(record, DELETE, reasons, _returns(record, retired))
+    return Removal(record, DELETE, reasons, _returns(record, retired, moved))
 
 
 def retired_at(record: Record) -> float:
@@ -78,16 +81,17 @@ def retired_at(record: Record) -> float:
     return float(calendar.timegm(time.strptime(record.facts.get("retired_time") or record.facts["time"], "%Y-%m-%dT%H:%M:%SZ")))
 
 
-def _returns(record: Record, retired: bytes) -> int:
+def _returns(record: Record, retired: bytes, moved: MovedFiles) -> int:
     """The space that deleting the original returns.
 
     :raises ImageChanged: it is not the file that was retired. :raises ImageInUse: somebody has it open.
     """
-    was = record.facts["src"]
     with Source(retired) as source:
-        if not source.identity.is_recorded(was):
+        if not moved.is_original(record, source):
             raise ImageChanged(
-                "is not the file that was retired, or was written after that", retired, hint="It was kept. Compare it with the result."
+                "is not the file that was retired, or was written after that",
+                retired,
+                hint="It was kept. Compare it with the result." + way_out(record, "src", source),
             )
         require_unused(source.fd, "the retired original", retired, "It was kept. Stop what uses it and run again.")
         status = os.fstat(source.fd)
@@ -97,7 +101,7 @@ def _returns(record: Record, retired: bytes) -> int:
 _KEPT = "The retired original was kept."
 
 
-def _require_sound(record: Record, retired: bytes) -> None:
+def _require_sound(record: Record, retired: bytes, moved: MovedFiles) -> None:
     """The result is there, is the file that was published with what guests have written to it since, opens, has its format and size, and its
     tables make sense; ``qemu-img``, where it is, must agree.
 
@@ -110,11 +114,12 @@ def _require_sound(record: Record, retired: bytes) -> None:
         raise QcowError("the migrated image is gone", dest, reason="missing", hint=_KEPT)
     try:
         with Source(dest) as source:
-            if source.identity.ino != record.facts["result"]["ino"]:
+            unchanged = source.identity.is_recorded(record.facts["result"])
+            if source.identity.ino != record.facts["result"]["ino"] and not moved.is_result(record, source):
                 raise ImageChanged(
-                    "the migrated image was replaced by another file",
+                    "the migrated image was replaced by another file, or was moved and has been written since it was made",
                     dest,
-                    hint=_KEPT + " Compare the two; delete the original by hand if you are sure.",
+                    hint=_KEPT + " Compare the two. If it is the migrated image, set moved_files=accept.",
                 )
             found = source.identify().format
             if format_name != "raw" and found != format_name:
@@ -131,7 +136,7 @@ def _require_sound(record: Record, retired: bytes) -> None:
             readable = not isinstance(layer, Qcow2) or layer.has_readable_content
             if not readable and record.facts.get("engine") == NATIVE:
                 raise ImageChanged("the migrated image is encrypted, or compressed with zstd, and was not", dest, hint=_KEPT)
-            if readable and not source.identity.is_recorded(record.facts["result"]):
+            if readable and not unchanged:
                 _require_something_left(retired, source.fd, dest, format_name)
             written = any(use.kind == WRITER for use in find_users(source.fd))
             checkable = isinstance(layer, Qcow2) and not layer.header.crypt_method and not written

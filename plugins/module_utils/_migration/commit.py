@@ -13,7 +13,7 @@ look it would go on with a file that has lost its name.
 import os
 from typing import Any, Dict
 
-from .._errors import ImageChanged, ImageInUse, QcowError
+from .._errors import ImageChanged, ImageInUse, QcowError, StateError
 from .._host.files import identity_at, inode_at
 from .._host.in_use import WRITER, require_unused
 from .._host.renames import publish_new, remove_durably, replace_keeping, retire
@@ -21,6 +21,7 @@ from .._paths import show
 from .record import Record, State, named, now
 from .references import References
 from .request import temporary_name
+from .source import Source
 
 
 def finish(record: Record, references: References, source_fd: int, guard: Any, *, hold: bool = False) -> None:
@@ -98,11 +99,22 @@ def withdraw(record: Record, references: References, reason: str) -> None:
 
 
 def _remove_result(record: Record) -> None:
-    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange)."""
+    """Remove the unfinished file, unless the name holds something else (as the original, in the middle of an exchange).
+
+    :raises QcowError: that is so, or it cannot be removed.
+    """
     temporary = temporary_path(record)
-    inode = (record.facts.get("temporary") or {}).get("ino")
-    if inode_at(temporary) not in (None, record.facts["src"]["ino"]):
-        remove_durably(temporary, inode=inode)
+    if inode_at(temporary) is None:
+        return
+    with Source(temporary) as source:
+        # By content: inode numbers may be others by now, and the name is made of the record's own, so that what has it was made by that run.
+        if in_place(record) and source.identify().format == "qcow":
+            raise StateError(
+                "has the name of an unfinished result, but is a QCOW v1 image: it may be the original",
+                temporary,
+                hint="It was left as it is. Look at it, move it back or away, and run again.",
+            )
+        remove_durably(temporary, inode=source.identity.ino)
 
 
 def _publish(record: Record, source_fd: int, guard: Any) -> None:

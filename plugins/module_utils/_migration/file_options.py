@@ -8,15 +8,17 @@ import grp
 import os
 import pwd
 import stat
-from typing import Any, Callable, Dict, Optional, Set
+from typing import Any, Callable, Dict, Optional
 
 from .._directories import access_on, behind_links
 from .._errors import ImageChanged, QcowError, UnsafeImage
 from .._host.attributes import set_access
-from .._host.files import open_source
+from .._host.files import identity_at, open_source
 from .._options import OptionError, absolute
 from .._paths import decode_exact
+from .moved_files import MovedFiles
 from .record import Records, State
+from .source import Source
 
 _BY_DESCRIPTOR = ("owner", "group", "mode")
 _BY_NAME = ("seuser", "serole", "setype", "selevel", "attributes")
@@ -36,8 +38,7 @@ def set_file_options(module: Any, result: Dict[str, Any]) -> None:
         fd = open_source(path, block_devices=True)
         try:
             status = os.fstat(fd)
-            if status.st_ino not in _published_as(result, Records(absolute(params["state_dir"], "state_dir"))):
-                raise ImageChanged("it is not the file that was published", path)
+            _require_published(result, path, status, Records(absolute(params["state_dir"], "state_dir")), MovedFiles(params["moved_files"]))
             mode = _mode_of(module, status)
             owner, group = _number_of(params, "owner", pwd.getpwnam), _number_of(params, "group", grp.getgrnam)
             result["changed"] = set_access(fd, owner, group, mode) or result["changed"]
@@ -52,16 +53,27 @@ def set_file_options(module: Any, result: Dict[str, Any]) -> None:
         )
 
 
-def _published_as(result: Dict[str, Any], records: Records) -> Set[int]:
-    """The inode numbers that the result may have: those of earlier and of this migration, or its own if it needed none."""
-    found = {
-        record.facts["result"]["ino"]
+def _require_published(result: Dict[str, Any], path: bytes, status: os.stat_result, records: Records, moved: MovedFiles) -> None:
+    """The result is the file of an earlier or of this migration, or the image itself if it needed none.
+
+    :raises QcowError: it is another file, or that takes an option to find out.
+    """
+    if result["src"] == result["dest"] and result["source"] is not None and status.st_ino == result["source"]["ino"]:
+        return
+    made = [
+        record
         for record in records.of_source(decode_exact(result["src"], result["src_base64"]))
         if record.state in State.IN_PLACE and record.facts.get("result")
-    }
-    if result["src"] == result["dest"] and result["source"] is not None:
-        found.add(result["source"]["ino"])
-    return found
+    ]
+    if any(status.st_ino == record.facts["result"]["ino"] for record in made):
+        return
+    with Source(path, identity_at(path)) as source:
+        if source.identity.ino != status.st_ino or not any(moved.is_result(record, source) for record in reversed(made)):
+            raise ImageChanged(
+                "it is not the file that was published, or was moved and has been written since",
+                path,
+                hint="Set moved_files=accept if it is.",
+            )
 
 
 def _number_of(params: Dict[str, Any], option: str, find: Callable[[str], Any]) -> Optional[int]:

@@ -42,7 +42,7 @@ def under_one_name(plan: Plan, first: Optional[Plan], records: Records) -> Plan:
 
 def _migrated_as(src: bytes, status: os.stat_result, records: Records) -> Optional[Record]:
     """The migration of the same file under another name, which it or the retired original still has."""
-    for record in records.of_inode(status.st_ino):
+    for record in records.of_file(status.st_ino, status.st_size):
         if record.state not in State.IN_PLACE or record.file("src") == src:
             continue
         for name in (record.file("retired"), record.file("src")):

@@ -16,6 +16,7 @@ from .._errors import ImageChanged, QcowError, StateError
 from .._host.files import open_source
 from .._host.in_use import require_unused
 from .._image import qcow2
+from .._image.chain import locate
 from .._image.qcow2_header import BackingEntry, backing_of, rebased
 from .._paths import decode_exact, show
 from .record import Record, Records, State, named
@@ -119,7 +120,7 @@ class OverlayHeaders(Updater):
         for wanted in record.facts.get(WANTED) or ():
             path = decode_exact(wanted["path"], wanted["path_base64"])
             if path not in known:
-                done.append(_entry(path, wanted))
+                done.append(_entry(path, wanted, record.path_of("src")))
                 record.note(record.state, **{DONE: done})
             _write(next(entry for entry in done if decode_exact(entry["path"], entry["path_base64"]) == path), "after", "before")
 
@@ -148,14 +149,18 @@ class OverlayHeaders(Updater):
         return found
 
 
-def _entry(path: bytes, wanted: Dict[str, Any]) -> Dict[str, Any]:
+def _entry(path: bytes, wanted: Dict[str, Any], src: bytes) -> Dict[str, Any]:
     fd = open_source(path)
     try:
         status = os.fstat(fd)
-        if status.st_ino != wanted["ino"]:
-            raise ImageChanged("is not the overlay that was planned for", path, hint="It was left as it is. Run again.")
         _require_unused(fd, path)
         before = _first_cluster(fd, path)
+        if status.st_ino != wanted["ino"] and (status.st_nlink > 1 or locate(path, backing_of(before, path).name) != src):
+            raise ImageChanged(
+                "is not the overlay that was planned for",
+                path,
+                hint="It was left as it is. Give it the backing file {0} with qemu-img rebase -u, and run again.".format(show(src)),
+            )
     finally:
         os.close(fd)
     after = rebased(before, BackingEntry(_bytes(wanted["name"]), wanted["format"]), path)
@@ -193,19 +198,28 @@ def _target(fd: int, path: bytes, entry: Dict[str, Any], to: str, other: str) ->
     """
     size = entry["cluster"]
     wanted, contrary = _bytes(entry[to]).ljust(size, b"\0"), _bytes(entry[other]).ljust(size, b"\0")
-    if os.fstat(fd).st_ino != entry["ino"]:
-        raise ImageChanged("is not the overlay that was recorded", path, hint="It was left as it is.")
-    now = os.pread(fd, size, 0)
+    status, now = os.fstat(fd), os.pread(fd, size, 0)
     if now == wanted:
         return None
-    if now == contrary:
+    ours = status.st_ino == entry["ino"] or (status.st_nlink == 1 and now == contrary)  # a copy says all that it said
+    if ours and now == contrary:
         return wanted
     try:
         says = backing_of(now, path)
     except QcowError:
-        return wanted  # torn
+        says = None  # torn
     if says == backing_of(wanted, path):
         return None
+    if not ours:
+        raise ImageChanged(
+            "is not the overlay that was recorded",
+            path,
+            hint="It was left as it is. Give it the backing file {0} with qemu-img rebase -u, and run again.".format(
+                show(backing_of(wanted, path).name)
+            ),
+        )
+    if says is None:
+        return wanted
     if says == backing_of(contrary, path):
         return rebased(now, backing_of(wanted, path), path)  # used since: everything but the backing file stays
     if _torn(now, wanted, contrary):

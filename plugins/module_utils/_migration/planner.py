@@ -9,7 +9,7 @@ import time
 from typing import Any, Dict, List, Optional, Set
 
 from .._directories import exists, is_directory, status_of
-from .._errors import DamagedImage, PassphraseError, QcowError, UnsafeImage, UnsupportedImage, VerificationFailed
+from .._errors import DamagedImage, PassphraseError, QcowError, StateError, UnsafeImage, UnsupportedImage, VerificationFailed
 from .._fingerprint import rounded
 from .._host.attributes import protection
 from .._host.files import check_name
@@ -27,6 +27,7 @@ from .._verify.compare import verify
 from .backing import KEEP, RECLUSTER, Replacement, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
 from .block_device import device_at, require_usable
 from .hard_links import under_one_name
+from .moved_files import MovedFiles
 from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
 from .record import Record, Records, State
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
@@ -41,10 +42,12 @@ class Bases:
     """What is already known while a batch is planned, bases before their overlays: the plans by what their originals are.
 
     :param level: of the check of each image. A run that only asks has every stream inflated, a real one does that while it copies.
+    :param moved: settles which file an earlier record speaks of.
     """
 
-    def __init__(self, level: str = STRUCTURE) -> None:
+    def __init__(self, level: str = STRUCTURE, moved: Optional[MovedFiles] = None) -> None:
         self.level = level
+        self.moved = moved or MovedFiles()
         self.plans: Dict[Key, Plan] = {}
         self.sound: Set[Key] = set()
         self.users: Dict[Key, List[Use]] = {}  # from one look at all processes for all images
@@ -107,22 +110,36 @@ def _decide(request: Request, dest: bytes, records: Records, bases: Bases) -> Pl
                 reason="not-v1",
                 hint="It was left as it is.",
             )
-        if done is not None and done.file("dest") == dest and source.identity.is_recorded(done.facts["src"]) and exists(dest):
-            action, retired = (RETIRE, retired_path(request.src)) if request.retire else (NOOP, None)
-            if retired is not None:
-                _require_renamable(source)
-            return Plan(
-                action,
-                request,
-                dest,
-                ["converted before (record {0})".format(done.id)],
-                "",
-                retired,
-                identity=source.identity,
-                unfinished=done.id if done.unfinished else None,
-            )
+        unsettled = None
+        if done is not None and done.file("dest") == dest and exists(dest):
+            try:
+                if bases.moved.is_original(done, source):
+                    return _converted_before(request, dest, source, done, bases)
+            except StateError as error:
+                unsettled = error
         require_expected(request, source.identity)
-        return _plan_conversion(request, dest, source, records, bases)
+        try:
+            return _plan_conversion(request, dest, source, records, bases)
+        except QcowError:
+            if unsettled is not None:  # nor is the result equal to it
+                raise unsettled from None
+            raise
+
+
+def _converted_before(request: Request, dest: bytes, source: Source, done: Record, bases: Bases) -> Plan:
+    action, retired = (RETIRE, retired_path(request.src)) if request.retire else (NOOP, None)
+    if retired is not None:
+        _require_renamable(source)
+    return Plan(
+        action,
+        request,
+        dest,
+        ["converted before (record {0})".format(done.id)] + bases.moved.words(done),
+        "",
+        retired,
+        identity=source.identity,
+        unfinished=done.id if done.unfinished else None,
+    )
 
 
 def _last_done(records: List[Record]) -> Optional[Record]:
@@ -294,8 +311,10 @@ def _replacement_of(base: Member, src: bytes, records: Records, bases: Bases) ->
     if plan is not None:
         raise QcowError("its base {0} cannot be migrated: {1}".format(show(base.path), "; ".join(plan.reasons)), src, reason="chain")
     done = _last_done(records.of_source(base.real))
-    if done is not None and identity_of(base).is_recorded(done.facts["src"]) and exists(done.path_of("dest")):
-        return Replacement(done.path_of("dest"), done.facts["format"], None, True)
+    if done is not None and exists(done.path_of("dest")):
+        with Source(base.real, identity_of(base)) as there:
+            if bases.moved.is_original(done, there):
+                return Replacement(done.path_of("dest"), done.facts["format"], None, True)
     raise QcowError(
         "its base {0} is a QCOW v1 image that is not migrated in this run".format(show(base.path)),
         src,

@@ -167,9 +167,10 @@ class Records:
         """The records of migrations of the image at ``src``, oldest first."""
         return self._by_source().get(src, [])
 
-    def of_inode(self, ino: int) -> List[Record]:
-        """The records of migrations of images whose file had that inode number, on whatever filesystem."""
-        return [record for found in self._by_source().values() for record in found if record.facts["src"].get("ino") == ino]
+    def of_file(self, ino: int, size: int) -> List[Record]:
+        """The records of migrations of images whose file had that inode number, on whatever filesystem, or that size in bytes."""
+        everything = (record for found in self._by_source().values() for record in found)
+        return [record for record in everything if record.facts["src"].get("ino") == ino or record.facts["src"].get("size") == size]
 
     def _by_source(self) -> Dict[bytes, List[Record]]:
         if self._loaded is None:

@@ -16,6 +16,7 @@ from .._signals import Interrupted
 from . import cleanup, rollback
 from .domain_references import FOLLOW
 from .link_references import links_of
+from .moved_files import AUTO
 from .record import Record, Records, State
 from .recover import explain, explain_all, recover_all
 from .results import Undone
@@ -78,10 +79,13 @@ class Choice(NamedTuple):
     missing_ok: bool = False  # paths that name neither a record nor a directory are no errors
     domains: str = FOLLOW  # what becomes of the libvirt domains that a rollback concerns
     libvirt_uri: str = DEFAULT_URI
+    moved_files: str = AUTO  # what to do with files that have other inode numbers or times than recorded
 
     def session(self) -> Session:
         """A session for the run."""
-        return Session(self.state_dir, wait=self.wait, domains=self.domains, libvirt_uri=self.libvirt_uri, undoing=True)
+        return Session(
+            self.state_dir, wait=self.wait, domains=self.domains, libvirt_uri=self.libvirt_uri, undoing=True, moved_files=self.moved_files
+        )
 
 
 def answer_of(images: List[Dict[str, Any]], recovered: List[Dict[str, Any]], **more: Any) -> Tuple[Dict[str, Any], str]:
@@ -108,7 +112,7 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
 
     def handle(record: Record) -> Dict[str, Any]:
         reversal = rollback.plan_rollback(
-            record, session.references, discard_changes=discard_changes, keep=record.path_of("src") in below_kept
+            record, session.references, discard_changes=discard_changes, keep=record.path_of("src") in below_kept, moved=session.moved
         )
         ignored: List[str] = []
         if reversal.action == rollback.ROLL_BACK:
@@ -126,7 +130,7 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
         kept = record.file("rolled_back_to") or reversal.kept
         return {
             "action": reversal.action,
-            "reasons": reversal.reasons + ignored,
+            "reasons": reversal.reasons + session.moved.words(record) + ignored,
             "changed": reversal.action == rollback.ROLL_BACK,
             "discarded": reversal.changed,
             "kept": None if kept is None else show(kept),
@@ -148,10 +152,11 @@ def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[s
     now, dependents = time.time(), NewDependents(session.domains)
 
     def handle(record: Record) -> Dict[str, Any]:
-        removal = cleanup.plan_cleanup(record, min_age=min_age, now=now, dependents=dependents)
+        removal = cleanup.plan_cleanup(record, min_age=min_age, now=now, dependents=dependents, moved=session.moved)
         if removal.action == cleanup.DELETE and not choice.check_mode:
             cleanup.clean(removal)
-        return dict(cleanup.describe(removal), action=removal.action, reasons=removal.reasons, changed=removal.action == cleanup.DELETE)
+        reasons = removal.reasons + session.moved.words(record)
+        return dict(cleanup.describe(removal), action=removal.action, reasons=reasons, changed=removal.action == cleanup.DELETE)
 
     if not choice.paths and not choice.records:
         choice = choice._replace(paths=(b"/",))

@@ -56,7 +56,8 @@ def recover(session: Session) -> List[Dict[str, Any]]:
     for record in records.unfinished():
         failed = False
         try:
-            words = _recover(record, session.references)
+            session.moved.settle(record)
+            words = "; ".join([_recover(record, session.references)] + session.moved.words(record))
         except QcowError as error:
             # A base waits for its overlays: those are looked after in this run, and it after them.
             failed, words = error.reason != "needed", str(error)
@@ -76,9 +77,15 @@ def recover_all(session: Session) -> List[Dict[str, Any]]:
 
 def explain_all(session: Session) -> List[Dict[str, Any]]:
     """What :func:`recover_all` would look after; nothing is done."""
-    return explain_domains(session) + [
-        _recovered(record, explain(record)["unfinished"] or "", False) for record in session.records.unfinished()
-    ]
+    return explain_domains(session) + [_explained(record, session) for record in session.records.unfinished()]
+
+
+def _explained(record: Record, session: Session) -> Dict[str, Any]:
+    try:
+        session.moved.settle(record)
+    except QcowError as error:
+        return _recovered(record, str(error), True)
+    return _recovered(record, "; ".join([explain(record)["unfinished"] or ""] + session.moved.words(record)), False)
 
 
 def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
@@ -131,7 +138,7 @@ def _recover(record: Record, references: References) -> str:
 
 def _settle_cleaning(record: Record) -> str:
     """The deletion was decided on; whether it happened shows. It is not repeated here: the next cleanup looks at everything again."""
-    if inode_at(record.file("retired")) == record.facts["src"]["ino"]:
+    if inode_at(record.file("retired")) is not None:
         record.note(State.DONE)
         return "the retired original is still there"
     record.note(State.CLEANED)

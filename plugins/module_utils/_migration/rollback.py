@@ -19,6 +19,7 @@ from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
 from .._verify.qcow_readers import open_reader
 from .commit import in_place, temporary_path
+from .moved_files import MovedFiles, way_out
 from .record import Record, Records, State, named
 from .references import References
 from .source import Source, open_layer
@@ -42,11 +43,14 @@ class Reversal(NamedTuple):
     result: Optional[FileIdentity] = None  # of the result, None where it is gone
 
 
-def plan_rollback(record: Record, references: References, *, discard_changes: bool, keep: bool = False) -> Reversal:
+def plan_rollback(
+    record: Record, references: References, *, discard_changes: bool, keep: bool = False, moved: Optional[MovedFiles] = None
+) -> Reversal:
     """Look at a record and at what it speaks of, and decide. Changes nothing.
 
     :param discard_changes: whether the guest may lose what it has written to the result since.
     :param keep: not to delete the result in any case: something that is kept rests on it.
+    :param moved: settles which file is which.
     :raises QcowError: where the rollback has to be refused; nothing is changed then.
     """
     if record.state in (State.ROLLED_BACK, State.FAILED):
@@ -64,19 +68,19 @@ def plan_rollback(record: Record, references: References, *, discard_changes: bo
         raise StateError(
             "the migration is unfinished ({0})".format(record.state), record.path_of("src"), hint="Run the migration again first."
         )
-    _require_original(record)
+    moved = moved or MovedFiles()
+    _require_original(record, moved)
     _require_backing(record)
     found = references.obstacles(record)
     if found:
         raise StateError("what refers to the image cannot be pointed back: {0}".format("; ".join(found)), record.path_of("dest"))
     if record.facts.get("adopted"):
         return Reversal(record, ROLL_BACK, ["the result was there before the migration and stays"])
-    return _with_result(record, discard_changes, keep)
+    return _with_result(record, discard_changes, keep, moved)
 
 
-def _require_original(record: Record) -> None:
+def _require_original(record: Record, moved: MovedFiles) -> None:
     src, retired = record.path_of("src"), record.file("retired")
-    was = record.facts["src"]
     where = retired or src
     if retired is not None and not in_place(record) and exists(src):
         raise TargetExists(
@@ -88,9 +92,11 @@ def _require_original(record: Record) -> None:
     if inode_at(where) is None:
         raise QcowError("the original is gone", where, reason="missing", hint="Nothing was changed. Restore it from a backup.")
     with Source(where) as source:
-        if not source.identity.is_recorded(was):
+        if not moved.is_original(record, source):
             raise ImageChanged(
-                "the original is not what it was when it was migrated", where, hint="Nothing was changed. Compare the two first."
+                "the original is not what it was when it was migrated",
+                where,
+                hint="Nothing was changed. Compare the two first." + way_out(record, "src", source),
             )
         _require_idle(source)
 
@@ -113,13 +119,13 @@ def _require_idle(source: Source) -> None:
     require_unused(source.fd, "the image", source.path, "Nothing was changed. Stop what uses it and run again.")
 
 
-def _with_result(record: Record, discard_changes: bool, keep: bool) -> Reversal:
+def _with_result(record: Record, discard_changes: bool, keep: bool, moved: MovedFiles) -> Reversal:
     dest = record.path_of("dest")
     if inode_at(dest) is None:
         return Reversal(record, ROLL_BACK, ["the result is gone already"])
     with Source(dest) as source:
         _require_idle(source)
-        what = _changes(record, source)
+        what = _changes(record, source, moved)
         if not what and not keep:
             return Reversal(record, ROLL_BACK, ["the result has not changed since it was made"], result=source.identity)
         if what and not discard_changes:
@@ -134,7 +140,7 @@ def _with_result(record: Record, discard_changes: bool, keep: bool) -> Reversal:
         return Reversal(record, ROLL_BACK, [why], bool(what), kept, source.identity)
 
 
-def _changes(record: Record, source: Source) -> str:
+def _changes(record: Record, source: Source, moved: MovedFiles) -> str:
     """How the result differs from what was published, in words; empty where the guest sees the same bytes.
 
     Times and inode numbers can be forged or change for good reasons; what counts is what the guest sees, where that can be told.
@@ -142,7 +148,11 @@ def _changes(record: Record, source: Source) -> str:
     touched = not source.identity.is_recorded(record.facts.get("result") or {})
     proof = record.facts.get("fingerprint")
     if proof is None or not _readable_alone(record, source):
-        return "it is another file, or its size or modification time is another" if touched else ""
+        try:
+            unchanged = not touched or moved.is_result(record, source)
+        except StateError as undecided:
+            return "it {0}; moved_files=accept takes it for what was made".format(undecided.message)
+        return "" if unchanged else "it is another file, or its size or modification time is another"
     try:
         same = fingerprint([open_reader(record.facts["format"], source.fd, source.path)]) == proof
     except QcowError as error:
@@ -203,7 +213,7 @@ def resume(record: Record, references: References) -> None:
 
 def _place(record: Record, result: Optional[Dict[str, Any]]) -> Optional[bytes]:
     """The name the result has just now."""
-    for path in (record.path_of("dest"), record.file("rolled_back_to"), temporary_path(record)):
+    for path in (record.path_of("dest"), record.file("rolled_back_to"), temporary_path(record), record.file("retired")):
         if path is not None and result is not None and inode_at(path) == result["ino"]:
             return path
     return None

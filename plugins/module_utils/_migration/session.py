@@ -11,6 +11,7 @@ from .._libvirt.api import DEFAULT_URI
 from .._signals import Interruptible
 from .domain_references import FOLLOW, IGNORE, REFUSE, Domains, IgnoredDomains, LostDomains, RefusingDomains
 from .link_references import LinkUpdater
+from .moved_files import AUTO, MovedFiles
 from .overlay_headers import NeededBases, OverlayHeaders
 from .progress import Progress
 from .record import DomainJournal, Exclusive, Records
@@ -28,6 +29,7 @@ class Session:
     :param wait: seconds to wait for another run to end.
     :param domains: what becomes of libvirt domains that use an image: ``follow``, ``refuse`` or ``ignore``.
     :param undoing: the run rolls back or cleans up: ``ignore`` then leaves definitions as they are.
+    :param moved_files: what to do with a file that has another inode number or time than recorded, see :class:`.MovedFiles`.
     :param raw_allowed: a v1 image may be followed as an image although a domain declares it raw.
     :param watched_as: the token by which progress is watched.
     :param passes: how often the bytes of each image are gone through.
@@ -41,6 +43,7 @@ class Session:
         domains: str = FOLLOW,
         libvirt_uri: str = DEFAULT_URI,
         undoing: bool = False,
+        moved_files: str = AUTO,
         raw_allowed: bool = False,
         watched_as: Optional[str] = None,
         passes: int = 2,
@@ -48,6 +51,7 @@ class Session:
         self.state_dir = state_dir
         self.journal = DomainJournal(state_dir)
         self.domains = (_UNDOING if undoing else _MIGRATING)[domains](libvirt_uri, raw_allowed=raw_allowed)
+        self.moved = MovedFiles(moved_files)
         self.references = References(NeededBases(), OverlayHeaders(), LinkUpdater(), self.domains)
         self.progress = Progress(state_dir, watched_as, passes)
         self._wait = wait
@@ -73,6 +77,7 @@ class Session:
             held.enter_context(Exclusive(self.state_dir, self._wait))
             self.progress.sweep()
             self._held = held.pop_all()
+        self.moved.writes = True
         return self
 
     def __exit__(self, *error: Any) -> None:
