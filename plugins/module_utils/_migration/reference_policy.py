@@ -37,8 +37,8 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
 
 
 def keeps_name(plan: Plan, mention: Mention) -> bool:
-    """Whether the name by which a line names the image leads to the result when it has been migrated."""
-    return plan.in_place
+    """Whether the name by which a line names the image leads to the result when it has been migrated; a variable is set elsewhere."""
+    return plan.in_place or (mention.word.startswith(b"$") and b"/" not in mention.word)
 
 
 def stays_right(plan: Plan, mention: Mention) -> bool:

@@ -392,11 +392,9 @@ def test_arguments_without_a_format_are_true_of_a_result_under_the_same_name(hos
     guest.wait("GUEST-UP")
     (busy,) = host.run(one, keep_name=True)
     assert busy["reason"] == "in-use"
-    guest.domain.destroy()
     before = guest.xml()
-    (done,) = host.run(one, keep_name=True)
+    (done,) = host.run(one, keep_name=True, running="shutdown")
     assert not done["failed"], done["msg"]
-    guest.domain.create()
     guest.wait("GUEST-UP", 2)
     assert guest.xml() == before
 
@@ -414,6 +412,9 @@ def test_formats_in_other_arguments_and_links_count(host: Host) -> None:
     for how in ({}, {"keep_name": True}):
         (refused,) = host.run(one, **how)
         assert refused["reason"] == "domain" and "It states the format qcow" in refused["msg"], refused["msg"]
+    host.daemon.clear()
+    arguing(host, "-drive", "format=qcow,if=none,id=d,file=%s/link/one.qcow" % host.directory.parent)
+    assert "It states the format qcow" in host.run(one, keep_name=True)[0]["msg"]
 
 
 def test_each_image_is_told_with_its_users(host: Host) -> None:
