@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import StateError
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, named
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
@@ -229,6 +230,23 @@ def test_original_removed_since_the_crash(server: Server, tmp_path: Any, state: 
     assert not recovered[0]["failed"]
     scene.assert_settled()
     assert scene.listing() == ([] if state == "verified" else ["disk.qcow2"])
+
+
+@pytest.mark.parametrize("state", ["published", "repointed"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_result_removed_since_the_crash(server: Server, tmp_path: Any, state: str, renamed: bool) -> None:
+    """The original is all that is left: it is not retired, has its name, and is migrated again."""
+    scene = Scene(str(tmp_path))
+    crashed(server, scene, state)
+    os.unlink(scene.dest)
+    if renamed:
+        os.rename(scene.src, scene.src + ".qcow1.orig")
+    choice = Choice(os.fsencode(scene.state), paths=(os.fsencode(scene.images),))
+    assert [answer["changed"] for answer in clean_all(choice, min_age=0)] == []
+    assert scene.listing() == ["disk.qcow"]
+    results, _recovered = again(scene)
+    assert not results[0]["failed"], results[0]["msg"]
+    scene.assert_migrated()
 
 
 def test_name_taken_since_the_crash(server: Server, tmp_path: Any) -> None:

@@ -160,6 +160,15 @@ _AROUND = 2048  # bytes: lines without end are data
 Span = Tuple[int, int]
 
 
+def span_of(line: bytes, name: bytes) -> Span:
+    """Where a name stands in a line; where it is spelled otherwise, where the first path begins."""
+    for part in (name, b"/"):
+        start = line.find(part)
+        if start >= 0:
+            return start, start + len(part)
+    return 0, 0
+
+
 def stated(line: bytes, name: Span) -> Optional[Span]:
     """Where a line states the format of the image that it names at ``name``: in the same word, in the same quotes, or outside what names other
     files. The nearest one counts.
@@ -252,8 +261,7 @@ def with_format(line: bytes, span: Span, format_name: bytes) -> Optional[bytes]:
 def replaced(text: str, src: bytes, dest: bytes, old: Optional[str], new: str) -> Optional[str]:
     """A text with the result's name and format where it names the image at ``src`` and states the format ``old``; ``None`` where that is not possible."""
     line = text.encode("utf-8", "surrogateescape")
-    start = max(line.find(src), 0)
-    where = stated(line, (start, start + len(src)))
+    where = stated(line, span_of(line, src))
     changed = line if where is None or old in (None, new) else with_format(line, where, new.encode("ascii"))
     changed = None if changed is None else renamed(changed, src, src, dest)
     return None if changed is None else changed.decode("utf-8", "backslashreplace")

@@ -17,7 +17,7 @@ from .._directories import exists
 from .._errors import ImageChanged, ImageInUse, QcowError, StateError
 from .._host.files import inode_at
 from .._host.in_use import Guard
-from .._host.renames import remove_durably
+from .._host.renames import remove_durably, retire
 from .._libvirt import api, control, domain_xml, redefine
 from .._paths import decode_exact, encode_exact, show
 from .commit import abandon, finish, in_place, published, result_unchanged, temporary_path, withdraw, written
@@ -157,6 +157,11 @@ def _complete(record: Record, references: References) -> str:
     if record.state == State.VERIFIED and not result_in_place and inode_at(temporary_path(record)) != record.facts["result"]["ino"]:
         abandon(record, "the result is gone")
         return "the result did not survive; the original is as it was"
+    if record.state in (State.PUBLISHED, State.REPOINTED) and inode_at(record.path_of("dest")) is None:
+        if name != record.path_of("src"):
+            retire(name, record.path_of("src"), inode=record.facts["src"]["ino"])
+        withdraw(record, references, "the result is gone")
+        return "the result was removed by other means; the original has its name and what refers to it"
     try:
         with Source(name) as source:
             _require_unchanged(record, source)

@@ -37,8 +37,9 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
 
 
 def keeps_name(plan: Plan, mention: Mention) -> bool:
-    """Whether the name by which a line names the image leads to the result when it has been migrated."""
-    return plan.in_place or (bool(mention.links) and mention.links[-1] in {link.path for link in plan.links})
+    """Whether the name by which a line names the image leads to the result when it has been migrated; a variable is set elsewhere."""
+    followed = bool(mention.links) and mention.links[-1] in {link.path for link in plan.links}
+    return plan.in_place or followed or (mention.word.startswith(b"$") and b"/" not in mention.word)
 
 
 def stays_right(plan: Plan, mention: Mention) -> bool:
