@@ -22,7 +22,7 @@ from .execute import execute, execute_chain
 from .moved_files import AUTO
 from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned
 from .preflight import Reserve, Window, defer_beyond, deferred, preflight, unit_of
-from .recover import explain_all, recover_all
+from .recover import explain_all, recover_all, recover_waiting
 from .reference_policy import refuse_referenced
 from .request import READ, Request
 from .results import Outcome
@@ -108,6 +108,7 @@ def run(
             plans = batch.plan(wanted, recovered, around)
             searched.extend(around.searched.values())
             batch.execute(plans)
+            recover_waiting(session, recovered)
     except Interrupted as error:
         raise QcowError(
             "{0}; the work in progress was undone".format(error),

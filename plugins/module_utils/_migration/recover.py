@@ -53,18 +53,40 @@ def recover(session: Session) -> List[Dict[str, Any]]:
     for path in records.unreadable():
         message = "{0}: this record cannot be read; its storage has failed. Move it away once you have looked at it.".format(show(path))
         answers.append(dict(Recovered(message, None, failed=True)._asdict()))
-    for record in records.unfinished():
+    return answers + _look_after(records.unfinished(), session)
+
+
+def _look_after(records: List[Record], session: Session) -> List[Dict[str, Any]]:
+    answers: List[Dict[str, Any]] = []
+    waiting: List[Record] = []
+    for record in records:
         failed = False
         try:
             session.moved.settle(record)
             words = "; ".join([_recover(record, session.references)] + session.moved.words(record))
         except QcowError as error:
-            # A base waits for its overlays: those are looked after in this run, and it after them.
             failed, words = error.reason != "needed", str(error)
+            if not failed:
+                waiting.append(record)
+                continue
         except OSError as error:
             failed, words = True, "{0}: {1}".format(show(record.file("src") or b""), error.strerror or error)
         answers.append(_recovered(record, words, failed))
-    return answers
+    if waiting and answers:  # a base waits for its overlays: those come after it, and some were looked after now
+        return answers + _look_after(waiting, session)
+    return answers + [_recovered(record, "waits for its overlays, which are not migrated yet", False) for record in waiting]
+
+
+def recover_waiting(session: Session, recovered: List[Dict[str, Any]]) -> None:
+    """Look after the records again that had to wait for what the run has migrated since.
+
+    :param recovered: what :func:`recover` has returned; what it says of them is replaced.
+    """
+    waiting = [entry for entry in recovered if entry["state"] == State.PUBLISHED and not entry["failed"]]
+    for entry in waiting:
+        recovered.remove(entry)
+    names = {entry["record"] for entry in waiting}
+    recovered.extend(_look_after([record for record in session.records.unfinished() if record.id in names], session))
 
 
 def recover_all(session: Session) -> List[Dict[str, Any]]:
