@@ -197,3 +197,23 @@ def test_the_script_finds_what_is_dead(tmp_path: pathlib.Path, daemon: Libvirtd)
     dead = {entry["where"].rpartition("/")[2].split(" ")[0] for entry in estate.dead()}
     kinds = ["disk.0", "again", "clone-0.qcow2", "guest.xl", "guest.vbox", "start.sh", "guest.service", "domain", "arguments"]
     assert dead.issuperset(kinds), dead
+
+
+def test_links_follow_a_plan(tmp_path: pathlib.Path) -> None:
+    """The plan names images only; the trees that the scan looked through are looked through again for what leads to them."""
+    tree = tmp_path / "tree"
+    image, link = tree / "store" / "7f3a.qcow", tree / "vm" / "disk.0"
+    image.parent.mkdir(parents=True)
+    link.parent.mkdir()
+    build(ImageSpec(size=MIB, clusters={3: Plain(b"data")})).write(image)
+    link.symlink_to("../store/7f3a.qcow")
+    controller = Controller(tmp_path)
+    common = {"state_dir": str(tmp_path / "state"), "report_dir": str(tmp_path / "reports")}
+    scanned = controller.run("scan", scan_paths=[str(tree)], **{"scan_" + name: value for name, value in common.items()})
+    assert scanned.returncode == 0 and "link %s" % link in scanned.text, scanned.output
+    migrate = {"migrate_" + name: value for name, value in common.items()}
+    done = controller.run("migrate", migrate_plan=str(tmp_path / "reports"), migrate_reserve="1M", **migrate)
+    assert done.returncode == 0, done.output
+    assert [image["changed"] for image in done.converted] == [True] and link.resolve() == image.with_suffix(".qcow2")
+    back = controller.run("rollback", rollback_paths=[str(link)], **{"rollback_" + name: value for name, value in common.items()})
+    assert back.returncode == 0 and back.changed == 1 and link.resolve() == image, back.output
