@@ -23,7 +23,7 @@ _FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40  # as in the kernel
 
 
-def _can_exchange(directory: int, entry: os.stat_result) -> bool:
+def can_exchange(directory: int, entry: os.stat_result) -> bool:
     """Whether a stranger could have put an entry of an open directory there, or can put another in its place."""
     status = os.fstat(directory)
     if status.st_mode & stat.S_ISVTX and not is_stranger(status.st_uid):
@@ -159,7 +159,7 @@ def target_of(path: bytes, directory: int, name: bytes, link: bytes) -> bytes:
     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if not stat.S_ISLNK(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if _can_exchange(directory, status):
+    if can_exchange(directory, status):
         raise UnsafeImage(
             "is reached through the symbolic link {0}, which users other than root can change; it was not followed".format(show(link)),
             path=path,

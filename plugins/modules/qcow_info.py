@@ -253,6 +253,7 @@ searched:
     path: {description: The directory., type: str, sample: /srv/vm}
     path_base64: {description: "Its exact path in Base64 if RV(searched[].path) cannot represent it.", type: str, sample: null}
     recurse: {description: Whether its subdirectories were searched too., type: bool, sample: true}
+    limited: {description: Whether O(exclude) or O(one_filesystem) may have left out a part., type: bool, sample: false}
     error: {description: "What of it could not be read, or V(null).", type: str, sample: null}
 summary:
   description: Numbers of directories and files searched, of images by format, of candidates, damaged images and errors, and the bytes of the candidates.

@@ -7,11 +7,13 @@
 import os
 import pathlib
 import random
+import subprocess
 from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._host import renames
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import symbolic_links
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import tree as tree_module
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, info, link_references
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, roll_back_all
@@ -20,6 +22,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.search imp
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.seen_images import SeenImages
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
+from ansible_collections.vmimage.qcow.tests.support.require import require_root
 
 MIB = 1 << 20
 
@@ -31,6 +34,7 @@ class Tree:
         self.root = root / "srv"
         self.root.mkdir()
         self.state = os.fsencode(root / "state")
+        self.limits: dict[str, Any] = {}
 
     def image(self, name: str, seed: int = 1) -> pathlib.Path:
         path = self.root / name
@@ -45,16 +49,19 @@ class Tree:
         path.symlink_to(target)
         return path
 
-    def migrate(self, *paths: pathlib.Path, check: bool = False, **options: Any) -> list[dict[str, Any]]:
-        search = Search(tuple(map(os.fsencode, paths)) or (os.fsencode(self.root),))
+    def migrate(
+        self, *paths: pathlib.Path, check: bool = False, searched: Any = None, more: tuple[bytes, ...] = (), **options: Any
+    ) -> list[dict[str, Any]]:
+        search = Search(tuple(map(os.fsencode, paths)) or (os.fsencode(self.root),), **self.limits)
 
         def asked(around: SeenImages) -> list[Request]:
             found = candidates(search, Records(self.state), around)
             assert found.errors == [], found.errors
-            common: dict[str, Any] = {"retire": True, "state_dir": self.state, "backing_dirs": search.paths, **options}
+            common: dict[str, Any] = {"retire": True, "state_dir": self.state, "backing_dirs": search.paths + more, **options}
             return [Request(path, **common) for path in found.paths]
 
-        return batch.run(asked, batch.Settings(self.state, reserve=0, check_mode=check, domains="ignore"))
+        settings = batch.Settings(self.state, reserve=0, check_mode=check, domains="ignore")
+        return batch.run(asked, settings, searched=searched)
 
     def roll_back(self, *paths: pathlib.Path, check: bool = False) -> list[dict[str, Any]]:
         choice = Choice(self.state, tuple(map(os.fsencode, paths)) or (os.fsencode(self.root),), check_mode=check, domains="ignore")
@@ -189,7 +196,7 @@ def test_a_scan_lists_them(tree: Tree) -> None:
     ]
     named = info.look(info.Question((os.fsencode(tree.root / "vm/by-another"),), report="v1"), Records(tree.state))
     assert [entry["path"] for entry in named.images] == [str(image)]
-    assert [link["path"] for link in named.images[0]["links"]] == [str(tree.root / "vm/disk.2")]
+    assert str(tree.root / "vm/disk.2") in [link["path"] for link in named.images[0]["links"]]
 
 
 class Killed(BaseException):
@@ -205,11 +212,11 @@ def test_killed_while_a_link_is_replaced(tree: Tree, monkeypatch: pytest.MonkeyP
     link = tree.link("vm/disk.2", "../store/7f3a.qcow")
     if back:
         tree.migrate()
-    owner: Any = renames.os if call == "symlink" else renames._Place
+    owner: Any = symbolic_links.linux if call == "renameat2" else symbolic_links.os
     whole, died = getattr(owner, call), []
 
     def dying(*given: Any, **named: Any) -> Any:
-        concerns = any(b".link" in (given_one if isinstance(given_one, bytes) else getattr(given_one, "name", b"")) for given_one in given)
+        concerns = any(isinstance(name, bytes) and name.endswith(b".link") for name in given)
         if not concerns or died:
             return whole(*given, **named)
         died.append(call)
@@ -239,7 +246,7 @@ def test_a_filesystem_that_cannot_exchange_names(tree: Tree, monkeypatch: pytest
 
     tree.image("store/7f3a.qcow")
     link = tree.link("vm/disk.2", "../store/7f3a.qcow")
-    monkeypatch.setattr(renames.linux, "renameat2", cannot)
+    monkeypatch.setattr(symbolic_links.linux, "renameat2", cannot)
     tree.migrate()
     assert os.readlink(link) == "../store/7f3a.qcow2"
     tree.roll_back()
@@ -250,8 +257,7 @@ def test_a_filesystem_that_cannot_exchange_names(tree: Tree, monkeypatch: pytest
 @pytest.mark.parametrize("sticky", [False, True])
 def test_a_strangers_link_belongs_to_an_image_that_he_can_read(tree: Tree, readable: bool, sticky: bool) -> None:
     """As with overlays: whoever cannot read the image cannot keep it from being migrated, and nothing of his is touched."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to be another user")
+    require_root()
     for directory in [*tree.root.parents, tree.root]:
         if directory.stat().st_mode & 0o1 == 0:
             os.chmod(directory, directory.stat().st_mode | 0o11)
@@ -265,27 +271,25 @@ def test_a_strangers_link_belongs_to_an_image_that_he_can_read(tree: Tree, reada
     assert not result["failed"], result["msg"]
     followed = readable and not sticky
     assert os.readlink(link) == "../store/7f3a.qcow" + ("2" if followed else "")
+    assert link.lstat().st_uid == 12345
     assert len(result["links"]) == followed and len([words for words in result["warnings"] if str(link) in words]) == (not followed)
 
 
-def test_a_file_put_in_the_place_of_a_link_stays(tree: Tree) -> None:
+def test_a_file_put_in_the_place_of_a_link_stays(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look and the exchange somebody puts another file there: it is not lost."""
     place = tree.root / "vm"
     place.mkdir()
     link = tree.link("vm/disk", "old")
-    exchange = renames._Place.renameat2
+    exchange = symbolic_links.linux.renameat2
 
-    def swapped(self: Any, to: Any, flags: int) -> None:
-        renames._Place.renameat2 = exchange  # type: ignore[method-assign]
+    def swapped(*names: Any, **directories: Any) -> None:
+        monkeypatch.setattr(symbolic_links.linux, "renameat2", exchange)
         link.unlink()
         link.write_text("precious")
-        exchange(self, to, flags)
+        exchange(*names, **directories)
 
-    renames._Place.renameat2 = swapped  # type: ignore[method-assign]
-    try:
-        assert not renames.replace_link(os.fsencode(link), b"old", b"new", os.fsencode(place / ".tmp"))
-    finally:
-        renames._Place.renameat2 = exchange  # type: ignore[method-assign]
+    monkeypatch.setattr(symbolic_links.linux, "renameat2", swapped)
+    assert not symbolic_links.replace_link(os.fsencode(link), b"old", b"new", b".tmp")
     assert link.read_text() == "precious" and os.listdir(place) == ["disk"]
 
 
@@ -293,9 +297,135 @@ def test_a_link_in_a_place_that_cannot_be_written(tree: Tree, monkeypatch: pytes
     tree.image("store/7f3a.qcow")
     link = tree.link("vm/disk.2", "../store/7f3a.qcow")
 
-    def fixed(_link: Any) -> bool:
-        return False
-
-    monkeypatch.setattr(link_references, "_is_writable", fixed)
+    monkeypatch.setattr(link_references, "_obstacle", lambda _path, _target: "its directory cannot be written")
     (result,) = tree.migrate()
     assert result["failed"] and result["reason"] == "not-writable" and str(link) in result["msg"]
+
+
+def test_a_link_that_cannot_be_pointed_back_keeps_a_rollback_from_beginning(tree: Tree) -> None:
+    require_root()
+    image = tree.image("store/7f3a.qcow")
+    (tree.root / "vm").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", tree.root / "vm"], check=True)
+    try:
+        link = tree.link("vm/disk.2", image)
+        tree.migrate()
+        subprocess.run(["mount", "-o", "remount,ro", tree.root / "vm"], check=True)
+        for check in (True, False):
+            (undone,) = tree.roll_back(check=check)
+            assert undone["failed"] and str(link) in undone["msg"] and not image.exists(), undone
+        assert [record.state for record in Records(tree.state).all()] == ["done"]
+        subprocess.run(["mount", "-o", "remount,rw", tree.root / "vm"], check=True)
+        (undone,) = tree.roll_back()
+        assert undone["changed"] and os.readlink(link) == str(image)
+    finally:
+        subprocess.run(["umount", tree.root / "vm"], check=True)
+
+
+def tenants(tree: Tree, image: pathlib.Path, *names: str) -> list[pathlib.Path]:
+    """Links of a tenant's, in a directory of theirs, to an image that they can read."""
+    require_root()
+    for directory in [*tree.root.parents, tree.root]:
+        if directory.stat().st_mode & 0o1 == 0:
+            os.chmod(directory, directory.stat().st_mode | 0o11)
+    os.chmod(image, 0o644)
+    links = [tree.link(name, os.path.relpath(image, (tree.root / name).parent)) for name in names]
+    for link in links:
+        os.chown(link, 12345, 12345, follow_symlinks=False)
+        os.chown(link.parent, 12345, 12345)
+    return links
+
+
+def test_a_strangers_link_that_cannot_be_replaced_stops_nobody(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory became a link, say: that is told, and the migration and its rollback come to their end."""
+    image = tree.image("store/7f3a.qcow")
+    ours = tree.link("vm/disk", image)
+    (link,) = tenants(tree, image, "tenant/d/mine")
+    whole = link_references.replace_link
+
+    def swapped(path: bytes, *given: bytes) -> bool:
+        if path == os.fsencode(link) and not link.parent.is_symlink():
+            link.parent.rename(link.parent.with_name("e"))
+            link.parent.symlink_to("e")
+            os.chown(link.parent, 12345, 12345, follow_symlinks=False)
+            os.chown(link.parent.parent, 12345, 12345)
+        return whole(path, *given)
+
+    monkeypatch.setattr(link_references, "replace_link", swapped)
+    (result,) = tree.migrate()
+    assert not result["failed"], result["msg"]
+    assert any(str(link) in words for words in result["warnings"]) and os.readlink(ours) == str(image) + "2"
+    (undone,) = tree.roll_back()
+    assert undone["changed"] and image.exists() and os.readlink(ours) == str(image)
+
+
+def test_a_stranger_cannot_get_a_link_of_roots(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new link is theirs from its first moment: in a directory that everybody may write to, one of root's would be trusted."""
+    image = tree.image("store/7f3a.qcow")
+    (link,) = tenants(tree, image, "tenant/mine")
+    seen: list[tuple[str, int]] = []
+    exchange = symbolic_links.linux.renameat2
+
+    def watched(*names: Any, **directories: Any) -> None:
+        if names[1] == b"mine":
+            seen.extend((path.name, path.lstat().st_uid) for path in link.parent.iterdir())
+        exchange(*names, **directories)
+
+    monkeypatch.setattr(symbolic_links.linux, "renameat2", watched)
+    tree.migrate()
+    assert len(seen) == 2 and {uid for _name, uid in seen} == {12345}
+    assert os.readlink(link).endswith("7f3a.qcow2") and link.lstat().st_uid == 12345 and os.geteuid() == 0
+
+
+def test_links_without_number_are_told_in_few_words(tree: Tree) -> None:
+    image = tree.image("store/7f3a.qcow")
+    tenants(tree, image, *("tenant/%d" % number for number in range(50)))
+    os.chmod(image, 0o600)
+    (result,) = tree.migrate(check=True)
+    assert result["links"] == [] and len(result["warnings"]) == 11 and "40 more symbolic links" in result["warnings"][-1]
+
+
+def test_a_link_that_would_be_too_long(tree: Tree) -> None:
+    image = tree.image("store/7f3a.qcow")
+    rest = 4095 - len(str(image))
+    tree.link("vm/long", str(tree.root) + "/." * (rest // 2) + "/" * (rest % 2) + "/store/7f3a.qcow")
+    (result,) = tree.migrate()
+    assert result["failed"] and result["reason"] == "not-writable" and image.exists(), result
+
+
+def test_a_link_that_only_an_overlay_names(tree: Tree, tmp_path: pathlib.Path) -> None:
+    image = tree.image("store/7f3a.qcow")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/base").symlink_to(image)
+    oracle.run("create", "-f", "qcow2", "-b", tmp_path / "outside/base", "-F", "qcow", tree.root / "store/clone.qcow2")
+    (result,) = tree.migrate()
+    assert not result["failed"] and (tmp_path / "outside/base").exists(), result
+    assert oracle.guest_bytes(oracle.Node(tmp_path / "outside/base", "qcow2"))
+
+
+@pytest.mark.parametrize("limit", ["exclude", "one_filesystem"])
+def test_what_is_left_out_is_not_opened_for_overlays_either(tree: Tree, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead mount that was left out must not hang the run; a directory that is named all the same is searched."""
+    require_root()
+    tree.image("store/7f3a.qcow")
+    (tree.root / "mnt").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", tree.root / "mnt"], check=True)
+    try:
+        oracle.run("create", "-f", "qcow2", "-b", tree.root / "store/7f3a.qcow", "-F", "qcow", tree.root / "mnt/clone.qcow2")
+        tree.limits = {"exclude": (os.fsencode(tree.root / "mnt"),)} if limit == "exclude" else {"one_filesystem": True}
+        opened: list[bytes] = []
+        whole = tree_module._Walker._open_directory
+
+        def watched(path: bytes) -> int:
+            opened.append(path)
+            return whole(path)
+
+        monkeypatch.setattr(tree_module._Walker, "_open_directory", staticmethod(watched))
+        searched: list[Any] = []
+        (result,) = tree.migrate(check=True, searched=searched)
+        assert result["repointed"] == [] and os.fsencode(tree.root / "mnt") not in opened
+        assert [(place.path, place.limited) for place in searched][0] == (os.fsencode(tree.root), True)
+        (result,) = tree.migrate(check=True, more=(os.fsencode(tree.root / "mnt"),))
+        assert result["repointed"] == [str(tree.root / "mnt/clone.qcow2")]
+    finally:
+        subprocess.run(["umount", tree.root / "mnt"], check=True)

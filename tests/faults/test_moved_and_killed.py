@@ -176,13 +176,15 @@ def test_exfat_mounted_again_after_a_kill(tmp_path: Any, tell: Callable[..., Non
         with on_fuse("exfat", tmp_path / "traced") as (scene, _again):
             scene.options["retire"] = retire
             job = scene.job
-            found = at_steps(points(server.trace(str(tmp_path / "log"), CHANGING, job.pop("job"), **job), CHANGING))
+            name = job.pop("job")
+            found = at_steps(points(server.trace(str(tmp_path / "log"), CHANGING, name, **job), CHANGING))
         states, others = set(), 0
         for number, point in enumerate(found):
             with on_fuse("exfat", tmp_path / str(number)) as (scene, again):
                 scene.options["retire"] = retire
                 job = scene.job
-                if not server.killed_at(point, job.pop("job"), **job):
+                name = job.pop("job")
+                if not server.killed_at(point, name, **job):
                     continue
                 states.update(scene.states())
                 others += again(scene.images)

@@ -58,15 +58,6 @@ class _Place(NamedTuple):
             )
         return there
 
-    def target(self) -> Optional[bytes]:
-        """What a symbolic link says; ``None`` where the name has none."""
-        try:
-            return os.readlink(self.name, dir_fd=self.directory)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOENT):
-                raise
-            return None
-
     def unlink(self) -> None:
         os.unlink(self.name, dir_fd=self.directory)
 
@@ -308,49 +299,6 @@ def can_replace_keeping(directory: bytes) -> bool:
     except OSError as error:
         raise refused(directory, "no temporary file can be created in it", error) from error
     return True
-
-
-def replace_link(path: bytes, before: bytes, after: bytes, temporary: bytes) -> bool:
-    """Make a symbolic link that says ``before`` say ``after``, durably. The link exists at every instant, and nothing else is ever replaced.
-
-    :param temporary: a name beside it that nobody else uses.
-    :return: whether the link says ``after`` now; it is left as it is where it says anything else than ``before``, or is gone.
-    :raises QcowError: where it cannot be replaced.
-    """
-    try:
-        with _places(path, temporary) as (link, fresh):
-            says = link.target()
-            if says in (before, after) and fresh.target() in (before, after):
-                fresh.unlink()  # a crash left it
-            if says == before != after:
-                os.symlink(after, fresh.name, dir_fd=fresh.directory)
-                says = _put_link(fresh, link, before, after)
-                _sync_all(link)
-    except (FileNotFoundError, NotADirectoryError):
-        return False  # nor is there a directory
-    except OSError as error:
-        raise refused(path, "cannot be pointed to {0}".format(show(after)), error) from error
-    return says == after
-
-
-def _put_link(fresh: _Place, link: _Place, before: bytes, after: bytes) -> Optional[bytes]:
-    """What ``link`` says when it has been replaced by ``fresh``, or has turned out to be something else by now."""
-    try:
-        fresh.renameat2(link, linux.RENAME_EXCHANGE)
-    except FileNotFoundError:
-        fresh.unlink()  # the link went meanwhile
-        return None
-    except OSError as error:
-        if error.errno not in CANNOT:
-            fresh.unlink()
-            raise
-        fresh.rename(link)
-        return after
-    if fresh.target() != before:
-        fresh.renameat2(link, linux.RENAME_EXCHANGE)
-        after = link.target() or b""
-    fresh.unlink()
-    return after
 
 
 def remove_durably(path: bytes, *, inode: Optional[int] = None) -> bool:

@@ -2,12 +2,19 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Symbolic links that walks have met, and the files that they lead to."""
+"""Symbolic links that walks have met, the files that they lead to, and how one is made to lead elsewhere."""
 
+import errno
 import os
-from typing import Dict, Iterable, List, NamedTuple, Set
+import stat
+from contextlib import contextmanager
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Set
 
-from .._directories import link_at
+from .._access import access_of, is_stranger
+from .._directories import CANNOT, link_at, place_of, sync_names
+from .._paths import show
+from . import linux
+from .files import refused
 from .places import Places
 
 
@@ -41,3 +48,95 @@ class SymbolicLinks:
             if path is not None and target is not None:
                 found.setdefault(path, {})[entries[-2].path] = target
         return {path: [SymbolicLink(*item) for item in sorted(links.items())] for path, links in found.items()}
+
+
+def replace_link(path: bytes, before: bytes, after: bytes, temporary: bytes) -> bool:
+    """Make a symbolic link that says ``before`` say ``after``, durably; it keeps its owner. The link exists at every instant. What somebody puts in its
+    place meanwhile is not lost where the filesystem can exchange names. May run again after a crash.
+
+    :param temporary: a name beside it that nobody else uses.
+    :return: whether the link says ``after`` now; it is left as it is where it says anything else than ``before``, or is gone.
+    :raises QcowError: where it cannot be replaced, or reached.
+    """
+    try:
+        with place_of(path) as (directory, name):
+            if _says(directory, temporary) in (before, after):
+                os.unlink(temporary, dir_fd=directory)  # a crash left it
+            says = _says(directory, name)
+            if says == before != after:
+                _make(directory, temporary, after, os.stat(name, dir_fd=directory, follow_symlinks=False))
+                says = _put(directory, temporary, name, before, after)
+                sync_names(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return False  # nor is there a directory
+    except OSError as error:
+        raise refused(path, "cannot be pointed to {0}".format(show(after)), error) from error
+    return says == after
+
+
+def _says(directory: int, name: bytes) -> Optional[bytes]:
+    """What a symbolic link says; ``None`` where the name has none."""
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+        return None
+
+
+def _make(directory: int, name: bytes, target: bytes, like: os.stat_result) -> None:
+    """Make a link with the owner of another one. One of root's would be trusted where a stranger's is not, and a stranger could move it there: in a
+    directory of theirs it is made by them, elsewhere it is given to them.
+    """
+    if like.st_uid == os.geteuid() or not is_stranger(like.st_uid):
+        os.symlink(target, name, dir_fd=directory)
+        return
+    access = access_of(directory)
+    if is_stranger(access.uid) or access.writers():
+        with _as_user(like.st_uid, like.st_gid):
+            os.symlink(target, name, dir_fd=directory)
+        return
+    os.symlink(target, name, dir_fd=directory)
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            os.chown(b"/proc/self/fd/%d" % fd, like.st_uid, like.st_gid, dir_fd=directory)  # a full path: the directory does not count
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _as_user(uid: int, gid: int) -> Iterator[None]:
+    ours = os.geteuid(), os.getegid()
+    os.setegid(gid)
+    try:
+        os.seteuid(uid)
+        yield
+    finally:
+        os.seteuid(ours[0])
+        os.setegid(ours[1])
+
+
+def _put(directory: int, fresh: bytes, name: bytes, before: bytes, after: bytes) -> Optional[bytes]:
+    """What the link says when it has been replaced by a fresh one, or has turned out to be something else by now."""
+    try:
+        linux.renameat2(fresh, name, linux.RENAME_EXCHANGE, src_dir_fd=directory, dst_dir_fd=directory)
+    except FileNotFoundError:
+        os.unlink(fresh, dir_fd=directory)  # the link went meanwhile
+        return None
+    except OSError as error:
+        if error.errno not in CANNOT:
+            os.unlink(fresh, dir_fd=directory)
+            raise
+        now = _says(directory, name)
+        if now != before:
+            os.unlink(fresh, dir_fd=directory)
+            return now
+        os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
+        return after
+    says: Optional[bytes] = after
+    if _says(directory, fresh) != before:
+        linux.renameat2(fresh, name, linux.RENAME_EXCHANGE, src_dir_fd=directory, dst_dir_fd=directory)
+        says = _says(directory, name)
+    os.unlink(fresh, dir_fd=directory)
+    return says

@@ -170,6 +170,7 @@ class _Batch:
         self._session = session
         self._settings = settings
         self._window = Window(settings.max_minutes)
+        self._around: Optional[SeenImages] = None  # what the plans have seen of other images
         self.results: Dict[int, Dict[str, Any]] = {}
         """By the place of the request; what is there already when a run is interrupted has been done."""
 
@@ -182,6 +183,7 @@ class _Batch:
         """
         session, settings = self._session, self._settings
         around.domains, around.reference_dirs = session.domains, settings.reference_dirs
+        self._around = around
         requests = domain_policy.prepared(requests, session.domains, settings.running)
         level = CONTENT if settings.check_mode else STRUCTURE
         plans = domain_policy.judge(plan_chains(requests, session.records, level, around, session.moved), session.domains, settings.running)
@@ -308,7 +310,8 @@ class _Batch:
         :param access: what running domains still do with them, see :attr:`.Request.domain_access`.
         """
         session = self._session
-        anew = plan_chains([plan.request._replace(domain_access=access) for plan in plans], session.records, moved=self._session.moved)
+        requests = [plan.request._replace(domain_access=access) for plan in plans]
+        anew = plan_chains(requests, session.records, around=self._around, moved=session.moved)
         if not access:
             anew = domain_policy.judge(anew, session.domains, self._settings.running)
         results: Dict[int, Dict[str, Any]] = {}

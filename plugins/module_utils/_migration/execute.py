@@ -113,7 +113,8 @@ class Migration:
             raise
         finally:
             self._stack.close()
-        return self._outcome._replace(retired=self.plan.retired)
+        left = self.record.facts.get(link_references.LEFT) or []
+        return self._outcome._replace(retired=self.plan.retired, warnings=self._outcome.warnings + left)
 
     def withdraw(self, reason: str) -> None:
         """Take a published result back, because what rests on it could not be converted. One that has replaced its original stays."""

@@ -4,6 +4,7 @@
 
 """Looks at images and trees and tells what is there. Changes nothing and stops at nothing."""
 
+import os
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from .._directories import real_path
@@ -72,7 +73,7 @@ def look(question: Question, records: Records, domains: Optional[Domains] = None
     gone = absent(question.paths, records, missing_ok=question.missing_ok)
     named = {name for path in question.paths for name in (path, real_path(path))}
     around = SeenImages(domains)
-    around.told = question.paths
+    around.told, around.exclude, around.one_filesystem = question.paths, question.exclude, question.one_filesystem
     prefix = b"" if question.report != "v1" else QCOW_MAGIC if question.chains else QCOW1_MAGIC
     images = []
     for found in tree.walk(
@@ -97,7 +98,8 @@ def look(question: Question, records: Records, domains: Optional[Domains] = None
     if question.in_use:
         _add_users(images)
     if question.chains and candidates:
-        around.look_at((*question.backing_dirs, *question.reference_dirs), [])
+        beside = {os.path.dirname(decode_exact(image["path"], image["path_base64"])): None for image in candidates}
+        around.look_at((*question.backing_dirs, *question.reference_dirs), beside)
     if question.chains:
         _add_dependents(images, around.graph)
     _add_links(candidates, around.links)

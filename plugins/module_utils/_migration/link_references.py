@@ -7,14 +7,13 @@
 import base64
 import os
 import stat
-from typing import Any, Dict, List
+from typing import AbstractSet, Any, Dict, List
 
 from .._access import is_stranger
-from .._directories import place_of, real_path
+from .._directories import can_exchange, link_at, place_of, real_path
 from .._errors import QcowError
 from .._host.files import looked_at
-from .._host.renames import replace_link
-from .._host.symbolic_links import SymbolicLink, SymbolicLinks
+from .._host.symbolic_links import SymbolicLink, SymbolicLinks, replace_link
 from .._image.rights import owner_unable_to_read
 from .._paths import decode_exact, show
 from .backing import new_name
@@ -26,6 +25,13 @@ from .references import Updater
 
 FACT = "links"
 """Where a record holds the links to its original: ``path``, ``before`` and ``after`` (what the link says, in Base64)."""
+
+LEFT = "links_left"
+"""Where a record holds in words which links could not be replaced."""
+
+_MOST_TOLD = 10  # anybody can make any number of links
+_MOST_FOLLOWED = 1000
+_LONGEST = 4095  # bytes that a link can say
 
 
 def with_links(plans: Dict[int, Plan], links: SymbolicLinks) -> Dict[int, Plan]:
@@ -47,18 +53,34 @@ def with_links(plans: Dict[int, Plan], links: SymbolicLinks) -> Dict[int, Plan]:
 
 def _with_links(plan: Plan, found: List[SymbolicLink]) -> Plan:
     if plan.request.links == IGNORE:
-        told = ["the symbolic link {0} leads to it, and will lead nowhere".format(show(link.path)) for link in found]
-        return plan._replace(warnings=plan.warnings + tuple(told))
+        return _warned(plan, ["the symbolic link {0} leads to it, and will lead nowhere".format(show(link.path)) for link in found])
     if plan.request.links == REFUSE:
         return _refused(plan, "linked", found, "lead to it", "Set links=follow to point them to the result, or remove them.")
-    ignored = {link: words for link, words in ((link, _objection(link, plan.request.src)) for link in found) if words}
-    follow = [link for link in found if link not in ignored]
-    fixed = [link for link in follow if not _is_writable(link)]
+    follow: List[SymbolicLink] = []
+    fixed: List[SymbolicLink] = []
+    told: List[str] = []
+    for link in found:
+        words = _objection(link, plan.request.src) or (
+            "" if len(follow) < _MOST_FOLLOWED else "the symbolic link {0} is one too many".format(show(link.path))
+        )
+        why = "" if words else _obstacle(link.path, _after(link, plan.dest))
+        if words or (why and not _is_ours(link.path)):
+            told.append(words or "the symbolic link {0} leads to it, and was not followed: {1}".format(show(link.path), why))
+        elif why:
+            fixed.append(link)
+        else:
+            follow.append(link)
     if fixed:
         return _refused(
             plan, "not-writable", fixed, "cannot be pointed to the result", "Make their directory writable, or set links=ignore."
         )
-    return plan._replace(links=tuple(follow), warnings=plan.warnings + tuple(ignored.values()))
+    return _warned(plan._replace(links=tuple(follow)), told)
+
+
+def _warned(plan: Plan, told: List[str]) -> Plan:
+    if len(told) > _MOST_TOLD:
+        told[_MOST_TOLD:] = ["and {0} more symbolic links like that".format(len(told) - _MOST_TOLD)]
+    return plan._replace(warnings=plan.warnings + tuple(told))
 
 
 def _refused(plan: Plan, code: str, links: List[SymbolicLink], what: str, hint: str) -> Plan:
@@ -67,9 +89,24 @@ def _refused(plan: Plan, code: str, links: List[SymbolicLink], what: str, hint: 
     return plan._replace(action=REFUSED, code=code, reasons=[words])
 
 
-def _is_writable(link: SymbolicLink) -> bool:
-    with place_of(link.path) as (directory, _name):
-        return os.access(b"/proc/self/fd/%d" % directory, os.W_OK)
+def _obstacle(path: bytes, target: bytes) -> str:
+    """Why a link could not be made to say ``target``, in words; empty where nothing is known to keep it from that."""
+    if len(target) >= _LONGEST:
+        return "what it would have to say is too long"
+    try:
+        with place_of(path) as (directory, _name):
+            return "" if os.access(b"/proc/self/fd/%d" % directory, os.W_OK) else "its directory cannot be written"
+    except (QcowError, OSError) as error:
+        return str(error)
+
+
+def _is_ours(path: bytes) -> bool:
+    """Whether nobody but root and us can change a link, and where its path leads: what goes wrong with another is of their making."""
+    try:
+        with place_of(path) as (directory, name):
+            return not can_exchange(directory, os.stat(name, dir_fd=directory, follow_symlinks=False))
+    except (QcowError, OSError):
+        return False
 
 
 def _objection(link: SymbolicLink, image: bytes) -> str:
@@ -94,14 +131,13 @@ def _objection(link: SymbolicLink, image: bytes) -> str:
     )
 
 
+def _after(link: SymbolicLink, dest: bytes) -> bytes:
+    return new_name(link.path, link.path, link.target, os.path.join(os.path.dirname(link.path), link.target), dest)
+
+
 def as_facts(plan: Plan) -> List[Dict[str, Any]]:
-    """What the record says of the links from the beginning, and results of what they said and say."""
-    facts = []
-    for link in plan.links:
-        old = os.path.join(os.path.dirname(link.path), link.target)
-        after = new_name(link.path, link.path, link.target, old, plan.dest)
-        facts.append(named(link.path, before=exact(link.target), after=exact(after)))
-    return facts
+    """What the record says of the links from the beginning: what they say before and after."""
+    return [named(link.path, before=exact(link.target), after=exact(_after(link, plan.dest))) for link in plan.links]
 
 
 def exact(target: bytes) -> str:
@@ -111,11 +147,13 @@ def exact(target: bytes) -> str:
 
 def links_of(record: Record) -> List[bytes]:
     """The links that a migration has pointed to its result, or was to."""
-    return [decode_exact(entry["path"], entry["path_base64"]) for entry in record.facts.get(FACT) or ()]
+    return [_path(entry) for entry in record.facts.get(FACT) or ()]
 
 
 class LinkUpdater(Updater):
-    """Links that are known to lead to the image. One that says something else by now is somebody's own business, and is left alone."""
+    """Links that are known to lead to the image. One that says something else by now is somebody's own business, and is left alone; so is one that
+    cannot be replaced, where others than root could have made it so.
+    """
 
     fact = FACT
 
@@ -127,9 +165,33 @@ class LinkUpdater(Updater):
         """See :meth:`Updater.restore`."""
         self._replace(record, "after", "before")
 
+    def obstacles(self, record: Record, going_back: AbstractSet[str] = frozenset()) -> List[str]:
+        """See :meth:`Updater.obstacles`."""
+        found = []
+        for entry in record.facts.get(FACT) or ():
+            path, before, after = _path(entry), base64.b64decode(entry["before"]), base64.b64decode(entry["after"])
+            why = _obstacle(path, before) if link_at(path) == after and _is_ours(path) else ""
+            if why:
+                found.append("the symbolic link {0} cannot be pointed back: {1}".format(show(path), why))
+        return found
+
     @staticmethod
     def _replace(record: Record, before: str, after: str) -> None:
         for number, entry in enumerate(record.facts.get(FACT) or ()):
-            path = decode_exact(entry["path"], entry["path_base64"])
-            temporary = os.path.join(os.path.dirname(path), b".vmimage-qcow.%s.%d.link" % (record.id.encode("ascii"), number))
-            replace_link(path, base64.b64decode(entry[before]), base64.b64decode(entry[after]), temporary)
+            path = _path(entry)
+            try:
+                replace_link(
+                    path,
+                    base64.b64decode(entry[before]),
+                    base64.b64decode(entry[after]),
+                    b".vmimage-qcow.%s.%d.link" % (record.id.encode("ascii"), number),
+                )
+            except QcowError as error:
+                if _is_ours(path):
+                    raise
+                left = list(record.facts.get(LEFT) or ())
+                record.note(record.state, **{LEFT: [*left, "the symbolic link {0} was left as it is: {1}".format(show(path), error)]})
+
+
+def _path(entry: Dict[str, Any]) -> bytes:
+    return decode_exact(entry["path"], entry["path_base64"])

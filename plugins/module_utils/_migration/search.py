@@ -63,9 +63,8 @@ def candidates(search: Search, records: Records, around: SeenImages) -> Candidat
         if is_qcow1(entry.head) and not is_retired(entry.path):
             found.append(entry.path)
     around.links.add(counts.links)
-    around.told = search.paths
-    if not search.exclude and not search.one_filesystem:
-        around.has_walked(search.paths)
+    around.told, around.exclude, around.one_filesystem = search.paths, search.exclude, search.one_filesystem
+    around.has_walked(search.paths)
     return Candidates(found, errors, counts.files, counts.directories)
 
 

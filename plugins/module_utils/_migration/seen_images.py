@@ -29,15 +29,18 @@ _QEMU_USERS = ("libvirt-qemu", "qemu")
 
 
 class Searched(NamedTuple):
-    """A directory that was looked through. ``error`` says what of it could not be, in words, with what to do."""
+    """A directory that was looked through. ``limited``: ``exclude`` or ``one_filesystem`` may have left out a part. ``error`` says what could not be
+    looked at, in words.
+    """
 
     path: bytes
     recurse: bool
+    limited: bool = False
     error: Optional[str] = None
 
     def as_result(self) -> Dict[str, Any]:
         """As results state it."""
-        return named(self.path, recurse=self.recurse, error=self.error)
+        return named(self.path, recurse=self.recurse, limited=self.limited, error=self.error)
 
 
 def unsearched(searched: Iterable[Searched]) -> List[str]:
@@ -60,19 +63,28 @@ class SeenImages:
         self.reference_dirs: Tuple[bytes, ...] = ()  # links in them count, too
         self.searched: Dict[bytes, Searched] = {}
         self.told: Tuple[bytes, ...] = ()  # what cannot be looked at below these is told by others
-        self._whole: Set[bytes] = set()  # real paths of the trees that were walked
+        self.exclude: Tuple[bytes, ...] = ()  # see tree.walk
+        self.one_filesystem = False
+        self._whole: Set[bytes] = set()  # real paths of the trees that were walked with all that is in them
         self._objections: Dict[Key, str] = {}
         self._asked_libvirt = False
 
     def add(self, found: tree.Found) -> None:
         """Take in what a walk has found, from the bytes that it has read already; not retired originals, nor what a running domain writes."""
         if found.key is not None and not is_retired(found.path) and not is_overlay(found.path):
-            self.graph.add(found.path, found.key, found.read_at)
+            node = self.graph.add(found.path, found.key, found.read_at)
+            if node is not None and node.reference is not None:
+                self.links.add([os.path.join(os.path.dirname(node.path), node.reference.name)])
 
     def has_walked(self, paths: Iterable[bytes]) -> None:
-        """Whoever walked everything below these paths has handed it to :meth:`add`, and its links to :attr:`links`."""
+        """Whoever walked these trees, by :attr:`exclude` and :attr:`one_filesystem`, has handed what is there to :meth:`add` and :attr:`links`."""
         for path in filter(is_directory, paths):
-            self.searched[path] = Searched(path, True)
+            self._has_walked(path, None)
+
+    def _has_walked(self, path: bytes, error: Optional[str]) -> None:
+        limited = bool(self.exclude or self.one_filesystem)
+        self.searched[path] = Searched(path, True, limited, error)
+        if not limited:
             self._whole.add(real_path(path).rstrip(b"/") + b"/")
 
     def look_around(self, requests: List[Request]) -> None:
@@ -95,24 +107,28 @@ class SeenImages:
             self._asked_libvirt = True
             known = self.domains.survey()
             self._walk([pool.path for pool in known.pools if is_directory(pool.path)], recurse=False)
-            for path in sorted({use.path for use in known.uses}):
+            named = {use.path for use in known.uses}
+            self.links.add(named)
+            for path in sorted(named):
                 self.node(real_path(path))
 
     def _walk(self, paths: Iterable[bytes], *, recurse: bool) -> None:
         for path in paths:
-            real = real_path(path).rstrip(b"/") + b"/"
-            if real.startswith(tuple(self._whole)) or (not recurse and path in self.searched):
+            known = self.searched.get(path)
+            if (known is not None and known.recurse >= recurse) or (real_path(path).rstrip(b"/") + b"/").startswith(tuple(self._whole)):
                 continue
             counts, errors = tree.Counts(), []
-            for found in tree.walk([path], prefix=QCOW_MAGIC, recurse=recurse, counts=counts):
+            limits: Dict[str, Any] = {"exclude": self.exclude, "one_filesystem": self.one_filesystem} if recurse else {}
+            for found in tree.walk([path], prefix=QCOW_MAGIC, recurse=recurse, counts=counts, **limits):
                 self.add(found)
                 if found.error is not None and not found.path.startswith(self.told):
                     errors.append("{0}: {1}".format(show(found.path), found.error))
             self.links.add(counts.links)
-            if errors or is_directory(path):
-                self.searched[path] = Searched(path, recurse, "; ".join(errors[:_MOST_NAMED]) or None)
+            error = "; ".join(errors[:_MOST_NAMED]) or None
             if recurse:
-                self._whole.add(real)
+                self._has_walked(path, error)
+            else:
+                self.searched[path] = Searched(path, False, False, error)
 
     def node(self, path: bytes) -> Optional[GraphNode]:
         """The image of that name; ``None`` where there is none. It is opened only where it has not been seen."""
@@ -195,7 +211,7 @@ class NewDependents:
 
     def leaves(self, record: Record) -> None:
         """This record's result has gone (in check mode: would have gone) before those that are asked for next."""
-        self._leaving.add(record.path_of("dest"))
+        self._leaving.add(real_path(record.path_of("dest")))
 
     def require_none(self, record: Record) -> List[str]:
         """See that nothing rests on a record's result but what its rollback points back.
@@ -204,10 +220,10 @@ class NewDependents:
         :raises StateError: reason ``needed``, naming what rests on it.
         """
         dest = record.path_of("dest")
-        expected = self._leaving | overlay_headers.repointed(record)
+        expected = self._leaving | set(map(real_path, overlay_headers.repointed(record)))
         key, now = self._look(record, dest)
         resting, ignored = now.dependents(key)
-        found = [node.path for node in resting if node.path not in expected]
+        found = [node.path for node in resting if real_path(node.path) not in expected]
         if found:
             raise StateError(
                 "the result is the backing file of {0}".format(", ".join(show(path) for path in found)),
@@ -225,7 +241,8 @@ class NewDependents:
     def _look(self, record: Record, path: bytes) -> Tuple[Key, SeenImages]:
         """What a file is, and the images that were seen to name it, as they are now: they may have gone, or been pointed back."""
         around, now = self._around, SeenImages(self._around.domains)
-        around.look_at(searched_for(record), [os.path.dirname(path)])
+        names = [name for name in (record.file(role) for role in ("src", "dest", "retired")) if name is not None]
+        around.look_at(searched_for(record), filter(is_directory, map(os.path.dirname, [path, *names])))
         try:
             status = status_of(path)
         except (QcowError, OSError):
