@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._host import symbolic_links
 from ansible_collections.vmimage.qcow.plugins.module_utils._host import tree as tree_module
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, info, link_references
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, execute, info, link_references, seen_images
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
@@ -429,3 +429,30 @@ def test_what_is_left_out_is_not_opened_for_overlays_either(tree: Tree, limit: s
         assert result["repointed"] == [str(tree.root / "mnt/clone.qcow2")]
     finally:
         subprocess.run(["umount", tree.root / "mnt"], check=True)
+
+
+@pytest.mark.parametrize("kind", ["overlay", "link"])
+def test_made_while_the_batch_runs(tree: Tree, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A batch may take hours: what lies beside an image is looked at again before it loses its name, and the next run takes it along."""
+    image = tree.image("store/7f3a.qcow")
+    tree.link("store/known", image)
+    made = tree.root / "store/new"
+    whole = execute._produce
+
+    def slow(*given: Any, **named: Any) -> Any:
+        if not made.is_symlink() and not made.exists():
+            if kind == "link":
+                made.symlink_to("7f3a.qcow")
+            else:
+                oracle.run("create", "-f", "qcow2", "-b", image, "-F", "qcow", made)
+        return whole(*given, **named)
+
+    monkeypatch.setattr(execute, "_produce", slow)
+    monkeypatch.setattr(seen_images, "_RECENT_SECONDS", 0.0)
+    (result,) = tree.migrate()
+    assert result["failed"] and result["reason"] == "needed" and str(made) in result["msg"], result
+    assert image.exists() and sorted(os.listdir(image.parent)) == ["7f3a.qcow", "known", "new"]
+    (result,) = tree.migrate()
+    assert not result["failed"] and not image.exists() and made.exists(), result
+    if kind == "overlay":
+        assert oracle.info(made, "qcow2")["full-backing-filename"] == str(image) + "2"

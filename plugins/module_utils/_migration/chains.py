@@ -63,7 +63,9 @@ def plan_chains(
             dependents, ignored = around.dependents(key)
             if not dependents and looks_like_template(plans[number].request.src):
                 ignored.append(_TEMPLATE.format(", ".join(show(path) for path in around.searched)))
-            plan = plans[number]._replace(searched=searched, warnings=plans[number].warnings + tuple(ignored))
+            plan = plans[number]._replace(
+                searched=searched, users=tuple(node.path for node in dependents), warnings=plans[number].warnings + tuple(ignored)
+            )
             plans[number] = _with_dependents(plan, dependents, own, plans)
     plans = with_links(plans, around.links)
     chain_groups = _chain_groups(around, own, plans)

@@ -58,6 +58,7 @@ class Migration:
         self.plan = plan
         self._records = session.records
         self._references = session.references
+        self._looks = session.looks
         self._progress = progress
         self._stack = ExitStack()
         self._outcome = Outcome(True, plan.dest)
@@ -92,6 +93,8 @@ class Migration:
                 self._outcome = _fill_device(plan, plan.device, self.source, self.guard, record, self._progress)
             elif record.state == State.PLANNED:
                 self._outcome = _produce(plan, self.source, self.guard, record, self._progress)
+            if plan.retired is not None:
+                self._looks.require_nothing_new(plan.request.src, plan.users, links=not plan.in_place)
             finish(record, self._references, self.source.fd, self.guard, hold=True)
         except BaseException as error:
             self._undo(error)

@@ -45,10 +45,12 @@ def with_links(plans: Dict[int, Plan], links: SymbolicLinks) -> Dict[int, Plan]:
         if plan.action in (CONVERT, RETIRE) and plan.retired is not None and not plan.in_place
     }
     found = links.to(plan.request.src for plan in losing.values()) if losing else {}
-    return {
-        number: _with_links(plan, found[plan.request.src]) if number in losing and plan.request.src in found else plan
-        for number, plan in plans.items()
-    }
+    with_them = dict(plans)
+    for number, plan in losing.items():
+        theirs = found.get(plan.request.src)
+        if theirs:
+            with_them[number] = _with_links(plan._replace(users=plan.users + tuple(link.path for link in theirs)), theirs)
+    return with_them
 
 
 def _with_links(plan: Plan, found: List[SymbolicLink]) -> Plan:

@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same chain_group
     searched: Tuple[bytes, ...] = ()  # trees in which overlays were looked for
     links: Tuple[SymbolicLink, ...] = ()  # to be re-pointed
+    users: Tuple[bytes, ...] = ()  # all overlays and links that were seen
     warnings: Tuple[str, ...] = ()
     unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
 

@@ -7,6 +7,7 @@
 import os
 import re
 import stat
+import time
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from .._access import is_stranger, user_name
@@ -196,6 +197,51 @@ def _objection(overlay: GraphNode) -> str:
 def _key_of(fd: int) -> Key:
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
+
+
+_RECENT_SECONDS = 60.0
+
+
+class RecentLooks:
+    """What lies beside images that are about to lose their name, looked at again where that was more than a minute ago: a batch may take hours."""
+
+    def __init__(self, domains: Domains) -> None:
+        """:param domains: whose images count, whoever owns them."""
+        self._domains = domains
+        self._began = time.monotonic()
+        self._looks: Dict[bytes, Tuple[float, SeenImages]] = {}
+
+    def require_nothing_new(self, path: bytes, expected: Iterable[bytes], *, links: bool) -> None:
+        """See that nothing rests on an image, or leads to it, but what is expected to.
+
+        :param expected: the overlays and links that the plan knows. :param links: whether links matter.
+        :raises StateError: reason ``needed``, naming what does.
+        """
+        directory, now = os.path.dirname(path), time.monotonic()
+        when, around = self._looks.get(directory, (self._began, None))
+        if now - when > _RECENT_SECONDS:
+            around = SeenImages(self._domains)
+            around.look_at([], [directory])
+            self._looks[directory] = (now, around)
+        node = around.node(path) if around is not None else None
+        if around is None or node is None:
+            return
+        names = set(map(_in_real_directory, expected))
+        found = [overlay.path for overlay in around.dependents(node.key)[0]]
+        found += [link.path for link in around.links.to([path]).get(path, ())] if links else []
+        new = [name for name in found if _in_real_directory(name) not in names]
+        if new:
+            raise StateError(
+                "since it was planned, {0} began to rest on it or to lead to it".format(", ".join(map(show, new[:_MOST_NAMED]))),
+                path,
+                reason="needed",
+                hint="Nothing was changed. Run again: they are then migrated with it, or follow it.",
+            )
+
+
+def _in_real_directory(path: bytes) -> bytes:
+    directory, name = os.path.split(path)
+    return os.path.join(real_path(directory), name)
 
 
 class NewDependents:

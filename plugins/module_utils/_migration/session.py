@@ -16,6 +16,7 @@ from .overlay_headers import NeededBases, OverlayHeaders
 from .progress import Progress
 from .record import DomainJournal, Exclusive, Records
 from .references import References
+from .seen_images import RecentLooks
 
 _MIGRATING = {FOLLOW: Domains, REFUSE: RefusingDomains, IGNORE: IgnoredDomains}
 _UNDOING = {FOLLOW: Domains, REFUSE: RefusingDomains, IGNORE: LostDomains}
@@ -53,6 +54,7 @@ class Session:
         self.domains = (_UNDOING if undoing else _MIGRATING)[domains](libvirt_uri, raw_allowed=raw_allowed)
         self.moved = MovedFiles(moved_files)
         self.references = References(NeededBases(), OverlayHeaders(), LinkUpdater(), self.domains)
+        self.looks = RecentLooks(self.domains)
         self.progress = Progress(state_dir, watched_as, passes)
         self._wait = wait
         self._held = ExitStack()

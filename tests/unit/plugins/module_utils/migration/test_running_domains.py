@@ -6,6 +6,7 @@
 
 import os
 import pathlib
+import subprocess
 from typing import Any, Iterator
 
 import pytest
@@ -207,7 +208,7 @@ def test_each_image_is_told_with_its_users(host: Host) -> None:
     Guest(host.daemon, "shop", [disk(shop, "qcow")])
     Guest(host.daemon, "trap", [disk(trap, "raw", "vdc")])
     up(host, "run", disk(run, "qcow"))
-    images, summary, _errors = look(Question((os.fsencode(host.directory),)), Records(os.fsencode(host.directory / "state")))
+    images, summary, _errors, _searched = look(Question((os.fsencode(host.directory),)), Records(os.fsencode(host.directory / "state")))
     assert add_domains(images, summary, Domains(host.daemon.uri)) == []
     found = {os.path.basename(image["path"]): image for image in images}
     (user,) = found["shop.qcow"]["users"]
@@ -227,3 +228,24 @@ def test_each_image_is_told_with_its_users(host: Host) -> None:
     assert found["free.qcow"]["references"] == [expected] and summary["referenced"] == 1
     etc.write_text("#" * (2 << 20))
     assert "rc.local (larger than" in add_references(images, summary, (os.fsencode(etc),))[0]
+
+
+@pytest.mark.parametrize("running", ["shutdown", "live"])
+def test_what_uses_the_image_elsewhere_follows_while_its_domain_runs(host: Host, running: str) -> None:
+    """The image is planned twice: what the first plan has seen of clones and links, the second knows."""
+    one, root = host.image("one.qcow"), host.directory.parent
+    clone, link = root / "vms" / "clone.qcow2", root / "etc" / "disk"
+    for path in (clone, link):
+        path.parent.mkdir()
+    link.symlink_to(one)
+    if running == "shutdown":
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(one), "-F", "qcow", str(clone)], check=True)
+        Guest(host.daemon, "clone", [disk(clone, "qcow2")])
+    guest = up(host, "shop", disk(one, "qcow"))
+    (result,) = host.run(one, running=running, reference_dirs=(os.fsencode(link.parent),))
+    assert not result["failed"], result["msg"]
+    assert [entry["path"] for entry in result["links"]] == [str(link)] and link.exists()
+    assert guest.domain.isActive()
+    if running == "shutdown":
+        assert result["repointed"] == [str(clone)]
+        subprocess.run(["qemu-img", "info", "-U", "--backing-chain", str(clone)], check=True, stdout=subprocess.DEVNULL)

@@ -207,3 +207,53 @@ def test_before(tmp_path: pathlib.Path) -> None:
     clones.migrate()
     lost = subprocess.run(["qemu-img", "compare", clone, clone], capture_output=True, text=True, check=False)
     assert lost.returncode != 0 and "gold.qcow" in lost.stderr
+
+
+def test_a_clone_made_beside_the_original_on_a_result_elsewhere(tmp_path: pathlib.Path) -> None:
+    """Where the migration has looked without saying so in the record: beside the original, the result and the retired original."""
+    clones = Clones(tmp_path)
+    (tmp_path / "fast").mkdir()
+    result = clones.migrate(dest_dir=os.fsencode(tmp_path / "fast"))
+    src, clones.base = clones.base, pathlib.Path(result["dest"])
+    clone = clones.clone("bases/new.qcow2", recorded="qcow2")
+    clones.base = src
+    undone = clones.undo()
+    assert undone["failed"] and undone["reason"] == "needed" and str(clone) in undone["msg"]
+
+
+def test_one_overlay_by_two_paths(tmp_path: pathlib.Path) -> None:
+    """The record names it by a link to its directory; the rollback looks there by the directory's own name as well."""
+    clones = Clones(tmp_path, base="data/disk.qcow")
+    clone = clones.clone("data/clone.qcow2")
+    (tmp_path / "alias").symlink_to("data")
+    other = Clones(tmp_path / "more", base="x/other.qcow")
+    src = clones.base
+    clones.base = tmp_path / "alias" / "disk.qcow"
+    assert clones.migrate(backing_dirs=(os.fsencode(tmp_path / "alias"),))["repointed"] == [str(tmp_path / "alias" / "clone.qcow2")]
+    other.state = clones.state
+    other.migrate(backing_dirs=(os.fsencode(src.parent),))
+    choice = Choice(clones.state, (os.fsencode(tmp_path),), domains="ignore")
+    undone = roll_back_all(choice, discard_changes=False)
+    assert [answer["failed"] for answer in undone] == [False, False], undone
+    assert oracle.info(clone, "qcow2")["full-backing-filename"].endswith("disk.qcow")
+
+
+def test_a_link_that_only_a_domain_names(daemon: Libvirtd, tmp_path: pathlib.Path) -> None:
+    clones = Clones(tmp_path, daemon.uri)
+    link = tmp_path / "vm" / "disk"
+    link.parent.mkdir()
+    link.symlink_to(clones.base)
+    guest = Guest(daemon, "linked", [disk(link, "qcow")])
+    seen = guest.boot()
+    result = clones.migrate()
+    assert [entry["path"] for entry in result["links"]] == [str(link)] and link.exists()
+    assert guest.boot() == seen
+    assert clones.undo()["changed"] and link.resolve() == clones.base and guest.boot() == seen
+
+
+def test_a_scan_of_one_file_sees_what_lies_beside_it(tmp_path: pathlib.Path) -> None:
+    clones = Clones(tmp_path)
+    clone = clones.clone("bases/clone.qcow2")
+    answer = info.look(info.Question((os.fsencode(clones.base),)), Records(clones.state))
+    assert [entry["path"] for entry in answer.images[0]["dependents"]] == [str(clone)]
+    assert [(place.path, place.recurse) for place in answer.searched] == [(os.fsencode(clones.base.parent), False)]
