@@ -98,7 +98,7 @@ def migrate(folder):
         disks[path] = make(path, 8 << 20, 200, seed)
     before = {path: digest(path) for path in disks}
 
-    images, counts, _errors = info.look(info.Question(paths=(folder,), check="content", fingerprint=True), Records(state))
+    images, counts = info.look(info.Question(paths=(folder,), check="content", fingerprint=True), Records(state))[:2]
     assert counts["candidates"] == len(disks), counts
     assert [image["check"]["verdict"] for image in images] == ["sound"] * len(disks), images
 
@@ -114,7 +114,7 @@ def migrate(folder):
     results = batch.run(requests, settings)
     assert all(result["verified"] and result["changed"] for result in results), results
     assert [result["fingerprint"] for result in results] == [image["fingerprint"] for image in images]
-    after, _counts, _errors = info.look(info.Question(paths=tuple(path + b"2" for path in sorted(disks)), fingerprint=True), Records(state))
+    after = info.look(info.Question(paths=tuple(path + b"2" for path in sorted(disks)), fingerprint=True), Records(state)).images
     assert [image["fingerprint"] for image in after] == [image["fingerprint"] for image in images], after
 
     undone = record_batch.roll_back_all(record_batch.Choice(state_dir=state, paths=(one,)), discard_changes=False)
