@@ -6,11 +6,11 @@
 
 import errno
 import os
+import pwd
 import stat
-from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Set
+from typing import Dict, Iterable, List, NamedTuple, Optional, Set
 
-from .._access import access_of, is_stranger
+from .._access import WRITE, Stranger, access_of, is_stranger
 from .._directories import CANNOT, link_at, place_of, sync_names
 from .._paths import show
 from . import linux
@@ -88,13 +88,11 @@ def _make(directory: int, name: bytes, target: bytes, like: os.stat_result) -> N
     """Make a link with the owner of another one. One of root's would be trusted where a stranger's is not, and a stranger could move it there: in a
     directory of theirs it is made by them, elsewhere it is given to them.
     """
-    if like.st_uid == os.geteuid() or not is_stranger(like.st_uid):
+    if not is_stranger(like.st_uid):
         os.symlink(target, name, dir_fd=directory)
         return
-    access = access_of(directory)
-    if is_stranger(access.uid) or access.writers():
-        with _as_user(like.st_uid, like.st_gid):
-            os.symlink(target, name, dir_fd=directory)
+    if access_of(directory).writers():
+        _symlink_as(like.st_uid, like.st_gid, target, name, directory)
         return
     os.symlink(target, name, dir_fd=directory)
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -105,16 +103,39 @@ def _make(directory: int, name: bytes, target: bytes, like: os.stat_result) -> N
         os.close(fd)
 
 
-@contextmanager
-def _as_user(uid: int, gid: int) -> Iterator[None]:
-    ours = os.geteuid(), os.getegid()
-    os.setegid(gid)
-    try:
-        os.seteuid(uid)
-        yield
-    finally:
-        os.seteuid(ours[0])
-        os.setegid(ours[1])
+def can_be_replaced(directory: int, status: os.stat_result) -> bool:
+    """Whether :func:`replace_link` has the right to replace a link in an open directory, by what ``lstat`` says of it."""
+    if not os.access(b"/proc/self/fd/%d" % directory, os.W_OK):
+        return False
+    access, owner = access_of(directory), Stranger(status.st_uid, None)
+    return not is_stranger(status.st_uid) or not access.writers() or access.allows(owner, owner.groups(), WRITE)
+
+
+def _symlink_as(uid: int, gid: int, target: bytes, name: bytes, directory: int) -> None:
+    """Make a link with the rights of a user: in a process of its own, so that nothing of this one's rights and ties changes.
+
+    :raises OSError: as the call does.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = errno.EIO
+        try:
+            try:
+                groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+            except KeyError:
+                groups = [gid]
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            os.symlink(target, name, dir_fd=directory)
+            code = 0
+        except OSError as error:
+            code = error.errno or code
+        finally:
+            os._exit(code)
+    code = os.waitpid(pid, 0)[1] >> 8
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def _put(directory: int, fresh: bytes, name: bytes, before: bytes, after: bytes) -> Optional[bytes]:

@@ -108,7 +108,7 @@ def run(
             plans = batch.plan(wanted, recovered, around)
             searched.extend(around.searched.values())
             batch.execute(plans)
-            recover_waiting(session, recovered)
+            recovered.extend(recover_waiting(session))
     except Interrupted as error:
         raise QcowError(
             "{0}; the work in progress was undone".format(error),

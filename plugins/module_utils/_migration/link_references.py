@@ -13,7 +13,7 @@ from .._access import is_stranger
 from .._directories import can_exchange, link_at, place_of, real_path
 from .._errors import QcowError
 from .._host.files import looked_at
-from .._host.symbolic_links import SymbolicLink, SymbolicLinks, replace_link
+from .._host.symbolic_links import SymbolicLink, SymbolicLinks, can_be_replaced, replace_link
 from .._image.rights import owner_unable_to_read
 from .._paths import decode_exact, show
 from .backing import new_name
@@ -96,8 +96,9 @@ def _obstacle(path: bytes, target: bytes) -> str:
     if len(target) >= _LONGEST:
         return "what it would have to say is too long"
     try:
-        with place_of(path) as (directory, _name):
-            return "" if os.access(b"/proc/self/fd/%d" % directory, os.W_OK) else "its directory cannot be written"
+        with place_of(path) as (directory, name):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            return "" if can_be_replaced(directory, status) else "its directory cannot be written, or not by its owner"
     except (QcowError, OSError) as error:
         return str(error)
 

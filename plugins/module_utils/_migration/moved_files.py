@@ -14,13 +14,15 @@ from contextlib import ExitStack
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from .._access import Stranger, access_of
-from .._directories import real_path
+from .._directories import behind_links, exists
 from .._errors import QcowError, StateError
 from .._fingerprint import rounded
 from .._host.files import FileIdentity, identity_at
 from .._image.chain import NATIVE, locate, reference_of
 from .._image.detect import UNKNOWN, reader_at
 from .._image.extent import SECTOR
+from .._image.findings import DAMAGED
+from .._image.qcow1_check import STRUCTURE, check
 from .._paths import decode_exact, show
 from .._verify.compare import fingerprint
 from .._verify.qcow_readers import open_reader
@@ -51,6 +53,7 @@ class MovedFiles:
         self._how = how
         self.writes = False
         self._words: Dict[str, List[str]] = {}
+        self._records: Dict[bytes, Records] = {}  # read once: what later ones say does not matter here
 
     def words(self, record: Record) -> List[str]:
         """What was settled for a record, in words."""
@@ -64,7 +67,7 @@ class MovedFiles:
         was = record.facts["src"]
         if source.identity.is_recorded(was):
             return True
-        if source.identity.size != was["size"] or source.identify().format != "qcow" or not _names_its_base(record, source):
+        if source.identity.size != was["size"] or source.identify().format != "qcow" or not self._names_its_base(record, source):
             return False
         # One that goes back into use may be written by nobody who cannot write the result that goes.
         beside = ("dest", "rolled_back_to", "temporary") if record.state in (State.DONE, State.ROLLING_BACK) else ()
@@ -82,7 +85,7 @@ class MovedFiles:
         found = source.identify().format
         if found == "qcow" and source.identity.size == record.facts["src"]["size"]:
             return False
-        if format_name != "raw" and (found != format_name or not _names_its_base(record, source)):
+        if format_name != "raw" and (found != format_name or not self._names_its_base(record, source)):
             return False
         if source.identity.size != was.get("size") and (self._how != ACCEPT or format_name == "raw"):
             return False
@@ -122,11 +125,14 @@ class MovedFiles:
 
     def _result_among(self, record: Record, files: List[Source], role: str) -> Optional[Source]:
         was, dest = record.facts[role], record.path_of("dest")
-        known = [file for file in files if file.identity.is_recorded(was)] or [file for file in files if file.identity.ino == was["ino"]]
+        known = [file for file in files if file.identity.is_recorded(was)]
+        known = known or [file for file in files if file.identity.ino == was["ino"] and file.identify().format != "qcow"]
         if known:
             return known[0]
         for file in files:
-            if file.path in (dest, record.file("rolled_back_to"), temporary_path(record)) and self.is_result(record, file, role):
+            if file.path in (dest, record.file("rolled_back_to"), record.file("retired"), temporary_path(record)) and self.is_result(
+                record, file, role
+            ):
                 return file
         there = next((file for file in files if file.path == dest and (record.state != State.VERIFIED or in_place(record))), None)
         if there is None or there.identify().format == "qcow":
@@ -163,7 +169,7 @@ class MovedFiles:
             record.facts.update(facts)
 
     def _shows_the_same(self, record: Record, source: Source, format_name: str) -> bool:
-        proof = _known(record, "fingerprint")
+        proof = self._known(record, "fingerprint")
         if proof is None:
             raise _undecided(source, "the record has no fingerprint", "")
         if record.facts.get("lost"):
@@ -172,12 +178,17 @@ class MovedFiles:
             try:
                 files = [(format_name, source)]
                 if format_name != "raw" and _reference(source) is not None:
-                    files += [_base(record, entry, stack) for entry in _known(record, "chain") or ()]
+                    files += [self._base(record, entry, stack) for entry in self._known(record, "chain") or ()]
                 need = sum(os.fstat(file.fd).st_blocks * SECTOR for _format, file in files)
                 if self._how == AUTO and need > CHEAP:
                     raise _undecided(
                         source, "to compare it with the record, {0} bytes have to be read".format(need), "moved_files=compare does that; "
                     )
+                for name, file in files:
+                    if (
+                        name == "qcow" and check(file.fd, file.path, STRUCTURE).verdict == DAMAGED
+                    ):  # nor may its tables make us read without end
+                        raise _undecided(source, "{0} is damaged".format(show(file.path)), "")
                 chain = [_reader(name, file) for name, file in files]
                 size = (record.facts.get("before") or {}).get("virtual_size")
                 if size is not None and rounded(chain[0].size) != rounded(size):
@@ -187,6 +198,50 @@ class MovedFiles:
                 raise
             except (QcowError, OSError) as error:
                 raise _undecided(source, "it cannot be compared with the record: {0}".format(error), "") from error
+
+    def _names_its_base(self, record: Record, source: Source) -> bool:
+        """Whether the header names the backing file that it named, or none as before: it is no part of what is compared."""
+        try:
+            reference = _reference(source)
+            if source.identify().format != "qcow":
+                backing = record.facts.get("backing")
+                return (None if reference is None else reference.name) == (None if backing is None else _path(backing))
+            chain = self._known(record, "chain")
+            if reference is None or not chain:
+                return reference is None and not chain
+            return locate(record.path_of("src"), reference.name) == _path(chain[0])
+        except QcowError:
+            return False
+
+    def _known(self, record: Record, fact: str) -> Any:
+        """A fact about the original; one that was kept, and retired by a later run, may have it in its earlier record only."""
+        was = record.facts["src"]
+        found = record.facts.get(fact)
+        for other in reversed(self._beside(record).of_source(record.path_of("src"))) if found is None else ():
+            then = other.facts["src"]
+            if found is None and (then.get("size"), then.get("mtime_ns")) == (was["size"], was["mtime_ns"]):
+                found = other.facts.get(fact)
+        return found
+
+    def _beside(self, record: Record) -> Records:
+        state_dir = os.path.dirname(os.path.dirname(record.path))
+        return self._records.setdefault(state_dir, Records(state_dir))
+
+    def _base(self, record: Record, entry: Dict[str, Any], stack: ExitStack) -> Tuple[str, Source]:
+        """A backing file under the name that it has now, or what took its place: what both show is the same."""
+        path = _path(entry)
+        names = [path]
+        for other in reversed(self._beside(record).of_source(path)):
+            names += [name for name in (other.file("retired"), other.file("dest")) if name is not None]
+        for name in names:
+            if exists(name):
+                file = stack.enter_context(Source(behind_links(name)))  # a link of a stranger's may lead to anybody's file
+                found = file.identify().format
+                found = "raw" if found == UNKNOWN else found
+                if found not in NATIVE:
+                    raise QcowError("its backing file {0} is of a format that is not read here".format(show(name)))
+                return found, file
+        raise QcowError("its backing file {0} is gone".format(show(path)))
 
 
 def way_out(record: Record, role: str, source: Source) -> str:
@@ -241,55 +296,8 @@ def _reference(source: Source) -> Any:
     return reference_of(reader_at(source.fd), source.identify().format, source.path)
 
 
-def _names_its_base(record: Record, source: Source) -> bool:
-    """Whether the header names the backing file that it named, or none as before: it is no part of what is compared."""
-    try:
-        reference = _reference(source)
-        if source.identify().format != "qcow":
-            backing = record.facts.get("backing")
-            return (None if reference is None else reference.name) == (None if backing is None else _path(backing))
-        chain = _known(record, "chain")
-        if reference is None or not chain:
-            return reference is None and not chain
-        return locate(record.path_of("src"), reference.name) == _path(chain[0])
-    except QcowError:
-        return False
-
-
 def _path(entry: Dict[str, Any]) -> bytes:
     return decode_exact(entry["path"], entry.get("path_base64"))
-
-
-def _known(record: Record, fact: str) -> Any:
-    """A fact about the original; one that was kept, and retired by a later run, may have it in its earlier record only."""
-    was = record.facts["src"]
-    found = record.facts.get(fact)
-    for other in reversed(_beside(record).of_source(record.path_of("src"))) if found is None else ():
-        then = other.facts["src"]
-        if found is None and (then.get("size"), then.get("mtime_ns")) == (was["size"], was["mtime_ns"]):
-            found = other.facts.get(fact)
-    return found
-
-
-def _beside(record: Record) -> Records:
-    return Records(os.path.dirname(os.path.dirname(record.path)))
-
-
-def _base(record: Record, entry: Dict[str, Any], stack: ExitStack) -> Tuple[str, Source]:
-    """A backing file under the name that it has now, or what took its place: what both show is the same."""
-    path = _path(entry)
-    names = [path]
-    for other in reversed(_beside(record).of_source(path)):
-        names += [name for name in (other.file("retired"), other.file("dest")) if name is not None]
-    for name in names:
-        if identity_at(real_path(name)) is not None:
-            file = stack.enter_context(Source(real_path(name)))
-            found = file.identify().format
-            found = "raw" if found == UNKNOWN else found
-            if found not in NATIVE:
-                raise QcowError("its backing file {0} is of a format that is not read here".format(show(name)))
-            return found, file
-    raise QcowError("its backing file {0} is gone".format(show(path)))
 
 
 def _reader(format_name: str, file: Source) -> Reader:

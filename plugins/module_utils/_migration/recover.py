@@ -11,11 +11,12 @@ The record tells which step was allowed last; the names and inode numbers on the
   what was copied and nobody writes it. Otherwise the result is withdrawn.
 """
 
+import os
 from typing import Any, Callable, Dict, List, Optional
 
 from .._directories import exists
 from .._errors import ImageChanged, ImageInUse, QcowError, StateError
-from .._host.files import inode_at
+from .._host.files import identity_at, inode_at
 from .._host.in_use import Guard
 from .._host.renames import remove_durably, retire
 from .._libvirt import api, control, domain_xml, redefine
@@ -74,19 +75,18 @@ def _look_after(records: List[Record], session: Session) -> List[Dict[str, Any]]
         answers.append(_recovered(record, words, failed))
     if waiting and answers:  # a base waits for its overlays: those come after it, and some were looked after now
         return answers + _look_after(waiting, session)
-    return answers + [_recovered(record, "waits for its overlays, which are not migrated yet", False) for record in waiting]
+    session.waiting = {record.id for record in waiting}
+    return answers
 
 
-def recover_waiting(session: Session, recovered: List[Dict[str, Any]]) -> None:
+def recover_waiting(session: Session) -> List[Dict[str, Any]]:
     """Look after the records again that had to wait for what the run has migrated since.
 
-    :param recovered: what :func:`recover` has returned; what it says of them is replaced.
+    :return: see :func:`recover`; nothing for those that still wait.
     """
-    waiting = [entry for entry in recovered if entry["state"] == State.PUBLISHED and not entry["failed"]]
-    for entry in waiting:
-        recovered.remove(entry)
-    names = {entry["record"] for entry in waiting}
-    recovered.extend(_look_after([record for record in session.records.unfinished() if record.id in names], session))
+    return (
+        _look_after([record for record in session.records.unfinished() if record.id in session.waiting], session) if session.waiting else []
+    )
 
 
 def recover_all(session: Session) -> List[Dict[str, Any]]:
@@ -177,9 +177,11 @@ def _complete(record: Record, references: References) -> str:
         _discard_given_back(record)
         return "the original already had its name back; removed the result"
     if record.state == State.VERIFIED and not result_in_place and inode_at(temporary_path(record)) != record.facts["result"]["ino"]:
+        _require_mounted(record)
         abandon(record, "the result is gone")
         return "the result did not survive; the original is as it was"
     if record.state in (State.PUBLISHED, State.REPOINTED) and inode_at(record.path_of("dest")) is None:
+        _require_mounted(record)
         if name != record.path_of("src"):
             retire(name, record.path_of("src"), inode=record.facts["src"]["ino"])
         withdraw(record, references, "the result is gone")
@@ -192,6 +194,22 @@ def _complete(record: Record, references: References) -> str:
     except (ImageChanged, ImageInUse) as error:
         return _turn_back(record, references, error, result_in_place)
     return "put the proven result in place" if not result_in_place else "finished the migration"
+
+
+def _require_mounted(record: Record) -> None:
+    """See that the directory of a missing result is what it was: where its filesystem is only not mounted, guests may have written to the result.
+
+    :raises StateError: it is not, or that cannot be known.
+    """
+    directory, original = (os.path.dirname(record.path_of(role)) for role in ("dest", "src"))
+    there = identity_at(directory)
+    if directory != original and (there is None or there.dev != (record.facts.get("result") or {}).get("dev")):
+        raise StateError(
+            "the result is not there, and its directory is on another filesystem than it was: is that mounted?",
+            record.path_of("dest"),
+            hint="Nothing was changed. Mount it and run again. If the result is lost, put a copy of it back, or move the record {0} away and look after "
+            "what refers to the result.".format(show(record.path)),
+        )
 
 
 def _original(record: Record) -> Optional[bytes]:

@@ -145,13 +145,16 @@ def _changes(record: Record, source: Source, moved: MovedFiles) -> str:
 
     Times and inode numbers can be forged or change for good reasons; what counts is what the guest sees, where that can be told.
     """
-    touched = not source.identity.is_recorded(record.facts.get("result") or {})
+    was = dict(record.facts.get("result") or {})
+    touched = not source.identity.is_recorded(was)
     proof = record.facts.get("fingerprint")
     if proof is None or not _readable_alone(record, source):
         try:
-            unchanged = not touched or moved.is_result(record, source)
+            # Which file it is can be taken on trust, what guests have written to it cannot.
+            written = (source.identity.size, source.identity.mtime_ns) != (was.get("size"), was.get("mtime_ns"))
+            unchanged = not touched or (moved.is_result(record, source) and not written)
         except StateError as undecided:
-            return "it {0}; moved_files=accept takes it for what was made".format(undecided.message)
+            return "it {0}{1}".format(undecided.message, "" if written else "; moved_files=accept takes it for what was made")
         return "" if unchanged else "it is another file, or its size or modification time is another"
     try:
         same = fingerprint([open_reader(record.facts["format"], source.fd, source.path)]) == proof

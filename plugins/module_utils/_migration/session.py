@@ -5,7 +5,7 @@
 """One run on a host. A session is built once by each run and passed down; there is no other state."""
 
 from contextlib import ExitStack
-from typing import Any, Optional
+from typing import Any, Optional, Set
 
 from .._libvirt.api import DEFAULT_URI
 from .._signals import Interruptible
@@ -53,6 +53,7 @@ class Session:
         self.journal = DomainJournal(state_dir)
         self.domains = (_UNDOING if undoing else _MIGRATING)[domains](libvirt_uri, raw_allowed=raw_allowed)
         self.moved = MovedFiles(moved_files)
+        self.waiting: Set[str] = set()  # records of interrupted runs that wait for overlays to be migrated
         self.references = References(NeededBases(), OverlayHeaders(), LinkUpdater(), self.domains)
         self.looks = RecentLooks(self.domains)
         self.progress = Progress(state_dir, watched_as, passes)
