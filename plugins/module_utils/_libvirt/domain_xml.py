@@ -167,11 +167,11 @@ def read_mentions(xml: str) -> List[Mention]:
 
 
 def _beside(element: Element) -> str:
-    """QEMU's arguments are one command; of another element its attributes count."""
+    """QEMU's arguments are one command, without those that have a file of their own; of another element its attributes count."""
     facts = ["{0}={1}".format(name, value) for name, value in element.attributes.items()]
     if element.name.endswith("arg") and element.parent is not None:
         facts = [child.attributes.get("value", "") for child in element.parent.children]
-    return " ".join(fact for fact in facts if "/" not in fact)
+    return " ".join(fact for fact in facts if "/" not in fact and "file.driver=" not in fact)
 
 
 def repoint(xml: str, changes: Iterable[Change]) -> str:

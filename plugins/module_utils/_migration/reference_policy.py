@@ -6,9 +6,10 @@
 
 from typing import Dict, List, Optional, Tuple
 
-from .._libvirt.option_text import renamed, with_format
+from .._libvirt.option_text import is_variable, is_virtualbox, masked, renamed, with_format
 from .._paths import show
 from .plan import CONVERT, REFUSE, RETIRE, Plan
+from .stated_formats import Stated
 from .text_files import could_not_search
 from .text_references import Mention, mentions, shown_line
 
@@ -39,7 +40,7 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
 def keeps_name(plan: Plan, mention: Mention) -> bool:
     """Whether the name by which a line names the image leads to the result when it has been migrated; a variable is set elsewhere."""
     followed = bool(mention.links) and mention.links[-1] in {link.path for link in plan.links}
-    return plan.in_place or followed or (mention.word.startswith(b"$") and b"/" not in mention.word)
+    return plan.in_place or followed or is_variable(mention.word)
 
 
 def stays_right(plan: Plan, mention: Mention) -> bool:
@@ -47,45 +48,51 @@ def stays_right(plan: Plan, mention: Mention) -> bool:
     return keeps_name(plan, mention) and not _states_another(plan, mention)
 
 
-def _states_another(plan: Plan, mention: Mention) -> bool:
-    return mention.format not in (None, plan.request.format)
+def _states_another(plan: Plan, mention: Mention) -> List[Stated]:
+    return [one for one in mention.stated if one.format != plan.request.format]
 
 
 def _judged(plan: Plan, wrong: List[Mention], *, report: bool) -> Plan:
-    places = [_place(plan, hit) for hit in wrong[:_MOST_NAMED]]
+    places = list(dict.fromkeys(place for hit in wrong[:_MOST_NAMED] for place in _places(plan, hit)))
     if len(wrong) > _MOST_NAMED:
         places.append("and {0} more lines".format(len(wrong) - _MOST_NAMED))
     if report:
         return plan._replace(reasons=plan.reasons + ["still named in " + "; ".join(places)])
     other_way = "set references=report, and change it when the image is migrated, before a guest starts."
-    if any(_states_another(plan, hit) for hit in wrong):
+    others = [one for hit in wrong for one in _states_another(plan, hit)]
+    if others:
         way = "A result under the same name would not help, because the format is stated there: " + other_way
+        if any(is_virtualbox(one.text, one.span) for one in others):
+            way = "Set original=keep, and convert it for VirtualBox with VirtualBox. Otherwise " + other_way
     else:
         way = "Set keep_name=true, or " + other_way
     why = "{0}: It is named in {1}. Nothing here changes that. {2} Nothing was changed."
     return plan._replace(action=REFUSE, code="referenced", reasons=[why.format(show(plan.request.src), "; ".join(places), way)])
 
 
-def _place(plan: Plan, mention: Mention) -> str:
-    """A line as it is, and what to write there."""
+def _places(plan: Plan, mention: Mention) -> List[str]:
+    """A line as it is, with that which states the format, and what to write there where that is certain."""
+    others = _states_another(plan, mention)
     changes: Dict[int, Tuple[bytes, Optional[bytes]]] = {mention.line: (mention.text, mention.text)}
-    if _states_another(plan, mention):
-        new = with_format(mention.stated_text, mention.stated_span, plan.request.format.encode("ascii"))
-        changes[mention.stated_line] = (mention.stated_text, new)
+    todo = "to name {0} as {1}".format(show(plan.dest), plan.request.format)
+    for one in others:
+        changes[one.line] = (one.text, with_format(one.text, one.span, plan.request.format.encode("ascii")) if len(others) == 1 else None)
+        if is_virtualbox(one.text, one.span):
+            todo = "of VirtualBox, which knows no {0} under that name".format(plan.request.format)
     text = changes[mention.line][1]
-    if text is not None and not keeps_name(plan, mention):
-        changes[mention.line] = (mention.text, renamed(text, mention.word, plan.request.src, plan.dest))
+    if not keeps_name(plan, mention):
+        for word in sorted((mention.word, *mention.more), key=len, reverse=True):
+            text = None if text is None else renamed(text, word, plan.request.src, plan.dest)
+        changes[mention.line] = (mention.text, text)
+    certain = all(new is not None and masked(new) == new for _text, new in changes.values())
     told = []
     for line, (text, new) in sorted(changes.items()):
         if new == text and len(changes) > 1:
             continue
-        if new is None:
-            todo = "to name {0} as {1}".format(show(plan.dest), plan.request.format)
-            if mention.stated_text[slice(*mention.stated_span)].isupper():
-                todo = "of a program that knows no {0} under that name: set original=keep".format(plan.request.format)
-        elif new == text:
-            todo = "which stays as it is"
-        else:
-            todo = "to be: {0}".format(shown_line(new, mention.word))
-        told.append("{0} line {1}: {2} ({3})".format(show(mention.file), line, shown_line(text, mention.word), todo))
-    return "; ".join(told)
+        do = todo
+        if new == text:
+            do = "which stays as it is"
+        elif new is not None and certain:
+            do = "to be: {0}".format(shown_line(new, mention.word))
+        told.append("{0} line {1}: {2} ({3})".format(show(mention.file), line, shown_line(text, mention.word), do))
+    return told

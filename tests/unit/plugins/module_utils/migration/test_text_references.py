@@ -188,7 +188,7 @@ def test_the_format_that_is_stated(host: pathlib.Path, text: str, stated: Option
     image = host / "srv/vms/100/a.qcow"
     (host / "etc/some/file").write_text(text.replace("IMAGE", str(image)))
     (hits,) = search(host / "etc", image).values()
-    assert [(hit.format, hit.stated_line) for hit in hits if hit.format] == ([stated] if stated else [])
+    assert {(hit.format, hit.stated[0].line) for hit in hits if hit.format} == ({stated} if stated else set())
 
 
 def test_many_files_and_images_take_seconds(tmp_path: pathlib.Path) -> None:
@@ -232,3 +232,52 @@ def test_lines_without_end_take_seconds(tmp_path: pathlib.Path, pattern: bytes) 
     (hits,) = search(tmp_path, IMAGE).values()
     assert [len(hit.shown) < 400 for hit in hits] == [True]
     assert time.process_time() - before < 20
+
+
+HOSTILE = {
+    "a key without end beside": b"/srv/100/a.qcow\n" + b"format" * (MAX_BYTES // 6 - 4),
+    "spaces without end beside": b"/srv/100/a.qcow\n" + b" " * (MAX_BYTES - 100) + b"format",
+    "keys in each line": (b"/srv/100/a.qcow\n" + b"format" * 340 + b"\n") * 500,
+    "set in each line": b"disk=/srv/100/a.qcow\n" * (MAX_BYTES // 21),
+    "set and used in each line": b"x=/srv/100/a.qcow $x ${x}\n" * (MAX_BYTES // 26),
+    "set from each other": b"".join(b"x%d=$x%d\n" % (n + 1, n) for n in range(60000)) + b"x0=/srv/100/a.qcow",
+    "continued": b"/srv/100/a.qcow \\\n" * (MAX_BYTES // 18),
+    "continued with formats": b"format=qcow /srv/100/a.qcow \\\n -f raw\\\n" * (MAX_BYTES // 40),
+    "deeper lines": (b"/srv/100/a.qcow\n" + b"  x: y\n" * 1000) * 149,
+    "plain lines": b"/srv/100/a.qcow\n" * (MAX_BYTES // 16),
+    "formats around": b"/srv/100/a.qcow\nqcow\nformat: raw\n" * (MAX_BYTES // 33),
+    "directories": b"".join(b"/%s%04d\n" % (b"srv/" * 5, n) for n in range(1000))
+    + b"".join(b"x: d%d/a.qcow\n" % n for n in range(60000))
+    + b"/srv/100/a.qcow",
+    "directories of variables": b"".join(b"$D/%d/a.qcow /srv/d%d\n" % (n, n) for n in range(37000)) + b"/srv/100/a.qcow",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+def test_many_lines_take_seconds(tmp_path: pathlib.Path, text: bytes) -> None:
+    assert len(text) <= MAX_BYTES
+    (tmp_path / "data").write_bytes(text)
+    before = time.process_time()
+    found = mentions([os.fsencode(tmp_path)], {os.fsencode(IMAGE): ()})
+    assert time.process_time() - before < 20
+    assert 1 <= len(found.mentions[os.fsencode(IMAGE)]) <= 800
+
+
+def test_images_of_the_same_name_are_told_apart_by_the_next_directory(tmp_path: pathlib.Path) -> None:
+    images = [tmp_path / ("%04d" % number) / "disk.img" for number in range(1000)]
+    for image in images:
+        image.parent.mkdir()
+        image.touch()
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/vms").write_text("".join("- dir: %s\n  image: disk.img\n" % image.parent for image in images))
+    before = time.process_time()
+    found = search(tmp_path / "etc", *images)
+    assert time.process_time() - before < 10
+    for number, image in enumerate(images):
+        lines = [hit.line for hit in found[os.fsencode(image)]]
+        assert 2 * number + 2 in lines and len(lines) <= 2
+    (tmp_path / "etc/vms").write_text(
+        "".join("D%d=%s\n" % (number, image.parent) for number, image in enumerate(images)) + "qemu $D7/disk.img"
+    )
+    found = search(tmp_path / "etc", *images)
+    assert all([hit.line for hit in found[os.fsencode(image)]] == [1001] for image in images)
