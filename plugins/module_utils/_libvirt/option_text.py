@@ -26,6 +26,7 @@ _ENTITY = re.compile(rb"&(?:#(?:[xX]([0-9A-Fa-f]{1,6})|([0-9]{1,7}))|(amp|lt|gt|
 _NAMED = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
 _QUOTED = re.compile(rb"'([^'\n]*)'|\"([^\"\n]*)\"|>([^<>\n]*)(?=<)")
 _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
+_SIGN = re.compile(rb"\xe2\x80[\x80-\xbf]|\xef\xbb\xbf|\xef\xbc[\x80-\x8f\x9a-\xa0]|\xc2[\xa0\xab\xbb]|\xe3\x80[\x80-\xbf]")  # typographic
 _FILE_URL = re.compile(rb"\bfile:(?://(?:localhost)?)?(?=/)", re.IGNORECASE)
 
 
@@ -69,8 +70,10 @@ _DECODERS: Tuple[Tuple[Pattern[bytes], Callable[[bytes], bytes]], ...] = (
     (re.compile(rb"%|file:", re.IGNORECASE), lambda text: _FILE_URL.sub(b" ", _PERCENT.sub(_byte, text))),
     (re.compile(rb"%%"), lambda text: text.replace(b"%%", b"%")),  # systemd
     (re.compile(rb",,"), lambda text: text.replace(b",,", b",")),  # QEMU
+    (re.compile(rb"''"), lambda text: text.replace(b"'\\''", b"'").replace(b"''", b"'")),  # quotes in quotes of shells and YAML
+    (re.compile(rb"\xe2\x80|\xef[\xbb\xbc]|\xc2[\xa0\xab\xbb]|\xe3\x80"), lambda text: _SIGN.sub(b" ", text)),
 )
-_CODED = re.compile(rb"[&\\'\"%]|,,|file:|>[^<>\n]*<", re.IGNORECASE)
+_CODED = re.compile(rb"[&\\'\"%]|,,|\xe2\x80|\xef[\xbb\xbc]|\xc2[\xa0\xab\xbb]|\xe3\x80|file:|>[^<>\n]*<", re.IGNORECASE)
 
 
 def _byte(match: Match[bytes]) -> bytes:
@@ -182,6 +185,7 @@ _KEYED = re.compile(
     rb"(?<![\w./-])(?:(?:format|fmt|type|driver)[\"']?\s*[=:>]\s*|-{1,2}(?:[fF]|format)[\s=]\s*)[\"']?(qcow2|raw)(?![\w./=-])",
     re.IGNORECASE,
 )
+_FORMAT = re.compile(rb"qcow|raw", re.IGNORECASE)
 _COMMENT = re.compile(rb"^\s*#|\s#(?=\s)")
 _QUOTES = re.compile(rb"'[^']*'|\"[^\"]*\"")
 _PIECE = re.compile(rb"\S+")
@@ -201,6 +205,8 @@ def stated(line: bytes, name: Span) -> Optional[Span]:
     files. The nearest one counts.
     """
     start, end = name
+    if not may_state(line):
+        return None
     if len(line) > 3 * _AROUND + end - start:
         left = max(start - _AROUND, 0)
         near = stated(line[left : end + _AROUND], (start - left, end - left))
@@ -222,10 +228,14 @@ def stated(line: bytes, name: Span) -> Optional[Span]:
     return _nearest([span for span in found if span[1] - span[0] == len(b"qcow")] or found, name)
 
 
+def may_state(line: bytes) -> bool:
+    """Whether it is worth while to look for formats."""
+    return _FORMAT.search(line) is not None
+
+
 def neighbouring(line: bytes) -> List[Span]:
     """Where a line states formats for an image that a line near it names: of QCOW any word, of others what follows a key that says so."""
-    lower = line.lower()
-    if b"qcow" not in lower and b"raw" not in lower:
+    if not may_state(line):
         return []
     text = uncommented(line)
     text = _without_files(text, [match.span() for pattern in (_PIECE, _QUOTES) for match in pattern.finditer(text)])

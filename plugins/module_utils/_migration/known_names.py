@@ -5,7 +5,7 @@
 """Images by the names with which words of a text can be compared."""
 
 import os
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Set, Tuple
 
 from .._directories import real_path
 from .._host.places import Entry, Places
@@ -18,13 +18,15 @@ Place = Tuple[int, int]
 """A directory by device and inode."""
 
 
-class Spelling(NamedTuple):
-    """How an image may be spelled."""
+class Spelling:
+    """The last part of the names of images that is the same for all of them."""
 
-    image: bytes
-    name: bytes
-    base: bytes
-    tail: bytes  # what follows the last token of the base
+    def __init__(self, base: bytes, tail: bytes) -> None:
+        self.base = base
+        self.tail = tail  # what follows the last token of the base
+        self.names: Dict[bytes, bytes] = {}  # whose image has this name in full
+        self.lengths: Set[int] = set()  # of those names
+        self.volumes: Dict[bytes, Images] = {}  # by the last directory, as in Proxmox's volumes
 
 
 class KnownNames:
@@ -33,6 +35,7 @@ class KnownNames:
     def __init__(self, paths: Mapping[bytes, Iterable[bytes]]) -> None:
         self.places = Places(os.path.dirname(real_path(path)) for path in paths)
         self.tokens: Dict[bytes, List[Spelling]] = {}
+        self._spellings: Dict[bytes, Spelling] = {}
         self._keys: Dict[Tuple[int, int, bytes], Images] = {}
         self._homes: Dict[bytes, Dict[Place, Images]] = {}
         self._words: Dict[bytes, Images] = {}
@@ -50,7 +53,13 @@ class KnownNames:
         tokens = list(TOKEN.finditer(base))
         if tokens:
             last = tokens[-1]
-            self.tokens.setdefault(last.group(), []).append(Spelling(image, name, base, base[last.end() :]))
+            if base not in self._spellings:
+                self._spellings[base] = Spelling(base, base[last.end() :])
+                self.tokens.setdefault(last.group(), []).append(self._spellings[base])
+            spelling, directory = self._spellings[base], os.path.basename(os.path.dirname(name))
+            spelling.names[name] = image
+            spelling.lengths.add(len(name))
+            spelling.volumes[directory] = spelling.volumes.get(directory, ()) + ((image, ()),)
             self._marks.update((last.group(), last.group() + b"."))
         entries = self.places.entries(name)
         if entries and entries[0].key not in self._keys:  # a link

@@ -4,6 +4,7 @@
 
 """What becomes of images that text files name: which lines stay right after a migration, and what to write in the others."""
 
+import os
 from typing import Dict, List, Optional, Tuple
 
 from .._libvirt.option_text import is_variable, is_virtualbox, masked, renamed, with_format
@@ -45,7 +46,14 @@ def keeps_name(plan: Plan, mention: Mention) -> bool:
 
 def stays_right(plan: Plan, mention: Mention) -> bool:
     """Whether a line says the truth when the image has been migrated."""
-    return keeps_name(plan, mention) and not _states_another(plan, mention)
+    return keeps_name(plan, mention) and not _states_another(plan, mention) and not _suffix_misleads(plan, mention)
+
+
+def _suffix_misleads(plan: Plan, mention: Mention) -> bool:
+    """Whether Proxmox would take another format from the suffix of the result's name."""
+    if any(one.line == mention.line for one in mention.stated):
+        return False  # it says so itself
+    return mention.is_volume and os.path.splitext(plan.dest)[1] != b"." + plan.request.format.encode("ascii")
 
 
 def _states_another(plan: Plan, mention: Mention) -> List[Stated]:
@@ -53,7 +61,12 @@ def _states_another(plan: Plan, mention: Mention) -> List[Stated]:
 
 
 def _judged(plan: Plan, wrong: List[Mention], *, report: bool) -> Plan:
-    places = list(dict.fromkeys(place for hit in wrong[:_MOST_NAMED] for place in _places(plan, hit)))
+    told: Dict[Tuple[bytes, int], str] = {}
+    for hit in wrong[:_MOST_NAMED]:
+        for line, text in _places(plan, hit).items():
+            if line == hit.line or (hit.file, line) not in told:  # a line's own name says more of it than one beside
+                told[hit.file, line] = text
+    places = [told[key] for key in sorted(told)]
     if len(wrong) > _MOST_NAMED:
         places.append("and {0} more lines".format(len(wrong) - _MOST_NAMED))
     if report:
@@ -63,14 +76,16 @@ def _judged(plan: Plan, wrong: List[Mention], *, report: bool) -> Plan:
     if others:
         way = "A result under the same name would not help, because the format is stated there: " + other_way
         if any(is_virtualbox(one.text, one.span) for one in others):
-            way = "Set original=keep, and convert it for VirtualBox with VirtualBox. Otherwise " + other_way
+            way = "Or set references=report, and let VirtualBox convert its disk."
+    elif any(hit.is_volume for hit in wrong):
+        way = "A result under the same name would not help, because Proxmox takes the format from the suffix: " + other_way
     else:
         way = "Set keep_name=true, or " + other_way
     why = "{0}: It is named in {1}. Nothing here changes that. {2} Nothing was changed."
     return plan._replace(action=REFUSE, code="referenced", reasons=[why.format(show(plan.request.src), "; ".join(places), way)])
 
 
-def _places(plan: Plan, mention: Mention) -> List[str]:
+def _places(plan: Plan, mention: Mention) -> Dict[int, str]:
     """A line as it is, with that which states the format, and what to write there where that is certain."""
     others = _states_another(plan, mention)
     changes: Dict[int, Tuple[bytes, Optional[bytes]]] = {mention.line: (mention.text, mention.text)}
@@ -78,21 +93,21 @@ def _places(plan: Plan, mention: Mention) -> List[str]:
     for one in others:
         changes[one.line] = (one.text, with_format(one.text, one.span, plan.request.format.encode("ascii")) if len(others) == 1 else None)
         if is_virtualbox(one.text, one.span):
-            todo = "of VirtualBox, which knows no {0} under that name".format(plan.request.format)
+            todo = "of VirtualBox, which knows no {0} under that name: set original=keep".format(plan.request.format)
     text = changes[mention.line][1]
     if not keeps_name(plan, mention):
         for word in sorted((mention.word, *mention.more), key=len, reverse=True):
             text = None if text is None else renamed(text, word, plan.request.src, plan.dest)
         changes[mention.line] = (mention.text, text)
-    certain = all(new is not None and masked(new) == new for _text, new in changes.values())
-    told = []
+    certain = not _suffix_misleads(plan, mention) and all(new is not None and masked(new) == new for _text, new in changes.values())
+    told = {}
     for line, (text, new) in sorted(changes.items()):
         if new == text and len(changes) > 1:
             continue
         do = todo
-        if new == text:
+        if new == text and not _suffix_misleads(plan, mention):
             do = "which stays as it is"
         elif new is not None and certain:
             do = "to be: {0}".format(shown_line(new, mention.word))
-        told.append("{0} line {1}: {2} ({3})".format(show(mention.file), line, shown_line(text, mention.word), do))
+        told[line] = "{0} line {1}: {2} ({3})".format(show(mention.file), line, shown_line(text, mention.word), do)
     return told

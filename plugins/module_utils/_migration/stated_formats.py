@@ -4,10 +4,11 @@
 
 """Which formats a text states for an image that one of its lines names. Who states a format is not always to be known: in doubt it counts. Pure."""
 
+import bisect
 import re
 from typing import Dict, List, NamedTuple, Tuple
 
-from .._libvirt.option_text import Span, neighbouring, stated, uncommented
+from .._libvirt.option_text import Span, may_state, neighbouring, stated, uncommented
 
 
 class Stated(NamedTuple):
@@ -33,6 +34,7 @@ class Formats:
 
     def __init__(self, lines: List[bytes]) -> None:
         self._lines = lines
+        self._bearing = [number for number, line in enumerate(lines) if may_state(line)]
         self._cached: Dict[int, Tuple[Span, ...]] = {}
 
     def of(self, number: int, names: List[Span]) -> Tuple[Stated, ...]:
@@ -59,6 +61,9 @@ class Formats:
 
     def _places(self, number: int) -> List[int]:
         """The lines of the same command, and those of the same group within some lines, that state any format."""
+        near = bisect.bisect_left(self._bearing, number - _MOST_CONTINUED)
+        if near == len(self._bearing) or self._bearing[near] > number + _MOST_CONTINUED:
+            return []
         depth = _depth(self._lines[number])
         return [place for step in (1, -1) for place in self._walk(number, depth, step)]
 

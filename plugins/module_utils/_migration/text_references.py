@@ -34,6 +34,16 @@ class Mention(NamedTuple):
         return self.stated[0].format if self.stated else None
 
     @property
+    def is_volume(self) -> bool:
+        """Whether it may be a volume of Proxmox's."""
+        return any(
+            self.text[start - 1 : start] == b":"
+            for word in (self.word, *self.more)
+            if word[:1] != b"/"
+            for start, _ in occurrences(self.text, word)
+        )
+
+    @property
     def shown(self) -> str:
         """The line for people to see."""
         return shown_line(self.text, self.word)
@@ -92,8 +102,15 @@ _ASSIGNED = re.compile(rb"(?<![\w.])([A-Za-z_]\w*)(?:[\"']?:?[=-]|[\"']?\s*[=:]\
 _MOST_BEFORE = 256  # bytes, for what a name is assigned to
 _FEW = 8
 _MOST_KEPT = 200  # lines of a file for one image that state no format, and as many that do
-_MOST_STEPS = 200000  # of a file
+_MOST_STEPS = 100000  # of a file
 _MOST_STARTS = 8
+_VOLUME = re.compile(rb":(?:\d+/[^\s:/,]+/)?([^\s:/,]+)/\Z")  # the last directory of one of Proxmox's, of a linked clone too
+_CLONE = re.compile(rb"/\d+/[^\s:/,]")
+_WITH_SPACES = re.compile(rb"'(/[^'\n]*)'|\"(/[^\"\n]*)\"|[=:][ \t]*(/[^'\"\n]*)\Z")
+_OF_FILES = re.compile(
+    rb"(?:(?:file|path|image|img|disk|source|hd[a-d]|drive|filename|vdi|location|target)[\"']?\s*[=:]\s*[\"']?|\s-hd[a-d]\s+|\b(?:qemu|kvm|xl|cp|mv|rm)\b[^;&|]*\s|\bcd\s[^;&|]*[;&|].*)\Z",
+    re.IGNORECASE,
+)
 
 
 class _Relative(NamedTuple):
@@ -103,6 +120,12 @@ class _Relative(NamedTuple):
     word: bytes
     rest: bytes
     base: bytes
+
+
+Named = Dict[Place, Tuple[Directory, Set[int]]]
+"""Directories, each with the lines that name it."""
+
+_OWN = -1  # instead of a line: the directory of the file
 
 
 class _File:
@@ -116,7 +139,7 @@ class _File:
         self._found: Dict[bytes, Dict[int, Mention]] = {}
         self._kept: Dict[Tuple[bytes, Optional[str]], int] = {}
         self._described: Dict[Tuple[int, bytes], Tuple[Stated, ...]] = {}
-        self._absolute: Dict[bytes, int] = {}  # the lines where they stand first
+        self._absolute: Dict[bytes, List[int]] = {}  # and the lines where they stand
         self._tries: Dict[Tuple[int, bytes], int] = {}
         self._relative: Dict[Tuple[int, bytes, bytes], _Relative] = {}
         self._steps = 0
@@ -142,9 +165,11 @@ class _File:
     def _read(self, number: int, glued: bytes) -> None:
         text = glued.replace(GLUE, b" ")
         for word in absolute_words(glued):
-            self._absolute.setdefault(word, number)
+            self._absolute.setdefault(word, []).append(number)
             for part in self._known.parts(word):
                 self._add(number, part, self._known.at(part))
+        for match in _WITH_SPACES.finditer(text):
+            self._absolute.setdefault(next(filter(None, match.groups())), []).append(number)
         if not self._known.may_end_in(text):
             return
         for match in TOKEN.finditer(text):
@@ -156,77 +181,88 @@ class _File:
             for spelling in spellings or ():
                 end = match.start() + len(token) + len(spelling.tail)
                 start = end - len(spelling.base)
-                if start >= 0 and text[start:end] == spelling.base and not _continues(text[end : end + 2]):
+                if start < 0 or text[start:end] != spelling.base:
+                    continue
+                if not _continues(text[end : end + 2]):
                     self._read_name(number, glued, text, spelling, start, end)
+                elif _CLONE.match(text, end):
+                    self._read_volume(number, text, spelling, start)
 
     def _read_name(self, number: int, glued: bytes, text: bytes, spelling: Spelling, start: int, end: int) -> None:
-        full = end - len(spelling.name)
-        if full >= 0 and text[full:end] == spelling.name and _begins(text, full):
-            known = self._known.at(spelling.name)
-            self._add(number, spelling.name, known or ((spelling.image, ()),))
-            return
+        for length in spelling.lengths:
+            image = spelling.names.get(text[max(end - length, 0) : end])
+            if image is not None and _begins(text, end - length):
+                name = text[end - length : end]
+                self._add(number, name, self._known.at(name) or ((image, ()),))
+                return
+        self._read_volume(number, text, spelling, start)
         tries = self._tries[number, spelling.base] = self._tries.get((number, spelling.base), 0) + 1
         if tries > _MOST_TRIES:
             return
         if start and text[start - 1 : start] != b"/" and _is_word(text[start - 1 : start]):
             return
-        volume = os.path.join(os.path.basename(os.path.dirname(spelling.name)), spelling.base)
-        if text.endswith(b":" + volume, 0, end):
-            self._add(number, volume, ((spelling.image, ()),))
         before = max(start - _MOST_SEARCHED, 0)
         for begin in absolute_starts(text[before:start])[-_MOST_STARTS:]:  # with spaces in its directories
             word = text[before + begin : end]
             self._add(number, word, self._known.at(word))
         head = _head(glued[before:start])
-        if head is not None and (head or not _is_key(spelling.base, text[end:])):
+        if head is not None and (head or b"." in spelling.base or _OF_FILES.search(text[max(start - _MOST_BEFORE, 0) : start])):
             word = glued[start - len(head) : end].replace(GLUE, b" ")
             rest = _VARIABLE.sub(b"", head.replace(GLUE, b" "), 1) if head.startswith(b"$") else head.replace(GLUE, b" ")
             if b"$" not in rest:
                 self._relative.setdefault((number, rest, spelling.base), _Relative(number, word, rest.lstrip(b"/"), spelling.base))
 
+    def _read_volume(self, number: int, text: bytes, spelling: Spelling, start: int) -> None:
+        volume = _VOLUME.search(text[max(start - _MOST_BEFORE, 0) : start])
+        images = spelling.volumes.get(volume.group(1), ()) if volume is not None else ()
+        self._add(number, b"%s/%s" % (volume.group(1) if volume else b"", spelling.base), images)
+
     def _resolve_relative(self) -> None:
         if not self._relative:
             return
         named = self._directories()
-        below: Dict[bytes, Dict[Place, int]] = {b"": {place: number for place, (_directory, number) in named.items()}}
+        below = {b"": named}
         answers: Dict[Tuple[bytes, bytes], List[Tuple[int, Images]]] = {}
         for relative in self._relative.values():
             rest, base = key = (relative.rest, relative.base)
             if rest not in below:
-                below[rest] = {place: number for place, (_directory, number) in self._below(named, rest).items()}
+                below[rest] = self._below(named, rest)
             if key not in answers:
-                homes = self._known.homes(base)
-                answers[key] = sorted((below[rest][place], homes[place]) for place in homes if place in below[rest])
+                homes = {place: images for place, images in self._known.homes(base).items() if place in below[rest]}
+                answers[key] = sorted(
+                    {(number, images) for place, images in homes.items() for number in below[rest][place][1] if number < 0 or self._step()}
+                )
             for images in _nearest(answers[key], relative):
                 self._add(relative.number, relative.word, images)
 
-    def _directories(self) -> Dict[Place, Tuple[Directory, int]]:
-        """That of the file itself, those that it names, and those that it names by a variable and what is below it, each with a line that does."""
+    def _directories(self) -> Named:
+        """That of the file itself, those that it names, and those that it names by a variable and what is below it, each with the lines that do."""
         places = self._known.places
         own = places.directory(os.path.dirname(os.path.abspath(self._path)))
-        found = {} if own is None else {(own.dev, own.ino): (own, 0)}
-        for word, number in self._absolute.items():
+        found: Named = {} if own is None else {(own.dev, own.ino): (own, {_OWN})}
+        for word, numbers in self._absolute.items():
             for part in parts(word):
                 place = places.directory(part)
                 if place is not None:
-                    found.setdefault((place.dev, place.ino), (place, number))
+                    found.setdefault((place.dev, place.ino), (place, set()))[1].update(numbers)
         named = dict(found)
         for rest in sorted({rest for line in self._lines for rest in _BELOW_VARIABLE.findall(line)}):
-            for key, more in self._below(named, rest).items():
-                found.setdefault(key, more)
+            for key, (place, lines) in self._below(named, rest).items():
+                found.setdefault(key, (place, set()))[1].update(lines)
         return found
 
-    def _below(self, named: Dict[Place, Tuple[Directory, int]], rest: bytes) -> Dict[Place, Tuple[Directory, int]]:
-        found = {}
-        for directory, number in named.values():
+    def _below(self, named: Named, rest: bytes) -> Named:
+        found: Named = {}
+        for directory, numbers in named.values():
             if not self._step():
                 break
             place = self._known.places.directory(os.path.join(directory.path, rest))
             if place is not None:
-                found[place.dev, place.ino] = (place, number)
+                found.setdefault((place.dev, place.ino), (place, set()))[1].update(numbers)
         return found
 
     def _add(self, number: int, word: bytes, images: Images) -> None:
+        word = word.rstrip(b"/")
         for image, links in images:
             if not self._step():
                 return
@@ -290,9 +326,10 @@ def _assigned(line: bytes, start: int) -> Set[bytes]:
 
 def _nearest(found: List[Tuple[int, Images]], relative: _Relative) -> List[Images]:
     """Of images in many directories, those in the directories that are named next before and behind, unless a variable says which."""
-    if len(found) > _FEW and not relative.word.startswith(b"$"):
+    if len({images for _number, images in found}) > _FEW and not relative.word.startswith(b"$"):
         at = bisect.bisect_right(found, (relative.number + 1,))
-        found = found[max(at - 1, 0) : at + 1]
+        same = bisect.bisect_left(found, (relative.number,))
+        found = [one for one in found[:_FEW] if one[0] == _OWN] + found[max(min(at - 1, same), 0) : at + 1]
     return [images for _number, images in found]
 
 
@@ -309,11 +346,6 @@ def _is_word(character: bytes) -> bool:
 def _continues(behind: bytes) -> bool:
     """Whether a name goes on; not at the full stop of a sentence."""
     return _is_word(behind) and not (behind[:1] == b"." and not _is_word(behind[1:]))
-
-
-def _is_key(base: bytes, behind: bytes) -> bool:
-    """Whether a word without a suffix, which may be any word, is the key of something."""
-    return b"." not in base and re.match(rb"['\"]?\s*[=:]", behind) is not None
 
 
 def _head(before: bytes) -> Optional[bytes]:
