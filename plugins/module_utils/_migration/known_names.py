@@ -37,6 +37,7 @@ class KnownNames:
         self.tokens: Dict[bytes, List[Spelling]] = {}
         self._spellings: Dict[bytes, Spelling] = {}
         self._keys: Dict[Tuple[int, int, bytes], Images] = {}
+        self.paths: Dict[Place, bytes] = {}  # of the directories that hold images
         self._homes: Dict[bytes, Dict[Place, Images]] = {}
         self._words: Dict[bytes, Images] = {}
         self._dull: Set[bytes] = set()  # words that lead to no image
@@ -68,6 +69,7 @@ class KnownNames:
     def _set(self, entry: Entry, images: Images) -> None:
         self._keys[entry.key] = images
         self._homes.setdefault(entry.name, {})[entry.key[:2]] = images
+        self.paths[entry.key[:2]] = entry.directory.path
 
     def may_be_in(self, data: bytes) -> bool:
         """Whether it is worth while to look at a text line by line."""

@@ -7,7 +7,7 @@
 import os
 from typing import Dict, List, Optional, Tuple
 
-from .._libvirt.option_text import is_variable, is_virtualbox, masked, renamed, with_format
+from .._libvirt.option_text import TOKEN, is_variable, is_virtualbox, masked, renamed, with_format
 from .._paths import show
 from .plan import CONVERT, REFUSE, RETIRE, Plan
 from .stated_formats import Stated
@@ -98,6 +98,9 @@ def _places(plan: Plan, mention: Mention) -> Dict[int, str]:
     if not keeps_name(plan, mention):
         for word in sorted((mention.word, *mention.more), key=len, reverse=True):
             text = None if text is None else renamed(text, word, plan.request.src, plan.dest)
+        if text is not None and not keeps_name(plan, mention) and not is_variable(mention.word):
+            last = TOKEN.findall(os.path.basename(plan.request.src))[-1:]
+            text = None if set(last) & set(TOKEN.findall(text)) else text  # it may be named there once more
         changes[mention.line] = (mention.text, text)
     certain = not _suffix_misleads(plan, mention) and all(new is not None and masked(new) == new for _text, new in changes.values())
     told = {}

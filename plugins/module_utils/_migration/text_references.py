@@ -7,7 +7,7 @@
 import bisect
 import os
 import re
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Container, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from .._host.places import Directory
 from .._libvirt.option_text import GLUE, TOKEN, WORD, absolute_starts, absolute_words, masked, occurrences, parts, readings
@@ -98,7 +98,7 @@ _MOST_TRIES = 64  # of one name in one line
 _VARIABLE = re.compile(rb"\$(?:\{\w+[^}]*\}|\w+)/*")
 _BELOW_VARIABLE = re.compile(rb"\$(?:\{\w+\}|\w+)/+([^\s'\"=,:;|<>()\[\]{}`&$]+)")
 _USED = re.compile(rb"\$[{(]?([A-Za-z_]\w*)|\{\{-?\s*([A-Za-z_]\w*)")
-_ASSIGNED = re.compile(rb"(?<![\w.])([A-Za-z_]\w*)(?:[\"']?:?[=-]|[\"']?\s*[=:]\s*[\"']?\Z|\s+in\s)")
+_ASSIGNED = re.compile(rb"(?<![\w.])([A-Za-z_]\w*)(?:[\"']?:?[=-]|[\"']?\s*(?:[:?+]?=|:)\s*[\"']?\Z|\s+in\s)")
 _MOST_BEFORE = 256  # bytes, for what a name is assigned to
 _FEW = 8
 _MOST_KEPT = 200  # lines of a file for one image that state no format, and as many that do
@@ -209,7 +209,7 @@ class _File:
         if head is not None and (head or b"." in spelling.base or _OF_FILES.search(text[max(start - _MOST_BEFORE, 0) : start])):
             word = glued[start - len(head) : end].replace(GLUE, b" ")
             rest = _VARIABLE.sub(b"", head.replace(GLUE, b" "), 1) if head.startswith(b"$") else head.replace(GLUE, b" ")
-            if b"$" not in rest:
+            if b"$" not in rest or head.startswith(b"$"):
                 self._relative.setdefault((number, rest, spelling.base), _Relative(number, word, rest.lstrip(b"/"), spelling.base))
 
     def _read_volume(self, number: int, text: bytes, spelling: Spelling, start: int) -> None:
@@ -222,9 +222,21 @@ class _File:
             return
         named = self._directories()
         below = {b"": named}
+        above = {directory.path for directory, _numbers in named.values()}
         answers: Dict[Tuple[bytes, bytes], List[Tuple[int, Images]]] = {}
         for relative in self._relative.values():
             rest, base = key = (relative.rest, relative.base)
+            if relative.word.startswith(b"$"):
+                key = (b"$", base)
+                if key not in answers:
+                    answers[key] = sorted(
+                        {(0, images) for place, images in self._known.homes(base).items() if self._is_below(place, above)}
+                    )
+                for images in _nearest(answers[key], relative):
+                    self._add(relative.number, relative.word, images)
+                if b"$" in rest:
+                    continue
+                key = (rest, base)
             if rest not in below:
                 below[rest] = self._below(named, rest)
             if key not in answers:
@@ -234,6 +246,15 @@ class _File:
                 )
             for images in _nearest(answers[key], relative):
                 self._add(relative.number, relative.word, images)
+
+    def _is_below(self, place: Place, named: Container[bytes]) -> bool:
+        """Whether a directory lies in one that is named, which a variable may hold."""
+        path = self._known.paths[place]
+        while path not in (b"/", b""):
+            if path in named:
+                return True
+            path = os.path.dirname(path)
+        return False
 
     def _directories(self) -> Named:
         """That of the file itself, those that it names, and those that it names by a variable and what is below it, each with the lines that do."""
@@ -348,12 +369,18 @@ def _continues(behind: bytes) -> bool:
     return _is_word(behind) and not (behind[:1] == b"." and not _is_word(behind[1:]))
 
 
+_DEFAULT = re.compile(rb"^\$\{\w+[=+?-]")
+
+
 def _head(before: bytes) -> Optional[bytes]:
     """What stands before a name in the same word; ``None`` where that cannot be resolved, or says in full where it lies."""
     at = len(before)
     while at and before[at - 1] not in _ENDS_HEAD:
         at -= 1
     head, behind = before[at:], before[at - 1 : at]
+    if behind in (b":", b"=") and head[:1] in (b"-", b"+", b"?"):
+        head = head[1:]  # ${NAME:-directory/name}
+    head = _DEFAULT.sub(b"", head)
     if behind in (b")", b"`", b"}") and head.startswith(b"/"):
         return head.lstrip(b"/")  # $(command)/name
     if head.startswith(b"/") or head[:1] in (b"~", b"*", b"%") or (head and not head.endswith(b"/")):
