@@ -143,7 +143,7 @@ class Mention(NamedTuple):
     def stated_format(self, path: str) -> Optional[str]:
         """The format that it states, or the element, for the image at this path."""
         line = "{0} {1}".format(self.value, self.beside).encode("utf-8", "surrogateescape")
-        found = option_text.stated(line, option_text.span_of(line, path.encode("utf-8", "surrogateescape")))
+        found = option_text.stated_in_options(line, path.encode("utf-8", "surrogateescape"))
         return None if found is None else line[slice(*found)].decode("ascii").lower()
 
 

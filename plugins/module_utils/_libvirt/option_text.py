@@ -228,6 +228,16 @@ def stated(line: bytes, name: Span) -> Optional[Span]:
     return _nearest([span for span in found if span[1] - span[0] == len(b"qcow")] or found, name)
 
 
+def stated_in_options(line: bytes, name: bytes) -> Optional[Span]:
+    """:func:`stated` where nothing is a comment."""
+    return stated(line.replace(b"#", b"_"), span_of(line, name))
+
+
+def stated_anywhere(line: bytes) -> List[Span]:
+    """Where a line states formats, of whatever."""
+    return _inside(line, (0, len(line)))
+
+
 def may_state(line: bytes) -> bool:
     """Whether it is worth while to look for formats."""
     return _FORMAT.search(line) is not None
@@ -245,6 +255,8 @@ def neighbouring(line: bytes) -> List[Span]:
 
 def uncommented(line: bytes) -> bytes:
     """A line with spaces for what is a comment in shells, YAML and most configuration."""
+    if line.lstrip()[:1] in (b"<", b"{"):
+        return line
     comment = _COMMENT.search(_QUOTES.sub(lambda match: b"/" * len(match.group()), line))
     return line if comment is None else line[: comment.start()] + b" " * (len(line) - comment.start())
 
@@ -296,7 +308,7 @@ def replaced(text: str, src: bytes, dest: bytes, old: Optional[str], new: str) -
     if MASK in line:
         return None
     if old not in (None, new):
-        where = stated(line, span_of(line, src))
+        where = stated_in_options(line, src)
         if where is None or line[slice(*where)].decode("ascii").lower() != old:
             return None
         changed = with_format(line, where, new.encode("ascii"))

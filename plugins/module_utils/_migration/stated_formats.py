@@ -8,7 +8,7 @@ import bisect
 import re
 from typing import Dict, List, NamedTuple, Tuple
 
-from .._libvirt.option_text import Span, may_state, neighbouring, stated, uncommented
+from .._libvirt.option_text import MOST_OCCURRENCES, Span, may_state, neighbouring, stated, stated_anywhere, uncommented
 
 
 class Stated(NamedTuple):
@@ -45,6 +45,8 @@ class Formats:
         """
         line = self._lines[number]
         found = {self._stated(number, span) for span in (stated(line, name) for name in names) if span is not None}
+        if len(names) >= MOST_OCCURRENCES:
+            found |= {self._stated(number, span) for span in stated_anywhere(line)}
         if not found:
             found = {self._stated(place, span) for place in self._places(number) for span in self._in(place)}
         return tuple(sorted(found, key=lambda one: (one.format != "qcow", abs(one.line - 1 - number), one))[:_MOST_STATED])
@@ -70,7 +72,7 @@ class Formats:
     def _walk(self, number: int, depth: int, step: int) -> List[int]:
         found: List[int] = []
         place, command, group = number, True, 0
-        while 0 <= place + step < len(self._lines) and len(found) < _MOST_STATED and abs(place - number) < _MOST_CONTINUED:
+        while 0 <= place + step < len(self._lines) and abs(place - number) < _MOST_CONTINUED:
             if step < 0 and not command and _begins(self._lines[place], depth):
                 break
             place += step

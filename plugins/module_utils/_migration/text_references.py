@@ -101,7 +101,7 @@ _USED = re.compile(rb"\$[{(]?([A-Za-z_]\w*)|\{\{-?\s*([A-Za-z_]\w*)")
 _ASSIGNED = re.compile(rb"(?<![\w.])([A-Za-z_]\w*)(?:[\"']?:?[=-]|[\"']?\s*(?:[:?+]?=|:)\s*[\"']?\Z|\s+in\s)")
 _MOST_BEFORE = 256  # bytes, for what a name is assigned to
 _FEW = 8
-_MOST_KEPT = 200  # lines of a file for one image that state no format, and as many that do
+_MOST_KEPT = 200  # lines of a file that name an image in the same way and state the same format, or none
 _MOST_STEPS = 100000  # of a file
 _MOST_STARTS = 8
 _VOLUME = re.compile(rb":(?:\d+/[^\s:/,]+/)?([^\s:/,]+)/\Z")  # the last directory of one of Proxmox's, of a linked clone too
@@ -137,7 +137,7 @@ class _File:
         self._known = known
         self._formats = Formats(self._lines)
         self._found: Dict[bytes, Dict[int, Mention]] = {}
-        self._kept: Dict[Tuple[bytes, Optional[str]], int] = {}
+        self._kept: Dict[Tuple[bytes, Optional[str], Tuple[bytes, ...], bytes], int] = {}
         self._described: Dict[Tuple[int, bytes], Tuple[Stated, ...]] = {}
         self._absolute: Dict[bytes, List[int]] = {}  # and the lines where they stand
         self._tries: Dict[Tuple[int, bytes], int] = {}
@@ -293,8 +293,9 @@ class _File:
                 continue
             hit = Mention(self._path, number + 1, self._lines[number], word, links, self._stated(number, word))
             if old is None:
-                kept = self._kept[image, hit.format] = self._kept.get((image, hit.format), 0) + 1
-                if kept <= _MOST_KEPT:
+                kind = (image, hit.format, links, word[:1])
+                self._kept[kind] = self._kept.get(kind, 0) + 1
+                if self._kept[kind] <= _MOST_KEPT:
                     hits[number] = hit
                 continue
             if old.links and not links:

@@ -46,7 +46,7 @@ def placed(style: Style, root: pathlib.Path) -> str:
     text, escaped = style.text, str(root).replace("/", "\\/")
     for top in ("/srv", "/links", "/My Links"):
         text = text.replace(top.replace("/", "\\/") + "\\/", escaped + top.replace("/", "\\/") + "\\/")
-        for before in (" ", "'", '"', ":", "=", ">", "//", "localhost"):
+        for before in (" ", "'", '"', ":", "=", ">", "//", "localhost", "-", "-f", "\u201c"):
             text = text.replace(before + top, before + str(root) + top) if "\\/" not in text else text
     return text
 
@@ -193,6 +193,9 @@ QEMU = "qemu -m 512 "
         ('{"path": "IMAGE",\n "fmt": "qcow"}', ("qcow", 2)),
         ("disk:\n  path: IMAGE\n  driver:\n    type: qcow", ("qcow", 4)),
         ("<disk>\n  <driver\n    name='qemu'\n    type='qcow'/>\n\n  <source file='IMAGE'/>\n</disk>", ("qcow", 4)),
+        ("<source file='IMAGE'/><title>shop # 1</title><driver type='qcow'/>", ("qcow", 1)),
+        ("ls " + "IMAGE " * 30 + "-drive file=IMAGE,format=qcow", ("qcow", 1)),
+        ("IMAGE\n" + "format: qcow2\n" * 9 + "format: qcow", ("qcow", 11)),
         ("hda=IMAGE # qcow image of shop", None),
         ("# our old QCOW disk\nhda=IMAGE", None),
         ('{"name": "shop #1", "file": "IMAGE", "format": "qcow"}', ("qcow", 1)),
