@@ -102,7 +102,8 @@ TOKEN = re.compile(rb"[" + WORD.replace(b"/", b"") + rb"]+")
 
 # No path that a program is given begins behind the end of a variable, of a substitution or of a pattern. No two of these words share a byte.
 _ABSOLUTE = re.compile(
-    rb"(?:^|(?<=[\s\0'\"<>|;(\[{,:=&#@!-])|(?<=[\s\0'\"]-[A-Za-z]))(/(?:[^\s'\"<>|;()\[\]{}`$*?,:=&#@!]|[,:=&#@!](?!/))*)", re.MULTILINE
+    rb"(?=/)(?:^|(?<=[\s\0'\"<>|;(\[{,:=&#@!-])|(?<=[\s\0'\"]-[A-Za-z]))(/(?:[^\s'\"<>|;()\[\]{}`$*?,:=&#@!]|[,:=&#@!](?!/))*)",
+    re.MULTILINE,
 )
 _CUT = re.compile(rb"[,:=&#@\\]")
 _MOST_CUTS = 8

@@ -145,7 +145,8 @@ def test_a_guest_of_a_script_boots_from_the_line_that_was_told(host: Host, how: 
         assert old in lines[int(number) - 1]
         lines[int(number) - 1] = lines[int(number) - 1].replace(old, new)
     script.write_text("\n".join(lines))
-    assert re.findall("GUEST-SHA vda .*", run_script(script).stdout) == seen
+    ended = run_script(script)
+    assert re.findall("GUEST-SHA vda .*", ended.stdout) == seen, (told, ended)
 
 
 NAMESPACE = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"

@@ -353,7 +353,7 @@ def test_many_lines_take_seconds(tmp_path: pathlib.Path, text: bytes) -> None:
     (tmp_path / "data").write_bytes(text)
     before = time.process_time()
     found = mentions([os.fsencode(tmp_path)], {os.fsencode(IMAGE): ()})
-    assert time.process_time() - before < 20
+    assert time.process_time() - before < 30
     assert 1 <= len(found.mentions[os.fsencode(IMAGE)]) <= 800
 
 
