@@ -143,7 +143,7 @@ class Mention(NamedTuple):
     def stated_format(self, path: str) -> Optional[str]:
         """The format that it states, or the element, for the image at this path."""
         line = "{0} {1}".format(self.value, self.beside).encode("utf-8", "surrogateescape")
-        found = option_text.stated(line, option_text.span_of(line, path.encode("utf-8", "surrogateescape")))
+        found = option_text.stated_in_options(line, path.encode("utf-8", "surrogateescape"))
         return None if found is None else line[slice(*found)].decode("ascii").lower()
 
 
@@ -167,11 +167,11 @@ def read_mentions(xml: str) -> List[Mention]:
 
 
 def _beside(element: Element) -> str:
-    """QEMU's arguments are one command; of another element its attributes count."""
+    """QEMU's arguments are one command, without those that have a file of their own; of another element its attributes count."""
     facts = ["{0}={1}".format(name, value) for name, value in element.attributes.items()]
     if element.name.endswith("arg") and element.parent is not None:
         facts = [child.attributes.get("value", "") for child in element.parent.children]
-    return " ".join(fact for fact in facts if "/" not in fact)
+    return " ".join(fact for fact in facts if "/" not in fact and "file.driver=" not in fact)
 
 
 def repoint(xml: str, changes: Iterable[Change]) -> str:

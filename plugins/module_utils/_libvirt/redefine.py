@@ -108,7 +108,12 @@ def _to_be_edited(use: DomainUse, move: Optional[Move]) -> str:
     text += " the domain down, migrate the image with domains=ignore, and "
     new = None if move is None else option_text.replaced(said, use.path, move.dest, use.declared_format, move.format)
     if new is None or new == said:
-        return text + "change it by hand before the domain starts again (virsh edit {0}).".format(use.domain)
+        return (
+            text
+            + "change the name, and the format wherever it is stated, by hand before the domain starts again (virsh edit {0}).".format(
+                use.domain
+            )
+        )
     return text + "before the domain starts again, write there: {1} (virsh edit {0}).".format(use.domain, new)
 
 

@@ -4,11 +4,13 @@
 
 """What becomes of images that text files name: which lines stay right after a migration, and what to write in the others."""
 
+import os
 from typing import Dict, List, Optional, Tuple
 
-from .._libvirt.option_text import renamed, with_format
+from .._libvirt.option_text import TOKEN, is_variable, is_virtualbox, masked, renamed, with_format
 from .._paths import show
 from .plan import CONVERT, REFUSE, RETIRE, Plan
+from .stated_formats import Stated
 from .text_files import could_not_search
 from .text_references import Mention, mentions, shown_line
 
@@ -39,53 +41,76 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
 def keeps_name(plan: Plan, mention: Mention) -> bool:
     """Whether the name by which a line names the image leads to the result when it has been migrated; a variable is set elsewhere."""
     followed = bool(mention.links) and mention.links[-1] in {link.path for link in plan.links}
-    return plan.in_place or followed or (mention.word.startswith(b"$") and b"/" not in mention.word)
+    return plan.in_place or followed or is_variable(mention.word)
 
 
 def stays_right(plan: Plan, mention: Mention) -> bool:
     """Whether a line says the truth when the image has been migrated."""
-    return keeps_name(plan, mention) and not _states_another(plan, mention)
+    return keeps_name(plan, mention) and not _states_another(plan, mention) and not _suffix_misleads(plan, mention)
 
 
-def _states_another(plan: Plan, mention: Mention) -> bool:
-    return mention.format not in (None, plan.request.format)
+def _suffix_misleads(plan: Plan, mention: Mention) -> bool:
+    """Whether Proxmox would take another format from the suffix of the result's name."""
+    if any(one.line == mention.line for one in mention.stated):
+        return False  # it says so itself
+    return mention.is_volume and os.path.splitext(plan.dest)[1] != b"." + plan.request.format.encode("ascii")
+
+
+def _states_another(plan: Plan, mention: Mention) -> List[Stated]:
+    return [one for one in mention.stated if one.format != plan.request.format]
 
 
 def _judged(plan: Plan, wrong: List[Mention], *, report: bool) -> Plan:
-    places = [_place(plan, hit) for hit in wrong[:_MOST_NAMED]]
+    told: Dict[Tuple[bytes, int], str] = {}
+    for hit in wrong[:_MOST_NAMED]:
+        for line, text in _places(plan, hit).items():
+            if line == hit.line or (hit.file, line) not in told:  # a line's own name says more of it than one beside
+                told[hit.file, line] = text
+    places = [told[key] for key in sorted(told)]
     if len(wrong) > _MOST_NAMED:
         places.append("and {0} more lines".format(len(wrong) - _MOST_NAMED))
     if report:
         return plan._replace(reasons=plan.reasons + ["still named in " + "; ".join(places)])
     other_way = "set references=report, and change it when the image is migrated, before a guest starts."
-    if any(_states_another(plan, hit) for hit in wrong):
+    others = [one for hit in wrong for one in _states_another(plan, hit)]
+    if others:
         way = "A result under the same name would not help, because the format is stated there: " + other_way
+        if any(is_virtualbox(one.text, one.span) for one in others):
+            way = "Or set references=report, and let VirtualBox convert its disk."
+    elif any(hit.is_volume for hit in wrong):
+        way = "A result under the same name would not help, because Proxmox takes the format from the suffix: " + other_way
     else:
         way = "Set keep_name=true, or " + other_way
     why = "{0}: It is named in {1}. Nothing here changes that. {2} Nothing was changed."
     return plan._replace(action=REFUSE, code="referenced", reasons=[why.format(show(plan.request.src), "; ".join(places), way)])
 
 
-def _place(plan: Plan, mention: Mention) -> str:
-    """A line as it is, and what to write there."""
+def _places(plan: Plan, mention: Mention) -> Dict[int, str]:
+    """A line as it is, with that which states the format, and what to write there where that is certain."""
+    others = _states_another(plan, mention)
     changes: Dict[int, Tuple[bytes, Optional[bytes]]] = {mention.line: (mention.text, mention.text)}
-    if _states_another(plan, mention):
-        new = with_format(mention.stated_text, mention.stated_span, plan.request.format.encode("ascii"))
-        changes[mention.stated_line] = (mention.stated_text, new)
+    todo = "to name {0} as {1}".format(show(plan.dest), plan.request.format)
+    for one in others:
+        changes[one.line] = (one.text, with_format(one.text, one.span, plan.request.format.encode("ascii")) if len(others) == 1 else None)
+        if is_virtualbox(one.text, one.span):
+            todo = "of VirtualBox, which knows no {0} under that name: set original=keep".format(plan.request.format)
     text = changes[mention.line][1]
-    if text is not None and not keeps_name(plan, mention):
-        changes[mention.line] = (mention.text, renamed(text, mention.word, plan.request.src, plan.dest))
-    told = []
+    if not keeps_name(plan, mention):
+        for word in sorted((mention.word, *mention.more), key=len, reverse=True):
+            text = None if text is None else renamed(text, word, plan.request.src, plan.dest)
+        if text is not None and not keeps_name(plan, mention) and not is_variable(mention.word):
+            last = TOKEN.findall(os.path.basename(plan.request.src))[-1:]
+            text = None if set(last) & set(TOKEN.findall(text)) else text  # it may be named there once more
+        changes[mention.line] = (mention.text, text)
+    certain = not _suffix_misleads(plan, mention) and all(new is not None and masked(new) == new for _text, new in changes.values())
+    told = {}
     for line, (text, new) in sorted(changes.items()):
         if new == text and len(changes) > 1:
             continue
-        if new is None:
-            todo = "to name {0} as {1}".format(show(plan.dest), plan.request.format)
-            if mention.stated_text[slice(*mention.stated_span)].isupper():
-                todo = "of a program that knows no {0} under that name: set original=keep".format(plan.request.format)
-        elif new == text:
-            todo = "which stays as it is"
-        else:
-            todo = "to be: {0}".format(shown_line(new, mention.word))
-        told.append("{0} line {1}: {2} ({3})".format(show(mention.file), line, shown_line(text, mention.word), todo))
-    return "; ".join(told)
+        do = todo
+        if new == text and not _suffix_misleads(plan, mention):
+            do = "which stays as it is"
+        elif new is not None and certain:
+            do = "to be: {0}".format(shown_line(new, mention.word))
+        told[line] = "{0} line {1}: {2} ({3})".format(show(mention.file), line, shown_line(text, mention.word), do)
+    return told

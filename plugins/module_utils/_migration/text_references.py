@@ -4,27 +4,16 @@
 
 """Text files that name images: configuration of Xen and Proxmox guests, units, scripts. They are read, never written."""
 
+import bisect
 import os
 import re
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Container, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from .._directories import real_path
-from .._host.places import Directory, Places
-from .._libvirt.option_text import (
-    GLUE,
-    MOST_READINGS,
-    TOKEN,
-    WORD,
-    Span,
-    absolute_starts,
-    absolute_words,
-    masked,
-    parts,
-    readings,
-    stated,
-    stated_around,
-)
+from .._host.places import Directory
+from .._libvirt.option_text import GLUE, TOKEN, WORD, absolute_starts, absolute_words, masked, occurrences, parts, readings
 from .._paths import show
+from .known_names import Images, KnownNames, Place, Spelling
+from .stated_formats import Formats, Stated
 from .text_files import text_files, text_of
 
 
@@ -35,11 +24,24 @@ class Mention(NamedTuple):
     line: int  # counted from 1
     text: bytes  # the line as it is
     word: bytes  # how it names the image, escapes undone
-    format: Optional[str] = None  # that is stated with the name, in small letters: qcow, qcow2 or raw
     links: Tuple[bytes, ...] = ()  # the symbolic links that lead from this name to the image, in their order; not those of directories
-    stated_line: int = 0  # where the format is stated, counted from 1
-    stated_text: bytes = b""  # that line as it is
-    stated_span: Span = (0, 0)  # and where in it
+    stated: Tuple[Stated, ...] = ()  # the formats that may be meant for it, qcow first
+    more: Tuple[bytes, ...] = ()  # further words of the line that name the image
+
+    @property
+    def format(self) -> Optional[str]:
+        """The format that is stated with the name, in small letters: qcow, qcow2 or raw."""
+        return self.stated[0].format if self.stated else None
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it may be a volume of Proxmox's."""
+        return any(
+            self.text[start - 1 : start] == b":"
+            for word in (self.word, *self.more)
+            if word[:1] != b"/"
+            for start, _ in occurrences(self.text, word)
+        )
 
     @property
     def shown(self) -> str:
@@ -69,10 +71,6 @@ def shown_line(text: bytes, word: bytes) -> str:
     return show(text)
 
 
-Images = Tuple[Tuple[bytes, Tuple[bytes, ...]], ...]
-"""Images that a name leads to, each with the symbolic links on the way."""
-
-
 def mentions(directories: Iterable[bytes], paths: Mapping[bytes, Iterable[bytes]]) -> Search:
     """Which lines below the directories name which of these images.
 
@@ -82,13 +80,16 @@ def mentions(directories: Iterable[bytes], paths: Mapping[bytes, Iterable[bytes]
 
     :param paths: the images, each with further names that are known to lead to it.
     """
-    known = _Known(paths)
+    known = KnownNames(paths)
     search = Search({}, [])
     for file in text_files(directories, search.unread):
         data = text_of(file, search.unread)
         if data and known.may_be_in(data):
-            for image, hits in _File(file, data, known).mentions().items():
+            text = _File(file, data, known)
+            for image, hits in text.mentions().items():
                 search.mentions.setdefault(image, []).extend(hits)
+            if text.overfull:
+                search.unread.append((file, "it has too many names to follow them all"))
     return search
 
 
@@ -96,87 +97,20 @@ _ENDS_HEAD = frozenset(b" \t\r\n'\"=,:;|<>()[]`&")
 _MOST_TRIES = 64  # of one name in one line
 _VARIABLE = re.compile(rb"\$(?:\{\w+[^}]*\}|\w+)/*")
 _BELOW_VARIABLE = re.compile(rb"\$(?:\{\w+\}|\w+)/+([^\s'\"=,:;|<>()\[\]{}`&$]+)")
-_ASSIGNED = re.compile(rb"(?:^|[\s\"';])([A-Za-z_]\w*)=[\"']?\Z")
+_USED = re.compile(rb"\$[{(]?([A-Za-z_]\w*)|\{\{-?\s*([A-Za-z_]\w*)")
+_ASSIGNED = re.compile(rb"(?<![\w.])([A-Za-z_]\w*)(?:[\"']?:?[=-]|[\"']?\s*(?:[:?+]?=|:)\s*[\"']?\Z|\s+in\s)")
+_MOST_BEFORE = 256  # bytes, for what a name is assigned to
+_FEW = 8
+_MOST_KEPT = 200  # lines of a file that name an image in the same way and state the same format, or none
+_MOST_STEPS = 100000  # of a file
 _MOST_STARTS = 8
-
-
-class _Spelling(NamedTuple):
-    image: bytes
-    name: bytes
-    base: bytes
-    tail: bytes  # what follows the last token of the base
-
-
-class _Known:
-    """The images by everything that a word can be compared with."""
-
-    def __init__(self, paths: Mapping[bytes, Iterable[bytes]]) -> None:
-        self.places = Places(os.path.dirname(real_path(path)) for path in paths)
-        self.tokens: Dict[bytes, List[_Spelling]] = {}
-        self._keys: Dict[Tuple[int, int, bytes], Images] = {}
-        self._words: Dict[bytes, Images] = {}
-        self._dull: Set[bytes] = set()  # words that lead to no image
-        self._marks: Set[bytes] = set()  # words with which a known name may end
-        for path in paths:
-            for entry in self.places.entries(path):
-                self._keys[entry.key] = self._keys.get(entry.key, ()) + ((path, ()),)
-        for path, more in paths.items():
-            for name in sorted({path, real_path(path), *more}):
-                self._add(path, name)
-
-    def _add(self, image: bytes, name: bytes) -> None:
-        base = os.path.basename(name)
-        tokens = list(TOKEN.finditer(base))
-        if tokens:
-            last = tokens[-1]
-            self.tokens.setdefault(last.group(), []).append(_Spelling(image, name, base, base[last.end() :]))
-            self._marks.update((last.group(), last.group() + b"."))
-        entries = self.places.entries(name)
-        if entries and entries[0].key not in self._keys:  # a link
-            self._keys[entries[0].key] = self.at(name)
-
-    def may_be_in(self, data: bytes) -> bool:
-        """Whether it is worth while to look at a text line by line."""
-        texts = readings(data)
-        if len(texts) >= MOST_READINGS:
-            return True
-        words: Set[bytes] = set()
-        for text in texts:
-            words.update(absolute_words(text))
-            if self.may_end_in(text):
-                return True
-        return any(self.parts(word) for word in words - self._dull)
-
-    def may_end_in(self, text: bytes) -> bool:
-        """Whether a text has the last word of a known name."""
-        return not self._marks.isdisjoint(TOKEN.findall(text))
-
-    def parts(self, word: bytes) -> List[bytes]:
-        """What of a word, as it stands in a reading, leads to an image."""
-        if word in self._dull:
-            return []
-        found = [part for part in parts(word) if self.at(part)]
-        if not found:
-            self._dull.add(word)
-        return found
-
-    def at(self, path: bytes) -> Images:
-        """The images that an absolute path leads to."""
-        if path not in self._words:
-            links: Tuple[bytes, ...] = ()
-            found: Images = ()
-            for entry in self.places.entries(path):
-                if entry.key in self._keys:
-                    found = tuple((image, links + more) for image, more in self._keys[entry.key])
-                    break
-                links += (entry.path,)
-            self._words[path] = found
-        return self._words[path]
-
-    def inside(self, directory: Directory, rest: bytes, base: bytes) -> Images:
-        """The images of that name below a directory."""
-        place = self.places.directory(os.path.join(directory.path, rest)) if rest else directory
-        return self._keys.get((place.dev, place.ino, base), ()) if place is not None else ()
+_VOLUME = re.compile(rb":(?:\d+/[^\s:/,]+/)?([^\s:/,]+)/\Z")  # the last directory of one of Proxmox's, of a linked clone too
+_CLONE = re.compile(rb"/\d+/[^\s:/,]")
+_WITH_SPACES = re.compile(rb"'(/[^'\n]*)'|\"(/[^\"\n]*)\"|[=:][ \t]*(/[^'\"\n]*)\Z")
+_OF_FILES = re.compile(
+    rb"(?:(?:file|path|image|img|disk|source|hd[a-d]|drive|filename|vdi|location|target)[\"']?\s*[=:]\s*[\"']?|\s-hd[a-d]\s+|\b(?:qemu|kvm|xl|cp|mv|rm)\b[^;&|]*\s|\bcd\s[^;&|]*[;&|].*)\Z",
+    re.IGNORECASE,
+)
 
 
 class _Relative(NamedTuple):
@@ -188,34 +122,54 @@ class _Relative(NamedTuple):
     base: bytes
 
 
+Named = Dict[Place, Tuple[Directory, Set[int]]]
+"""Directories, each with the lines that name it."""
+
+_OWN = -1  # instead of a line: the directory of the file
+
+
 class _File:
     """One text, gone through once."""
 
-    def __init__(self, path: bytes, data: bytes, known: _Known) -> None:
+    def __init__(self, path: bytes, data: bytes, known: KnownNames) -> None:
         self._path = path
         self._lines = data.split(b"\n")
         self._known = known
+        self._formats = Formats(self._lines)
         self._found: Dict[bytes, Dict[int, Mention]] = {}
-        self._absolute: Set[bytes] = set()
+        self._kept: Dict[Tuple[bytes, Optional[str], Tuple[bytes, ...], bytes], int] = {}
+        self._described: Dict[Tuple[int, bytes], Tuple[Stated, ...]] = {}
+        self._absolute: Dict[bytes, List[int]] = {}  # and the lines where they stand
         self._tries: Dict[Tuple[int, bytes], int] = {}
         self._relative: Dict[Tuple[int, bytes, bytes], _Relative] = {}
+        self._steps = 0
+
+    @property
+    def overfull(self) -> bool:
+        """Whether there was more to follow than is followed."""
+        return self._steps > _MOST_STEPS
 
     def mentions(self) -> Dict[bytes, List[Mention]]:
-        """The lines that name each image, in their order."""
+        """The lines that name each image, in their order; of very many, those that state a format and the first of the others."""
         for number, line in enumerate(self._lines):
             for glued in readings(line):
                 self._read(number, glued)
         self._resolve_relative()
-        for image in list(self._found):
-            self._add_variables(image)
+        self._follow_variables()
         return {image: [hits[number] for number in sorted(hits)] for image, hits in self._found.items()}
+
+    def _step(self) -> bool:
+        self._steps += 1
+        return self._steps <= _MOST_STEPS
 
     def _read(self, number: int, glued: bytes) -> None:
         text = glued.replace(GLUE, b" ")
         for word in absolute_words(glued):
-            self._absolute.add(word)
+            self._absolute.setdefault(word, []).append(number)
             for part in self._known.parts(word):
                 self._add(number, part, self._known.at(part))
+        for match in _WITH_SPACES.finditer(text):
+            self._absolute.setdefault(next(filter(None, match.groups())), []).append(number)
         if not self._known.may_end_in(text):
             return
         for match in TOKEN.finditer(text):
@@ -227,97 +181,184 @@ class _File:
             for spelling in spellings or ():
                 end = match.start() + len(token) + len(spelling.tail)
                 start = end - len(spelling.base)
-                if start >= 0 and text[start:end] == spelling.base and not _continues(text[end : end + 2]):
+                if start < 0 or text[start:end] != spelling.base:
+                    continue
+                if not _continues(text[end : end + 2]):
                     self._read_name(number, glued, text, spelling, start, end)
+                elif _CLONE.match(text, end):
+                    self._read_volume(number, text, spelling, start)
 
-    def _read_name(self, number: int, glued: bytes, text: bytes, spelling: _Spelling, start: int, end: int) -> None:
-        full = end - len(spelling.name)
-        if full >= 0 and text[full:end] == spelling.name and not _is_word(text[full - 1 : full] if full else b""):
-            known = self._known.at(spelling.name)
-            self._add(number, spelling.name, known or ((spelling.image, ()),))
-            return
+    def _read_name(self, number: int, glued: bytes, text: bytes, spelling: Spelling, start: int, end: int) -> None:
+        for length in spelling.lengths:
+            image = spelling.names.get(text[max(end - length, 0) : end])
+            if image is not None and _begins(text, end - length):
+                name = text[end - length : end]
+                self._add(number, name, self._known.at(name) or ((image, ()),))
+                return
+        self._read_volume(number, text, spelling, start)
         tries = self._tries[number, spelling.base] = self._tries.get((number, spelling.base), 0) + 1
         if tries > _MOST_TRIES:
             return
         if start and text[start - 1 : start] != b"/" and _is_word(text[start - 1 : start]):
             return
-        volume = os.path.join(os.path.basename(os.path.dirname(spelling.name)), spelling.base)
-        if text.endswith(b":" + volume, 0, end):
-            self._add(number, volume, ((spelling.image, ()),))
         before = max(start - _MOST_SEARCHED, 0)
         for begin in absolute_starts(text[before:start])[-_MOST_STARTS:]:  # with spaces in its directories
             word = text[before + begin : end]
             self._add(number, word, self._known.at(word))
         head = _head(glued[before:start])
-        if head is not None and (head or not _is_key(spelling.base, text[end:])):
+        if head is not None and (head or b"." in spelling.base or _OF_FILES.search(text[max(start - _MOST_BEFORE, 0) : start])):
             word = glued[start - len(head) : end].replace(GLUE, b" ")
             rest = _VARIABLE.sub(b"", head.replace(GLUE, b" "), 1) if head.startswith(b"$") else head.replace(GLUE, b" ")
-            if b"$" not in rest:
+            if b"$" not in rest or head.startswith(b"$"):
                 self._relative.setdefault((number, rest, spelling.base), _Relative(number, word, rest.lstrip(b"/"), spelling.base))
+
+    def _read_volume(self, number: int, text: bytes, spelling: Spelling, start: int) -> None:
+        volume = _VOLUME.search(text[max(start - _MOST_BEFORE, 0) : start])
+        images = spelling.volumes.get(volume.group(1), ()) if volume is not None else ()
+        self._add(number, b"%s/%s" % (volume.group(1) if volume else b"", spelling.base), images)
 
     def _resolve_relative(self) -> None:
         if not self._relative:
             return
-        answers: Dict[Tuple[bytes, bytes], Images] = {}
-        places = self._directories()
+        named = self._directories()
+        below = {b"": named}
+        above = {directory.path for directory, _numbers in named.values()}
+        answers: Dict[Tuple[bytes, bytes], List[Tuple[int, Images]]] = {}
         for relative in self._relative.values():
-            key = (relative.rest, relative.base)
+            rest, base = key = (relative.rest, relative.base)
+            if relative.word.startswith(b"$"):
+                key = (b"$", base)
+                if key not in answers:
+                    answers[key] = sorted(
+                        {(0, images) for place, images in self._known.homes(base).items() if self._is_below(place, above)}
+                    )
+                for images in _nearest(answers[key], relative):
+                    self._add(relative.number, relative.word, images)
+                if b"$" in rest:
+                    continue
+                key = (rest, base)
+            if rest not in below:
+                below[rest] = self._below(named, rest)
             if key not in answers:
-                answers[key] = tuple(hit for place in places for hit in self._known.inside(place, *key))
-            self._add(relative.number, relative.word, answers[key])
+                homes = {place: images for place, images in self._known.homes(base).items() if place in below[rest]}
+                answers[key] = sorted(
+                    {(number, images) for place, images in homes.items() for number in below[rest][place][1] if number < 0 or self._step()}
+                )
+            for images in _nearest(answers[key], relative):
+                self._add(relative.number, relative.word, images)
 
-    def _directories(self) -> List[Directory]:
-        """That of the file itself, those that it names, and those that it names by a variable and what is below it."""
+    def _is_below(self, place: Place, named: Container[bytes]) -> bool:
+        """Whether a directory lies in one that is named, which a variable may hold."""
+        path = self._known.paths[place]
+        while path not in (b"/", b""):
+            if path in named:
+                return True
+            path = os.path.dirname(path)
+        return False
+
+    def _directories(self) -> Named:
+        """That of the file itself, those that it names, and those that it names by a variable and what is below it, each with the lines that do."""
         places = self._known.places
         own = places.directory(os.path.dirname(os.path.abspath(self._path)))
-        named = [places.directory(part) for word in sorted(self._absolute) for part in parts(word)]
-        found = {place: None for place in [own] + named if place is not None}
-        below = {rest for line in self._lines for rest in _BELOW_VARIABLE.findall(line)}
-        for place in list(found):
-            for rest in sorted(below):
-                more = places.directory(os.path.join(place.path, rest))
-                if more is not None:
-                    found[more] = None
-        return list(found)
+        found: Named = {} if own is None else {(own.dev, own.ino): (own, {_OWN})}
+        for word, numbers in self._absolute.items():
+            for part in parts(word):
+                place = places.directory(part)
+                if place is not None:
+                    found.setdefault((place.dev, place.ino), (place, set()))[1].update(numbers)
+        named = dict(found)
+        for rest in sorted({rest for line in self._lines for rest in _BELOW_VARIABLE.findall(line)}):
+            for key, (place, lines) in self._below(named, rest).items():
+                found.setdefault(key, (place, set()))[1].update(lines)
+        return found
+
+    def _below(self, named: Named, rest: bytes) -> Named:
+        found: Named = {}
+        for directory, numbers in named.values():
+            if not self._step():
+                break
+            place = self._known.places.directory(os.path.join(directory.path, rest))
+            if place is not None:
+                found.setdefault((place.dev, place.ino), (place, set()))[1].update(numbers)
+        return found
 
     def _add(self, number: int, word: bytes, images: Images) -> None:
+        word = word.rstrip(b"/")
         for image, links in images:
+            if not self._step():
+                return
             hits = self._found.setdefault(image, {})
-            if number not in hits or (hits[number].links and not links):  # what keeps its name least counts
-                hits[number] = self._described(number, word, links)
-
-    def _described(self, number: int, word: bytes, links: Tuple[bytes, ...]) -> Mention:
-        line = self._lines[number]
-        start = line.find(word)
-        span = (start, start + len(word))
-        if start < 0:  # it is escaped
-            last = TOKEN.findall(word)[-1:]
-            span = next((match.span() for match in TOKEN.finditer(line) if match.group() in last), (0, 0))
-        place, where = number, stated(line, span)
-        if where is None:
-            around = stated_around(self._lines, number)
-            if around is not None:
-                place, where = around
-        mention = Mention(self._path, number + 1, line, word, None, links)
-        if where is None:
-            return mention
-        text = self._lines[place]
-        return mention._replace(
-            format=text[slice(*where)].decode("ascii").lower(), stated_line=place + 1, stated_text=text, stated_span=where
-        )
-
-    def _add_variables(self, image: bytes) -> None:
-        """The lines that name it by a variable which was set to its name."""
-        hits = self._found[image]
-        for hit in list(hits.values()):
-            assigned = _ASSIGNED.search(hit.text[: max(hit.text.find(hit.word), 0)])
-            if assigned is None:
+            old = hits.get(number)
+            if old is not None and (word == old.word or word in old.more) and (links or not old.links):
                 continue
-            used = re.compile(rb"\$(?:" + assigned.group(1) + rb"(?!\w)|\{" + assigned.group(1) + rb"\})")
-            for other, line in enumerate(self._lines):
-                match = used.search(line)
-                if match is not None:
-                    hits.setdefault(other, self._described(other, match.group(), hit.links))
+            hit = Mention(self._path, number + 1, self._lines[number], word, links, self._stated(number, word))
+            if old is None:
+                kind = (image, hit.format, links, word[:1])
+                self._kept[kind] = self._kept.get(kind, 0) + 1
+                if self._kept[kind] <= _MOST_KEPT:
+                    hits[number] = hit
+                continue
+            if old.links and not links:
+                old, hit = hit, old  # what keeps its name least counts
+            stated = sorted({*old.stated, *hit.stated}, key=lambda one: (one.format != "qcow", one))
+            hits[number] = old._replace(stated=tuple(stated), more=tuple(sorted({*old.more, *hit.more, hit.word} - {old.word}))[:_FEW])
+
+    def _stated(self, number: int, word: bytes) -> Tuple[Stated, ...]:
+        key = (number, word)
+        if key not in self._described:
+            line = self._lines[number]
+            spans = occurrences(line, word)
+            if not spans:  # it is escaped
+                last = TOKEN.findall(word)[-1:]
+                spans = [match.span() for match in TOKEN.finditer(line) if match.group() in last][:1]
+            self._described[key] = self._formats.of(number, spans or [(0, 0)])
+        return self._described[key]
+
+    def _follow_variables(self) -> None:
+        """The lines that name an image by a variable which was set to its name, or to another such variable."""
+        pending = [
+            (name, ((image, hit.links),))
+            for image, hits in self._found.items()
+            for hit in hits.values()
+            for name in _assigned(hit.text, hit.text.find(hit.word))
+        ]
+        if not pending:
+            return
+        used: Dict[bytes, List[Tuple[int, bytes, int]]] = {}
+        for number, line in enumerate(self._lines):
+            for match in _USED.finditer(line):
+                used.setdefault(match.group(1) or match.group(2), []).append((number, match.group(), match.start()))
+        seen = set(pending)
+        while pending:
+            name, images = pending.pop()
+            for number, word, start in used.get(name, ()):
+                self._add(number, word, images)
+                if self.overfull:
+                    return
+                for other in _assigned(self._lines[number], start):
+                    if other in used and (other, images) not in seen:
+                        seen.add((other, images))
+                        pending.append((other, images))
+
+
+def _assigned(line: bytes, start: int) -> Set[bytes]:
+    """What may be variables that are set to what begins at ``start``."""
+    return set(_ASSIGNED.findall(line[max(start - _MOST_BEFORE, 0) : max(start, 0)]))
+
+
+def _nearest(found: List[Tuple[int, Images]], relative: _Relative) -> List[Images]:
+    """Of images in many directories, those in the directories that are named next before and behind, unless a variable says which."""
+    if len({images for _number, images in found}) > _FEW and not relative.word.startswith(b"$"):
+        at = bisect.bisect_right(found, (relative.number + 1,))
+        same = bisect.bisect_left(found, (relative.number,))
+        found = [one for one in found[:_FEW] if one[0] == _OWN] + found[max(min(at - 1, same), 0) : at + 1]
+    return [images for _number, images in found]
+
+
+def _begins(text: bytes, start: int) -> bool:
+    """Whether an absolute path may begin here; behind an option (``-f/a``, ``:-/a``) it may."""
+    before = text[max(start - 3, 0) : start]
+    return before[-1:] == b"-" or not _is_word(before[-1:]) or re.match(rb"[\s\0'\"]-[A-Za-z]\Z", before) is not None
 
 
 def _is_word(character: bytes) -> bool:
@@ -329,9 +370,7 @@ def _continues(behind: bytes) -> bool:
     return _is_word(behind) and not (behind[:1] == b"." and not _is_word(behind[1:]))
 
 
-def _is_key(base: bytes, behind: bytes) -> bool:
-    """Whether a word without a suffix, which may be any word, is the key of something."""
-    return b"." not in base and re.match(rb"['\"]?\s*[=:]", behind) is not None
+_DEFAULT = re.compile(rb"^\$\{\w+[=+?-]")
 
 
 def _head(before: bytes) -> Optional[bytes]:
@@ -340,6 +379,9 @@ def _head(before: bytes) -> Optional[bytes]:
     while at and before[at - 1] not in _ENDS_HEAD:
         at -= 1
     head, behind = before[at:], before[at - 1 : at]
+    if behind in (b":", b"=") and head[:1] in (b"-", b"+", b"?"):
+        head = head[1:]  # ${NAME:-directory/name}
+    head = _DEFAULT.sub(b"", head)
     if behind in (b")", b"`", b"}") and head.startswith(b"/"):
         return head.lstrip(b"/")  # $(command)/name
     if head.startswith(b"/") or head[:1] in (b"~", b"*", b"%") or (head and not head.endswith(b"/")):

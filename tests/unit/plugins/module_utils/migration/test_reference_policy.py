@@ -85,6 +85,34 @@ def test_what_could_not_be_searched_is_a_warning_and_passwords_are_not_told(host
     assert "s3cret" not in str(results) and "password=********" in results[1]["msg"]
 
 
+@pytest.mark.parametrize(
+    ("line", "how", "todo"),
+    [
+        ("cd DIR; cp one.qcow /backup/one.qcow", {}, "to name DIR/one.qcow2 as qcow2"),
+        ("cp DIR/one.qcow DIR/old.qcow; cd DIR; rm one.qcow", {}, "to be: cp DIR/one.qcow2 DIR/old.qcow; cd DIR; rm one.qcow2"),
+        ("hda=DIR/one.qcow password='a'", {}, "to name DIR/one.qcow2 as qcow2"),
+        ("hda=DIR/one.qcow data: a", {}, "to be: hda=DIR/one.qcow2 data: a"),
+        ("scsi0: local:images/one.qcow", {}, "to be: scsi0: local:images/one.qcow2"),
+        ("scsi0: local:images/one.qcow", {"dest_dir": True}, "to name NEW/one.qcow2 as qcow2"),
+        ("hda=DIR/one.qcow", {"dest_dir": True}, "to name NEW/one.qcow2 as qcow2"),
+        ("scsi0: local:images/one.qcow", {"keep_name": True}, "Proxmox takes the format from the suffix"),
+        ("disk: DIR/one.qcow\ntags: [qcow]\ntype: raw", {"keep_name": True}, "line 2: tags: [qcow] (to name DIR/one.qcow as qcow2)"),
+        ("A=${A:-DIR/one.qcow}", {}, "to be: A=${A:-DIR/one.qcow2}"),
+    ],
+)
+def test_what_to_write_is_told_where_it_is_certain(host: Host, line: str, how: Dict[str, Any], todo: str) -> None:
+    one = host.image("one.qcow")
+    etc, new = host.directory.parent / "etc", host.directory.parent / "new & old"
+    for directory in (etc, new):
+        directory.mkdir()
+    how = {**how, "dest_dir": os.fsencode(new)} if "dest_dir" in how else how
+    (etc / "guest.cfg").write_text(line.replace("DIR", str(host.directory)))
+    (refused,) = host.run(one, reference_dirs=(os.fsencode(etc),), domains=IGNORE, check_mode=True, **how)
+    assert refused["reason"] == "referenced" and todo.replace("DIR", str(host.directory)).replace("NEW", str(new)) in refused["msg"], (
+        refused["msg"]
+    )
+
+
 def run_script(script: pathlib.Path) -> subprocess.CompletedProcess:
     return subprocess.run(["sh", str(script)], capture_output=True, text=True, check=False, timeout=300)
 
@@ -117,7 +145,8 @@ def test_a_guest_of_a_script_boots_from_the_line_that_was_told(host: Host, how: 
         assert old in lines[int(number) - 1]
         lines[int(number) - 1] = lines[int(number) - 1].replace(old, new)
     script.write_text("\n".join(lines))
-    assert re.findall("GUEST-SHA vda .*", run_script(script).stdout) == seen
+    ended = run_script(script)
+    assert re.findall("GUEST-SHA vda .*", ended.stdout) == seen, (told, ended)
 
 
 NAMESPACE = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
@@ -180,6 +209,10 @@ def test_formats_in_other_arguments_and_links_count(host: Host) -> None:
     for how in ({}, {"keep_name": True}):
         (refused,) = host.run(one, **how)
         assert refused["reason"] == "domain" and "It states the format qcow" in refused["msg"], refused["msg"]
+        assert "write there" not in refused["msg"] and "the format wherever it is stated, by hand" in refused["msg"]
     host.daemon.clear()
     arguing(host, "-drive", "format=qcow,if=none,id=d,file=%s/link/one.qcow" % host.directory.parent)
     assert "It states the format qcow" in host.run(one, keep_name=True)[0]["msg"]
+    host.daemon.clear()
+    arguing(host, "-drive", "if=none,id=d,file=%s" % one, "-drive", "file.driver=nbd,file.host=h,if=none,format=raw")
+    assert "Let the result keep the name" in host.run(one)[0]["msg"]

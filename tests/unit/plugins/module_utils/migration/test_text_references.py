@@ -12,6 +12,7 @@ from typing import Dict, List, Optional, Tuple
 
 import pytest
 
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.option_text import masked
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.text_files import MAX_BYTES
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.text_references import Mention, mentions
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
@@ -45,7 +46,7 @@ def placed(style: Style, root: pathlib.Path) -> str:
     text, escaped = style.text, str(root).replace("/", "\\/")
     for top in ("/srv", "/links", "/My Links"):
         text = text.replace(top.replace("/", "\\/") + "\\/", escaped + top.replace("/", "\\/") + "\\/")
-        for before in (" ", "'", '"', ":", "=", ">", "//", "localhost"):
+        for before in (" ", "'", '"', ":", "=", ">", "//", "localhost", "-", "-f", "\u201c"):
             text = text.replace(before + top, before + str(root) + top) if "\\/" not in text else text
     return text
 
@@ -181,6 +182,24 @@ QEMU = "qemu -m 512 "
         ("ide0: local:100/a.qcow,format=qcow,size=2G", ("qcow", 1)),
         ("DISK=IMAGE\nqemu -drive file=$DISK,format=qcow", ("qcow", 2)),
         ("-drive file=IMAGE,format=qcow2", ("qcow2", 1)),
+        ("-drive file=IMAGE.old,format=raw -drive file=IMAGE,format=qcow", ("qcow", 1)),
+        ("qemu-img check -f qcow2 IMAGE || qemu -drive file=IMAGE,format=qcow", ("qcow", 1)),
+        ("disk: IMAGE\nbackup_format: qcow2\ndisk_format: qcow", ("qcow", 3)),
+        ("[Service]\nEnvironment=IMG=IMAGE\nExecStart=/usr/bin/qemu -drive file=${IMG},format=qcow", ("qcow", 3)),
+        ("A=IMAGE\n%sB=$A\n%sqemu -drive file=${B:?},format=qcow" % ("#\n" * 50, "#\n" * 50), ("qcow", 103)),
+        ("IMG := IMAGE\n%srun:\n\tqemu -drive file=$(IMG),format=qcow" % ("#\n" * 50), ("qcow", 53)),
+        ("img: IMAGE\n%scmd: qemu -drive file={{ img }},format=qcow" % ("#\n" * 50), ("qcow", 52)),
+        ('{\n  "file": {\n    "filename": "IMAGE"\n  },\n  "driver": "qcow"\n}', ("qcow", 5)),
+        ('{"path": "IMAGE",\n "fmt": "qcow"}', ("qcow", 2)),
+        ("disk:\n  path: IMAGE\n  driver:\n    type: qcow", ("qcow", 4)),
+        ("<disk>\n  <driver\n    name='qemu'\n    type='qcow'/>\n\n  <source file='IMAGE'/>\n</disk>", ("qcow", 4)),
+        ("<source file='IMAGE'/><title>shop # 1</title><driver type='qcow'/>", ("qcow", 1)),
+        ("ls " + "IMAGE " * 30 + "-drive file=IMAGE,format=qcow", ("qcow", 1)),
+        ("IMAGE\n" + "format: qcow2\n" * 9 + "format: qcow", ("qcow", 11)),
+        ("hda=IMAGE # qcow image of shop", None),
+        ("# our old QCOW disk\nhda=IMAGE", None),
+        ('{"name": "shop #1", "file": "IMAGE", "format": "qcow"}', ("qcow", 1)),
+        ("disk: IMAGE\nswap_format: raw", None),
         ("copy IMAGE somewhere, raw and uncut", None),
     ],
 )
@@ -188,7 +207,7 @@ def test_the_format_that_is_stated(host: pathlib.Path, text: str, stated: Option
     image = host / "srv/vms/100/a.qcow"
     (host / "etc/some/file").write_text(text.replace("IMAGE", str(image)))
     (hits,) = search(host / "etc", image).values()
-    assert [(hit.format, hit.stated_line) for hit in hits if hit.format] == ([stated] if stated else [])
+    assert {(hit.format, hit.stated[0].line) for hit in hits if hit.format} == ({stated} if stated else set())
 
 
 def test_many_files_and_images_take_seconds(tmp_path: pathlib.Path) -> None:
@@ -232,3 +251,127 @@ def test_lines_without_end_take_seconds(tmp_path: pathlib.Path, pattern: bytes) 
     (hits,) = search(tmp_path, IMAGE).values()
     assert [len(hit.shown) < 400 for hit in hits] == [True]
     assert time.process_time() - before < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vm/a.qcow", "A=${A:-ROOT/vm/a.qcow}"),
+        ("vm/a.qcow", "A=${A-ROOT/vm/a.qcow}"),
+        ("vm/a.qcow", "prog -fROOT/vm/a.qcow"),
+        ("vm/a.qcow", "D=ROOT/vm\nqemu ${A:-$D/a.qcow}"),
+        ("vm/a.qcow", "D=ROOT/vm\nqemu ${A-$D/a.qcow}"),
+        ("vm/a.qcow", "A=ROOT; B=vm\nqemu $A/$B/a.qcow"),
+        ("vm/a.qcow", "cd ROOT\nD=vm\nqemu $D/a.qcow"),
+        ("vm/a.qcow", "\ufeffROOT/vm/a.qcow"),
+        ("vm/a.qcow", "\u201cROOT/vm/a.qcow\u201d"),
+        ("vm/bob's.qcow", "'ROOT/vm/bob'\\''s.qcow'"),
+        ("vm/bob's.qcow", "'ROOT/vm/bob''s.qcow'"),
+        ("my vm/a.qcow", "dir: ROOT/my vm\nimg: a.qcow"),
+        ("vm (old)/a.qcow", "cd 'ROOT/vm (old)'\nqemu a.qcow"),
+        ("100/base-100-disk-0.qcow", "scsi0: local:100/base-100-disk-0.qcow/101/vm-101-disk-0.qcow,size=1G"),
+        ("101/vm-101-disk-0.qcow", "scsi0: local:100/base-100-disk-0.qcow/101/vm-101-disk-0.qcow,size=1G"),
+        ("vm/shop", "cd ROOT/vm && qemu -hda shop"),
+        ("vm/shop", "dir: ROOT/vm\nimage: shop"),
+    ],
+)
+def test_more_ways_to_name_an_image(tmp_path: pathlib.Path, name: str, text: str) -> None:
+    image = tmp_path / name
+    image.parent.mkdir()
+    image.touch()
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/file").write_text(text.replace("ROOT", str(tmp_path)))
+    (hits,) = search(tmp_path / "etc", image).values()
+    assert text.count("\n") + 1 in [hit.line for hit in hits]
+
+
+def test_a_volume_of_proxmox_among_many_of_the_same_name(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("scsi0: local:199/disk.qcow")
+    assert list(search(tmp_path, *("/im/%d/disk.qcow" % number for number in range(100, 200)))) == [b"/im/199/disk.qcow"]
+
+
+def test_names_without_suffix_are_no_words(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "shop").touch()
+    (tmp_path / "file").write_text('name = "shop"\nhostname shop is open\n<disk device="shop">\ndisk = "file:%s/shop,xvda,w"\n' % tmp_path)
+    (hits,) = search(tmp_path, tmp_path / "shop").values()
+    assert [hit.line for hit in hits] == [4]
+
+
+def test_devices_are_not_opened(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_root()
+    os.mknod(tmp_path / "watchdog", 0o20600, os.makedev(1, 3))
+    opened = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, *more, **how: opened.append(path) or real(path, *more, **how))
+    assert search(tmp_path, IMAGE) == {}
+    assert os.fsencode(tmp_path / "watchdog") not in opened
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        'password: "correct hunter, hunter"',
+        "passwd: $6$hunter$hunter",
+        "pass=hunter",
+        "--password hunter",
+        "http://u:hunter@h/",
+        "psk=hunter",
+        "secret=/hunter",
+        "token: 'hun hunter'",
+    ],
+)
+def test_passwords_are_masked(secret: str) -> None:
+    assert b"hunter" not in masked(b"disk=/srv/a.qcow " + secret.encode()) and b"/srv/a.qcow" in masked(
+        b"disk=/srv/a.qcow " + secret.encode()
+    )
+    assert masked(b"file=a.qcow,encrypt.key-secret=sec0") == b"file=a.qcow,encrypt.key-secret=sec0"
+    assert masked(b"data: a.qcow") == b"data: a.qcow"
+
+
+HOSTILE = {
+    "a key without end beside": b"/srv/100/a.qcow\n" + b"format" * (MAX_BYTES // 6 - 4),
+    "spaces without end beside": b"/srv/100/a.qcow\n" + b" " * (MAX_BYTES - 100) + b"format",
+    "keys in each line": (b"/srv/100/a.qcow\n" + b"format" * 340 + b"\n") * 500,
+    "set in each line": b"disk=/srv/100/a.qcow\n" * (MAX_BYTES // 21),
+    "set and used in each line": b"x=/srv/100/a.qcow $x ${x}\n" * (MAX_BYTES // 26),
+    "set from each other": b"".join(b"x%d=$x%d\n" % (n + 1, n) for n in range(60000)) + b"x0=/srv/100/a.qcow",
+    "continued": b"/srv/100/a.qcow \\\n" * (MAX_BYTES // 18),
+    "continued with formats": b"format=qcow /srv/100/a.qcow \\\n -f raw\\\n" * (MAX_BYTES // 40),
+    "deeper lines": (b"/srv/100/a.qcow\n" + b"  x: y\n" * 1000) * 149,
+    "plain lines": b"/srv/100/a.qcow\n" * (MAX_BYTES // 16),
+    "formats around": b"/srv/100/a.qcow\nqcow\nformat: raw\n" * (MAX_BYTES // 33),
+    "directories": b"".join(b"/%s%04d\n" % (b"srv/" * 5, n) for n in range(1000))
+    + b"".join(b"x: d%d/a.qcow\n" % n for n in range(60000))
+    + b"/srv/100/a.qcow",
+    "directories of variables": b"".join(b"$D/%d/a.qcow /srv/d%d\n" % (n, n) for n in range(37000)) + b"/srv/100/a.qcow",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+def test_many_lines_take_seconds(tmp_path: pathlib.Path, text: bytes) -> None:
+    assert len(text) <= MAX_BYTES
+    (tmp_path / "data").write_bytes(text)
+    before = time.process_time()
+    found = mentions([os.fsencode(tmp_path)], {os.fsencode(IMAGE): ()})
+    assert time.process_time() - before < 30
+    assert 1 <= len(found.mentions[os.fsencode(IMAGE)]) <= 800
+
+
+def test_images_of_the_same_name_are_told_apart_by_the_next_directory(tmp_path: pathlib.Path) -> None:
+    images = [tmp_path / ("%04d" % number) / "disk.img" for number in range(1000)]
+    for image in images:
+        image.parent.mkdir()
+        image.touch()
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/vms").write_text("".join("- dir: %s\n  image: disk.img\n" % image.parent for image in images))
+    before = time.process_time()
+    found = search(tmp_path / "etc", *images)
+    assert time.process_time() - before < 10
+    for number, image in enumerate(images):
+        lines = [hit.line for hit in found[os.fsencode(image)]]
+        assert 2 * number + 2 in lines and len(lines) <= 2
+    (tmp_path / "etc/vms").write_text(
+        "".join("D%d=%s\n" % (number, image.parent) for number, image in enumerate(images)) + "qemu $D7/disk.img"
+    )
+    found = search(tmp_path / "etc", *images)
+    assert all([hit.line for hit in found[os.fsencode(image)]] == [1001] for image in images)
