@@ -5,16 +5,21 @@
 """Files that are not recognized by what they cost or hold: each refusal names a way out that works, and nothing wrong is touched."""
 
 import os
+import struct
 import subprocess
+import time
 from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import moved_files
-from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, moved_files
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, roll_back_all
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import Scene, Server, sha256
 from ansible_collections.vmimage.qcow.tests.support.moves import (
     HOW,
+    chain,
     clean,
     contents,
     copied,
@@ -24,7 +29,7 @@ from ansible_collections.vmimage.qcow.tests.support.moves import (
     refused,
     roll_back,
 )
-from ansible_collections.vmimage.qcow.tests.support.require import require_tool
+from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool
 
 
 def test_large_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, move: Callable[[str], None]) -> None:
@@ -161,3 +166,77 @@ def test_copy_that_belongs_to_somebody_else(tmp_path: Any) -> None:
             refused(act, scene, how, "user 4711 can write it, but could not")
     os.chown(scene.dest, 4711, -1)  # as the result, so the original
     assert roll_back(scene)["changed"]
+
+
+def chain_migrated(tmp_path: Any) -> tuple[Any, Choice]:
+    images, choice = chain(tmp_path)
+    os.unlink(images / "foreign.img")
+    requests = [Request(os.fsencode(images / name), retire=True, state_dir=choice.state_dir) for name in ("base.qcow", "over.qcow")]
+    assert all(result["changed"] for result in batch.run(requests, batch.Settings(choice.state_dir, reserve=0)))
+    return images, choice
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_guests_have_written_is_not_taken_on_trust(tmp_path: Any, moved: bool) -> None:
+    """``accept`` says which file it is; what a guest has written to a thin overlay is lost only if the operator says so."""
+    images, choice = chain_migrated(tmp_path)
+    subprocess.run(
+        [require_tool("qemu-io"), "-f", "qcow2", "-c", "write -P 7 512k 64k", images / "over.qcow2"], check=True, capture_output=True
+    )
+    if moved:
+        copied(str(images))
+    choice = choice._replace(moved_files="accept", paths=(os.fsencode(images / "over.qcow"),))
+    (refused_one,) = roll_back_all(choice, discard_changes=False)
+    assert refused_one["failed"] and refused_one["reason"] == "changed" and (images / "over.qcow2").exists(), refused_one
+    (done,) = roll_back_all(choice, discard_changes=True)
+    assert done["changed"] and os.path.exists(done["kept"]), done
+
+
+def test_a_base_that_became_a_link_of_a_strangers(tmp_path: Any) -> None:
+    """To be compared, an overlay's base is read by the rules of links: else whoever can write there could have any file compared."""
+    require_root()
+    images, choice = chain_migrated(tmp_path)
+    secret = tmp_path / "secret"
+    retired = images / "base.qcow.qcow1.orig"
+    secret.write_bytes(retired.read_bytes())
+    retired.unlink()
+    retired.symlink_to(secret)
+    for path in (images, retired):
+        os.chown(path, 4711, 4711, follow_symlinks=False)
+    os.utime(images / "over.qcow.qcow1.orig")
+    opened = []
+    whole = moved_files.Source
+
+    def watched(path: bytes, *given: Any) -> Any:
+        opened.append(path)
+        return whole(path, *given)
+
+    moved_files.Source, before = watched, moved_files.Source  # type: ignore[assignment,misc]
+    try:
+        (answer,) = roll_back_all(choice._replace(paths=(os.fsencode(images / "over.qcow"),), check_mode=True), discard_changes=False)
+    finally:
+        moved_files.Source = before  # type: ignore[misc]
+    assert answer["failed"] and os.fsencode(secret) not in opened, (answer, opened)
+
+
+def test_tables_that_would_be_read_without_end(tmp_path: Any) -> None:
+    """An original of the recorded size whose tables all name one cluster is damaged, and is not read for hours to find that out."""
+    size, src, state = 64 << 30, str(tmp_path / "disk.qcow"), os.fsencode(tmp_path / "state")
+    build(ImageSpec(size=size, clusters={index: Plain(os.urandom(4096)) for index in range(20)})).write(src)
+    (result,) = batch.run([Request(os.fsencode(src), retire=True, state_dir=state)], batch.Settings(state, reserve=0))
+    assert result["changed"], result
+    with open(result["retired"], "rb") as stream:
+        data = bytearray(stream.read())
+    (offset,) = struct.unpack_from(">Q", data, 40)
+    count, entries = -(-size // (1 << (data[32] + data[33]))), 1 << data[33]
+    table = next(entry for entry in struct.unpack_from(">%dQ" % count, data, offset) if entry)
+    cluster = next(entry for entry in struct.unpack_from(">%dQ" % entries, data, table) if entry)
+    struct.pack_into(">%dQ" % count, data, offset, *[table] * count)
+    struct.pack_into(">%dQ" % entries, data, table, *[cluster] * entries)
+    os.unlink(result["retired"])
+    with open(result["retired"], "wb") as stream:
+        stream.write(data)
+    started = time.process_time()
+    (answer,) = roll_back_all(Choice(state, paths=(os.fsencode(src),)), discard_changes=False)
+    assert answer["failed"] and "damaged" in answer["msg"] and "moved_files=accept" in answer["msg"], answer
+    assert time.process_time() - started < 30  # seconds; hours before

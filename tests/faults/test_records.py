@@ -6,19 +6,20 @@
 
 import os
 import shutil
+import subprocess
 from typing import Any
 
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import StateError
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, commit
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, named
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import explain, recover
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
 from ansible_collections.vmimage.qcow.tests.support.faults import CHANGING, Point, Scene, Server, points
-from ansible_collections.vmimage.qcow.tests.support.require import require_tool
+from ansible_collections.vmimage.qcow.tests.support.require import require_root, require_tool
 
 
 @pytest.fixture
@@ -247,6 +248,42 @@ def test_result_removed_since_the_crash(server: Server, tmp_path: Any, state: st
     results, _recovered = again(scene)
     assert not results[0]["failed"], results[0]["msg"]
     scene.assert_migrated()
+
+
+class Died(BaseException):
+    pass
+
+
+def test_filesystem_of_the_result_is_not_mounted(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is not lost: guests may have written to it. The record stays as it is until the filesystem is there."""
+    require_root()
+    disk, elsewhere = tmp_path / "disk", tmp_path / "elsewhere"
+    for place in (disk, elsewhere):
+        place.mkdir()
+    scene = Scene(str(tmp_path), dest=os.fsencode(elsewhere / "disk.qcow2"))
+    subprocess.run(["mount", "-t", "tmpfs", "none", disk], check=True)
+    try:
+        subprocess.run(["mount", "--bind", disk, elsewhere], check=True)
+
+        def dying(*_given: Any) -> None:
+            raise Died
+
+        with monkeypatch.context() as killed:
+            killed.setattr(commit, "_retire", dying)
+            with pytest.raises(Died):
+                again(scene)
+        assert scene.states() == ["repointed"]
+        subprocess.run(["umount", elsewhere], check=True)
+        _results, recovered = again(scene)
+        assert [entry["failed"] for entry in recovered] == [True] and "is that mounted" in recovered[0]["msg"], recovered
+        assert scene.states() == ["repointed"] and os.path.exists(scene.src)
+        subprocess.run(["mount", "--bind", disk, elsewhere], check=True)
+        results, recovered = again(scene)
+        assert [entry["failed"] for entry in recovered] == [False] and scene.states() == ["done"], (results, recovered)
+        assert os.listdir(elsewhere) == ["disk.qcow2"] and not os.path.exists(scene.src)
+    finally:
+        for place in (elsewhere, disk):
+            subprocess.run(["umount", place], check=False, stderr=subprocess.DEVNULL)
 
 
 def test_name_taken_since_the_crash(server: Server, tmp_path: Any) -> None:
