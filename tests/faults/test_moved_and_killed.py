@@ -170,20 +170,24 @@ def test_cleanup_killed_and_moved(server: Server, tmp_path: Any, move: Callable[
     assert count >= 3
 
 
+def asked(scene: Scene) -> tuple[str, dict[str, Any]]:
+    """The job of a scene, and what it is given."""
+    given = dict(scene.job)
+    return str(given.pop("job")), given
+
+
 @pytest.mark.parametrize("retire", [True, False])
 def test_exfat_mounted_again_after_a_kill(tmp_path: Any, tell: Callable[..., None], retire: bool) -> None:
     with Server(isolated=False) as server:
         with on_fuse("exfat", tmp_path / "traced") as (scene, _again):
             scene.options["retire"] = retire
-            job = scene.job
-            name = job.pop("job")
+            name, job = asked(scene)
             found = at_steps(points(server.trace(str(tmp_path / "log"), CHANGING, name, **job), CHANGING))
         states, others = set(), 0
         for number, point in enumerate(found):
             with on_fuse("exfat", tmp_path / str(number)) as (scene, again):
                 scene.options["retire"] = retire
-                job = scene.job
-                name = job.pop("job")
+                name, job = asked(scene)
                 if not server.killed_at(point, name, **job):
                     continue
                 states.update(scene.states())

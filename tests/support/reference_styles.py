@@ -44,7 +44,6 @@ STYLES: List[Style] = [
     Style("keys of YAML", "pool: /srv/vms/100\nimage: a.qcow", 2),
     Style("keys of JSON", '{"dir": "/srv/vms/100", "image": "a.qcow"}'),
     Style("relative to the file", '<HardDisk location="../../srv/vms/100/a.qcow" format="QCOW"/>'),
-    Style("typographic quotes", "the image \u201c/srv/vms/100/a.qcow\u201d"),
     Style("quotes of the shell", "qemu -hda '/srv/vms/My VM/b,1.qcow'", 1, "b"),
     Style("a backslash and a space", "qemu -hda /srv/vms/My\\ VM/b,1.qcow", 1, "b"),
     Style("a linked directory with a space", "qemu -hda /links/My\\ VM/b,1.qcow", 1, "b"),

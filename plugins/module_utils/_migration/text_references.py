@@ -40,7 +40,7 @@ class Mention(NamedTuple):
             self.text[start - 1 : start] == b":"
             for word in (self.word, *self.more)
             if word[:1] != b"/"
-            for start, _ in occurrences(self.text, word)
+            for start, _end in occurrences(self.text, word)
         )
 
     @property
@@ -108,7 +108,8 @@ _VOLUME = re.compile(rb":(?:\d+/[^\s:/,]+/)?([^\s:/,]+)/\Z")  # the last directo
 _CLONE = re.compile(rb"/\d+/[^\s:/,]")
 _WITH_SPACES = re.compile(rb"'(/[^'\n]*)'|\"(/[^\"\n]*)\"|[=:][ \t]*(/[^'\"\n]*)\Z")
 _OF_FILES = re.compile(
-    rb"(?:(?:file|path|image|img|disk|source|hd[a-d]|drive|filename|vdi|location|target)[\"']?\s*[=:]\s*[\"']?|\s-hd[a-d]\s+|\b(?:qemu|kvm|xl|cp|mv|rm)\b[^;&|]*\s|\bcd\s[^;&|]*[;&|].*)\Z",
+    rb"(?:(?:file|path|image|img|disk|source|hd[a-d]|drive|filename|vdi|location|target)[\"']?\s*[=:]\s*[\"']?|\s-hd[a-d]\s+|"
+    rb"\b(?:qemu|kvm|xl|cp|mv|rm)\b[^;&|]*\s|\bcd\s[^;&|]*[;&|].*)\Z",
     re.IGNORECASE,
 )
 
