@@ -60,8 +60,8 @@ def test_destination_in_a_tenants_directory_that_leads_to_a_device(image: pathli
 def after_planning(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> None:
     original = batch.preflight
 
-    def preflight(*arguments: Any) -> Any:
-        plans = original(*arguments)
+    def preflight(*arguments: Any, **options: Any) -> Any:
+        plans = original(*arguments, **options)
         change()
         return plans
 
