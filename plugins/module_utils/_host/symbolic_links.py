@@ -35,8 +35,15 @@ class SymbolicLinks:
         """Take in links that were met."""
         self._met.update(paths)
 
+    def add_named(self, path: bytes) -> None:
+        """Take in a name that something gives to a file, if it is a link."""
+        if link_at(path) is not None:
+            self._met.add(path)
+
     def to(self, files: Iterable[bytes]) -> Dict[bytes, List[SymbolicLink]]:
         """The links to each of these files that has any, by their paths without symbolic links."""
+        if not self._met:
+            return {}
         files = list(files)
         places = Places({os.path.dirname(path) for path in (*files, *self._met)})
         keys = {entry.key: path for path in files for entry in places.entries(path)[:1]}

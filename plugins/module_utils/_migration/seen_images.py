@@ -75,7 +75,7 @@ class SeenImages:
         if found.key is not None and not is_retired(found.path) and not is_overlay(found.path):
             node = self.graph.add(found.path, found.key, found.read_at)
             if node is not None and node.reference is not None:
-                self.links.add([os.path.join(os.path.dirname(node.path), node.reference.name)])
+                self.links.add_named(os.path.join(os.path.dirname(node.path), node.reference.name))
 
     def has_walked(self, paths: Iterable[bytes]) -> None:
         """Whoever walked these trees, by :attr:`exclude` and :attr:`one_filesystem`, has handed what is there to :meth:`add` and :attr:`links`."""
@@ -109,8 +109,8 @@ class SeenImages:
             known = self.domains.survey()
             self._walk([pool.path for pool in known.pools if is_directory(pool.path)], recurse=False)
             named = {use.path for use in known.uses}
-            self.links.add(named)
             for path in sorted(named):
+                self.links.add_named(path)
                 self.node(real_path(path))
 
     def _walk(self, paths: Iterable[bytes], *, recurse: bool) -> None:
