@@ -70,7 +70,7 @@ def link_at(path: bytes) -> Optional[bytes]:
     try:
         with place_of(path) as (directory, name):
             return os.readlink(name, dir_fd=directory)
-    except (OSError, UnsafeImage):
+    except (OSError, UnsafeImage, ValueError):  # a name from a header may hold a NUL byte
         return None
 
 

@@ -357,6 +357,7 @@ def test_a_strangers_link_that_cannot_be_replaced_stops_nobody(tree: Tree, monke
     assert any(str(link) in words for words in result["warnings"]) and os.readlink(ours) == str(image) + "2"
     (undone,) = tree.roll_back()
     assert undone["changed"] and image.exists() and os.readlink(ours) == str(image)
+    assert any(str(link) in words for words in undone["reasons"]), undone
 
 
 def test_a_stranger_cannot_get_a_link_of_roots(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,3 +457,31 @@ def test_made_while_the_batch_runs(tree: Tree, monkeypatch: pytest.MonkeyPatch, 
     assert not result["failed"] and not image.exists() and made.exists(), result
     if kind == "overlay":
         assert oracle.info(made, "qcow2")["full-backing-filename"] == str(image) + "2"
+
+
+def test_a_backing_name_with_a_zero_byte_stops_nobody(tree: Tree) -> None:
+    """Anybody can write one into the header of an overlay of theirs."""
+    image = tree.image("store/7f3a.qcow")
+    crafted = tree.root / "store/crafted.qcow2"
+    oracle.run("create", "-u", "-f", "qcow2", "-b", "abcdef", "-F", "raw", crafted, "1M")
+    crafted.write_bytes(crafted.read_bytes().replace(b"abcdef", b"ab\0def"))
+    info.look(info.Question((os.fsencode(tree.root),), report="v1"), Records(tree.state))
+    (result,) = tree.migrate()
+    assert not result["failed"] and not image.exists(), result
+
+
+def test_many_links_are_named_in_few_words(tree: Tree) -> None:
+    image = tree.image("store/7f3a.qcow")
+    for number in range(30):
+        tree.link("vm/%02d" % number, image)
+    (result,) = tree.migrate(links="refuse")
+    assert result["reason"] == "linked" and "vm/09 and 20 more" in result["msg"] and "vm/10" not in result["msg"]
+
+
+def test_a_directory_beside_a_searched_one_is_told(tree: Tree) -> None:
+    """Its name begins like that of a searched one, and it is not there."""
+    tree.image("store/7f3a.qcow")
+    missing = os.fsencode(str(tree.root) + "-clones")
+    searched: list[Any] = []
+    tree.migrate(check=True, searched=searched, more=(missing,))
+    assert [place.path for place in searched if place.error] == [missing]

@@ -63,7 +63,9 @@ def _with_links(plan: Plan, found: List[SymbolicLink]) -> Plan:
     told: List[str] = []
     for link in found:
         words = _objection(link, plan.request.src) or (
-            "" if len(follow) < _MOST_FOLLOWED else "the symbolic link {0} is one too many".format(show(link.path))
+            ""
+            if len(follow) < _MOST_FOLLOWED
+            else "more than {0} symbolic links lead to it; {1} is left as it is".format(_MOST_FOLLOWED, show(link.path))
         )
         why = "" if words else _obstacle(link.path, _after(link, plan.dest))
         if words or (why and not _is_ours(link.path)):
@@ -86,7 +88,9 @@ def _warned(plan: Plan, told: List[str]) -> Plan:
 
 
 def _refused(plan: Plan, code: str, links: List[SymbolicLink], what: str, hint: str) -> Plan:
-    names = ", ".join(show(link.path) for link in links)
+    names = ", ".join(show(link.path) for link in links[:_MOST_TOLD])
+    if len(links) > _MOST_TOLD:
+        names += " and {0} more".format(len(links) - _MOST_TOLD)
     words = "{0}: symbolic links {1}: {2}. Nothing was changed. {3}".format(show(plan.request.src), what, names, hint)
     return plan._replace(action=REFUSED, code=code, reasons=[words])
 

@@ -15,7 +15,7 @@ from .._paths import decode_exact, encode_exact, show
 from .._signals import Interrupted
 from . import cleanup, rollback
 from .domain_references import FOLLOW
-from .link_references import links_of
+from .link_references import LEFT, links_of
 from .moved_files import AUTO
 from .record import Record, Records, State
 from .recover import explain, explain_all, recover_all
@@ -121,10 +121,12 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
                 ignored = dependents.require_none(record)
             if reversal.kept is not None:
                 below_kept.update(decode_exact(entry["path"], entry.get("path_base64")) for entry in record.facts.get("chain") or ())
+            before = len(record.facts.get(LEFT) or ())
             if choice.check_mode:
                 session.references.going_back.add(record.id)
             else:
                 rollback.roll_back(reversal, session.references)
+            ignored = ignored + (record.facts.get(LEFT) or [])[before:]
             if not adopted:
                 dependents.leaves(record)  # only now: had it failed, the result would still rest on its base
         kept = record.file("rolled_back_to") or reversal.kept

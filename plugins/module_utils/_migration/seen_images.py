@@ -122,7 +122,7 @@ class SeenImages:
             limits: Dict[str, Any] = {"exclude": self.exclude, "one_filesystem": self.one_filesystem} if recurse else {}
             for found in tree.walk([path], prefix=QCOW_MAGIC, recurse=recurse, counts=counts, **limits):
                 self.add(found)
-                if found.error is not None and not found.path.startswith(self.told):
+                if found.error is not None and not any(_is_at_or_below(found.path, told) for told in self.told):
                     errors.append("{0}: {1}".format(show(found.path), found.error))
             self.links.add(counts.links)
             error = "; ".join(errors[:_MOST_NAMED]) or None
@@ -237,6 +237,10 @@ class RecentLooks:
                 reason="needed",
                 hint="Nothing was changed. Run again: they are then migrated with it, or follow it.",
             )
+
+
+def _is_at_or_below(path: bytes, directory: bytes) -> bool:
+    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
 
 
 def _in_real_directory(path: bytes) -> bytes:
