@@ -30,7 +30,7 @@ def encode_exact(path: bytes) -> Optional[str]:
             return None
     except UnicodeDecodeError:
         pass
-    return base64.b64encode(path).decode("ascii")
+    return to_base64(path)
 
 
 def decode_exact(text: str, exact: Optional[str]) -> bytes:
@@ -38,4 +38,17 @@ def decode_exact(text: str, exact: Optional[str]) -> bytes:
 
     :raises ValueError: where ``exact`` is not base64.
     """
-    return to_path(text) if not exact else base64.b64decode(exact.encode("ascii"), validate=True)
+    return to_path(text) if not exact else from_base64(exact)
+
+
+def to_base64(data: bytes) -> str:
+    """Any bytes as records and results hold them."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def from_base64(text: str) -> bytes:
+    """The inverse of :func:`to_base64`.
+
+    :raises ValueError: where it is not Base64.
+    """
+    return base64.b64decode(text.encode("ascii"), validate=True)

@@ -18,6 +18,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.references
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.faults import Scene, guest_bytes, sha256
+from ansible_collections.vmimage.qcow.tests.support.moves import chain
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 
 
@@ -116,17 +117,12 @@ def disk(path: str, format_name: str, tmp_path: Any) -> str:
 @pytest.mark.parametrize("how", [{}, {"keep_name": True}], ids=["other-name", "same-name"])
 def test_drill_of_a_chain(tmp_path: Any, how: dict[str, Any]) -> None:
     """A base, a v1 overlay and a qcow2 overlay of it (its header is the same again, too), there, back, and there again."""
-    images, state = tmp_path / "images", os.fsencode(str(tmp_path / "state"))
-    images.mkdir()
-    build(ImageSpec(size=1 << 20, clusters={1: Plain(b"base" * 1024)})).write(images / "base.qcow")
-    build(ImageSpec(size=1 << 20, clusters={2: Packed(b"over" * 1024)}, backing=Backing(b"base.qcow"))).write(images / "over.qcow")
-    make = [require_tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "qcow", "-b", "base.qcow", str(images / "foreign.img")]
-    subprocess.run(make, check=True)
+    images, choice = chain(tmp_path, Packed)
+    state = choice.state_dir
     start = {name: fact for name, fact in facts(str(images)).items() if name != "foreign.img"}
     foreign = sha256(str(images / "foreign.img"))
     over, over_foreign = disk(str(images / "over.qcow"), "qcow", tmp_path), disk(str(images / "foreign.img"), "qcow2", tmp_path)
     requests = [Request(os.fsencode(str(images / name)), retire=True, state_dir=state, **how) for name in ("base.qcow", "over.qcow")]
-    choice = Choice(state, paths=(os.fsencode(str(images)),))
     for turn in range(2):
         results = batch.run(requests, batch.Settings(state, reserve=0))
         assert [result["msg"] for result in results if result["failed"] or not result["changed"]] == []

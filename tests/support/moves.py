@@ -143,11 +143,12 @@ def flip(path: str, at: int = -1) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def chain(tmp_path: Any) -> tuple[Any, Choice]:
+def chain(tmp_path: Any, over: Callable[[bytes], Any] = Plain) -> tuple[Any, Choice]:
+    """A base, a v1 overlay and a qcow2 overlay of it; ``over`` is how the overlay's cluster is stored."""
     images, state = tmp_path / "images", os.fsencode(str(tmp_path / "state"))
     images.mkdir()
     build(ImageSpec(size=1 << 20, clusters={1: Plain(b"base" * 1024)})).write(images / "base.qcow")
-    build(ImageSpec(size=1 << 20, clusters={2: Plain(b"over" * 1024)}, backing=Backing(b"base.qcow"))).write(images / "over.qcow")
+    build(ImageSpec(size=1 << 20, clusters={2: over(b"over" * 1024)}, backing=Backing(b"base.qcow"))).write(images / "over.qcow")
     make = [require_tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "qcow", "-b", "base.qcow", str(images / "foreign.img")]
     subprocess.run(make, check=True)
     return images, Choice(state, paths=(os.fsencode(str(images)),))

@@ -59,7 +59,7 @@ def plan_chains(
     for number in _base_first(requests, around, own):
         plans[number] = make_plan(requests[number], records, bases)
     for key, number in own.items():
-        if plans[number].retired is not None and plans[number].action in (CONVERT, RETIRE):
+        if plans[number].retires:
             dependents, ignored = around.dependents(key)
             if not dependents and looks_like_template(plans[number].request.src):
                 ignored.append(_TEMPLATE.format(", ".join(show(path) for path in around.searched)))

@@ -4,7 +4,6 @@
 
 """Symbolic links to an image: when its result has another name, they are pointed to that, recorded first, and back by a rollback."""
 
-import base64
 import os
 import stat
 from typing import AbstractSet, Any, Dict, List
@@ -15,11 +14,11 @@ from .._errors import QcowError
 from .._host.files import looked_at
 from .._host.symbolic_links import SymbolicLink, SymbolicLinks, can_be_replaced, replace_link
 from .._image.rights import owner_unable_to_read
-from .._paths import decode_exact, show
+from .._paths import decode_exact, from_base64, show, to_base64
 from .backing import new_name
 from .domain_references import IGNORE, REFUSE
-from .plan import CONVERT, RETIRE, Plan
 from .plan import REFUSE as REFUSED
+from .plan import Plan
 from .record import Record, named
 from .references import Updater
 
@@ -39,11 +38,7 @@ def with_links(plans: Dict[int, Plan], links: SymbolicLinks) -> Dict[int, Plan]:
 
     Only an image that loses its name takes anything from its links.
     """
-    losing = {
-        number: plan
-        for number, plan in plans.items()
-        if plan.action in (CONVERT, RETIRE) and plan.retired is not None and not plan.in_place
-    }
+    losing = {number: plan for number, plan in plans.items() if plan.retires and not plan.in_place}
     found = links.to(plan.request.src for plan in losing.values()) if losing else {}
     with_them = dict(plans)
     for number, plan in losing.items():
@@ -144,12 +139,7 @@ def _after(link: SymbolicLink, dest: bytes) -> bytes:
 
 def as_facts(plan: Plan) -> List[Dict[str, Any]]:
     """What the record says of the links from the beginning: what they say before and after."""
-    return [named(link.path, before=exact(link.target), after=exact(_after(link, plan.dest))) for link in plan.links]
-
-
-def exact(target: bytes) -> str:
-    """What a link says, as records hold it."""
-    return base64.b64encode(target).decode("ascii")
+    return [named(link.path, before=to_base64(link.target), after=to_base64(_after(link, plan.dest))) for link in plan.links]
 
 
 def links_of(record: Record) -> List[bytes]:
@@ -176,7 +166,7 @@ class LinkUpdater(Updater):
         """See :meth:`Updater.obstacles`."""
         found = []
         for entry in record.facts.get(FACT) or ():
-            path, before, after = _path(entry), base64.b64decode(entry["before"]), base64.b64decode(entry["after"])
+            path, before, after = _path(entry), from_base64(entry["before"]), from_base64(entry["after"])
             why = _obstacle(path, before) if link_at(path) == after and _is_ours(path) else ""
             if why:
                 found.append("the symbolic link {0} cannot be pointed back: {1}".format(show(path), why))
@@ -189,8 +179,8 @@ class LinkUpdater(Updater):
             try:
                 replace_link(
                     path,
-                    base64.b64decode(entry[before]),
-                    base64.b64decode(entry[after]),
+                    from_base64(entry[before]),
+                    from_base64(entry[after]),
                     b".vmimage-qcow.%s.%d.link" % (record.id.encode("ascii"), number),
                 )
             except QcowError as error:

@@ -8,7 +8,6 @@ An overlay's first cluster is written in one call, no further than there is anyt
 a crash in its middle leaves bytes that the next run completes.
 """
 
-import base64
 import os
 from typing import AbstractSet, Any, Dict, List, NamedTuple, Optional, Set
 
@@ -18,7 +17,7 @@ from .._host.in_use import require_unused
 from .._image import qcow2
 from .._image.chain import locate
 from .._image.qcow2_header import BackingEntry, backing_of, rebased
-from .._paths import decode_exact, show
+from .._paths import decode_exact, from_base64, show, to_base64
 from .record import Record, Records, State, named
 from .references import Updater
 
@@ -41,7 +40,7 @@ class Dependent(NamedTuple):
 
 def as_facts(dependents: List[Dependent]) -> List[Dict[str, Any]]:
     """What the record says of them from the beginning."""
-    return [named(item.path, ino=item.ino, name=_text(item.backing.name), format=item.backing.format) for item in dependents]
+    return [named(item.path, ino=item.ino, name=to_base64(item.backing.name), format=item.backing.format) for item in dependents]
 
 
 def check(path: bytes, backing: BackingEntry) -> Dependent:
@@ -163,8 +162,8 @@ def _entry(path: bytes, wanted: Dict[str, Any], src: bytes) -> Dict[str, Any]:
             )
     finally:
         os.close(fd)
-    after = rebased(before, BackingEntry(_bytes(wanted["name"]), wanted["format"]), path)
-    return named(path, ino=status.st_ino, cluster=len(before), before=_text(before.rstrip(b"\0")), after=_text(after.rstrip(b"\0")))
+    after = rebased(before, BackingEntry(from_base64(wanted["name"]), wanted["format"]), path)
+    return named(path, ino=status.st_ino, cluster=len(before), before=to_base64(before.rstrip(b"\0")), after=to_base64(after.rstrip(b"\0")))
 
 
 def _write(entry: Dict[str, Any], to: str, other: str) -> None:
@@ -197,7 +196,7 @@ def _target(fd: int, path: bytes, entry: Dict[str, Any], to: str, other: str) ->
     :raises ImageChanged: where the file is another one, or says something else altogether.
     """
     size = entry["cluster"]
-    wanted, contrary = _bytes(entry[to]).ljust(size, b"\0"), _bytes(entry[other]).ljust(size, b"\0")
+    wanted, contrary = from_base64(entry[to]).ljust(size, b"\0"), from_base64(entry[other]).ljust(size, b"\0")
     status, now = os.fstat(fd), os.pread(fd, size, 0)
     if now == wanted:
         return None
@@ -230,11 +229,3 @@ def _target(fd: int, path: bytes, entry: Dict[str, Any], to: str, other: str) ->
 def _torn(now: bytes, one: bytes, other: bytes) -> bool:
     """Whether every byte is from the one or the other."""
     return all(byte in (first, second) for byte, first, second in zip(now, one, other))
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text.encode("ascii"), validate=True)

@@ -84,6 +84,11 @@ class Plan(NamedTuple):
         return max(self.need, self.virtual_size) if raw else self.need
 
     @property
+    def retires(self) -> bool:
+        """Whether the plan, when it is carried out, renames the original."""
+        return self.action in (CONVERT, RETIRE) and self.retired is not None
+
+    @property
     def in_place(self) -> bool:
         """Whether the result replaces the original under its own name."""
         return self.dest == self.request.src

@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Tuple
 
 from .._libvirt.option_text import TOKEN, is_variable, is_virtualbox, masked, renamed, with_format
 from .._paths import show
-from .plan import CONVERT, REFUSE, RETIRE, Plan
+from .plan import REFUSE, Plan
 from .stated_formats import Stated
 from .text_files import could_not_search
 from .text_references import Mention, mentions, shown_line
@@ -22,14 +22,14 @@ def refuse_referenced(plans: List[Plan], directories: Tuple[bytes, ...], *, repo
 
     What could not be searched is a warning of the first plan that it matters to.
     """
-    moving = [plan for plan in plans if plan.action in (CONVERT, RETIRE) and plan.retired is not None]
+    moving = [plan for plan in plans if plan.retires]
     if not directories or not moving:
         return plans
     search = mentions(directories, {plan.request.src: [link.path for link in plan.links] for plan in moving})
     warnings = tuple(could_not_search(search.unread))
     judged = []
     for plan in plans:
-        if plan.action in (CONVERT, RETIRE) and plan.retired is not None:
+        if plan.retires:
             plan = plan._replace(warnings=plan.warnings + warnings)
             warnings = ()
             wrong = [hit for hit in search.mentions.get(plan.request.src, ()) if not stays_right(plan, hit)]
