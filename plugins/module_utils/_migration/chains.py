@@ -22,6 +22,7 @@ from .record import Records
 from .request import Request
 from .seen_images import SeenImages, looks_like_template
 
+_MOST_NAMED = 10  # directories; the results list all that were searched
 _TEMPLATE = (
     "its name is that of a template, but no image rests on it in {0}: if it has linked clones elsewhere, name their directories in backing_dirs, or they "
     "lose their backing file"
@@ -62,7 +63,7 @@ def plan_chains(
         if plans[number].retires:
             dependents, ignored = around.dependents(key)
             if not dependents and looks_like_template(plans[number].request.src):
-                ignored.append(_TEMPLATE.format(", ".join(show(path) for path in around.searched)))
+                ignored.append(_TEMPLATE.format(", ".join(map(show, list(around.searched)[:_MOST_NAMED]))))
             plan = plans[number]._replace(
                 searched=searched, users=tuple(node.path for node in dependents), warnings=plans[number].warnings + tuple(ignored)
             )

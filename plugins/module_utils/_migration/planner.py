@@ -32,7 +32,7 @@ from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
 from .record import Record, Records, State
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
 from .source import MAX_RANGES, Losses, Source, identity_of, open_reader, ranges_of, require_sound
-from .taken import taken
+from .taken_names import taken
 
 _LOOKS = 10
 _BETWEEN_LOOKS = 0.2  # seconds

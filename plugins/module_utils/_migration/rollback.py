@@ -23,7 +23,7 @@ from .moved_files import MovedFiles, way_out
 from .record import Record, Records, State, named
 from .references import References
 from .source import Source, open_layer
-from .taken import described
+from .taken_names import described
 
 NOOP = "noop"
 ROLL_BACK = "roll-back"
