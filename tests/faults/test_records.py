@@ -108,7 +108,8 @@ def crashed(server: Server, scene: Scene, state: str) -> None:
     found = points(lines, CHANGING)
     at = next(number for number, point in enumerate(found) if '\\"state\\": \\"%s\\"' % state in point.text and point.call == "write")
     synced = next(number for number in range(at, len(found)) if found[number].call == "fsync")
-    point = found[synced + 1]
+    # How often files are opened differs from run to run: /proc is read, and lists other processes.
+    point = next(point for point in found[synced + 1 :] if point.call != "openat")
     fresh = Scene(
         os.path.dirname(scene.images),
         **{key: value for key, value in scene.options.items() if key != "retire"},

@@ -5,6 +5,7 @@
 """The same files with other inode numbers: what gives them to a scene, and what is done with it then."""
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -46,12 +47,12 @@ def inodes(directory: str) -> dict[str, int]:
 
 
 def copied(directory: str) -> None:
-    """``cp -a`` to another place, which gets the name of the old one: no file has the inode number of any before."""
+    """``cp -a`` to another place, which gets the name of the old one: no file has the inode number of any before, also where it is done again."""
     before = inodes(directory)
     subprocess.run(["cp", "-a", directory, directory + ".copy"], check=True)
-    os.rename(directory, directory + ".old")
+    # What is removed frees its numbers for the next copy.
+    os.rename(directory, "%s.old-%d" % (directory, len(glob.glob(glob.escape(directory) + ".old-*"))))
     os.rename(directory + ".copy", directory)
-    shutil.rmtree(directory + ".old")
     assert not set(before.values()) & set(inodes(directory).values())
 
 

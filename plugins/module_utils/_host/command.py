@@ -72,6 +72,9 @@ def run(
     """
     environment: Dict[bytes, bytes] = dict(os.environb)
     environment.update({b"LC_ALL": b"C", b"LANGUAGE": b"C"})
+    if memory is not None:
+        # The C library sets 64 MiB of address space aside for each of its threads' arenas, up to eight for every processor.
+        environment[b"MALLOC_ARENA_MAX"] = b"1"
     try:
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function # run_command belongs to AnsibleModule, which is not known here
             list(argv),

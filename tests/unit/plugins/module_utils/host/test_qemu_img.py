@@ -336,6 +336,8 @@ def test_memory_is_limited():
     assert command.run([*argv, b"%d" % (2 << 20)], memory=1 << 30).stdout.split() == [b"2097152"]
     output = command.run([*argv, b"%d" % (2 << 30)], memory=1 << 30)
     assert output.rc != 0 and b"MemoryError" in output.stderr
+    # Threads take less of it: qemu-img has failed to start one.
+    assert command.run([b"/bin/sh", b"-c", b"echo $MALLOC_ARENA_MAX"], memory=1 << 30).stdout == b"1\n"
 
 
 def test_a_busy_machine_gets_another_try(folder):
