@@ -12,6 +12,7 @@ import secrets
 import shlex
 import time
 import typing as t
+from contextlib import contextmanager
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.parsing.convert_bool import boolean
@@ -20,7 +21,7 @@ from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files, this_run
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
 
@@ -28,6 +29,9 @@ MODULE = "vmimage.qcow.qcow_convert"
 DEFAULTS = {"progress_interval": "15s", "reconnect_timeout": "1h", "time_limit": "365d"}
 WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
 """The environment variable that tells the job the token by which its progress is found."""
+
+RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
+"""The environment variable that tells the module how long this run of ansible-playbook has been going on, in seconds."""
 
 FIRST = 2.0
 """Seconds until the first report; from there on each takes half as long again, up to the interval."""
@@ -67,10 +71,21 @@ class ActionModule(ActionBase):
             if answer is not None:
                 return merge_hash(result, answer)
         wrap_async = bool(self._task.async_val) and not self._connection.has_native_async
-        result = merge_hash(result, self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=wrap_async))
+        with self._telling():
+            result = merge_hash(result, self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=wrap_async))
         if not wrap_async:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
+
+    @contextmanager
+    def _telling(self, **more: str) -> t.Iterator[None]:
+        """The module is told how old this run is, and more, by its environment."""
+        environment = self._task.environment
+        self._task.environment = [*(environment or []), {RUN_AGE: f"{this_run.age():.3f}", **more}]
+        try:
+            yield
+        finally:
+            self._task.environment = environment
 
     def _arguments(self) -> dict[str, t.Any]:
         """The task's arguments, with the images of a plan instead of its name: the plan is on the controller.
@@ -116,14 +131,12 @@ class ActionModule(ActionBase):
     def _watch(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any] | None:
         """Start the job, watch it and fetch its result; ``None`` where it could not even be started."""
         token = secrets.token_hex(8)
-        environment = self._task.environment
         self._task.async_val = int(self._seconds("time_limit"))
-        self._task.environment = [*(environment or []), {WATCHED_AS: token}]
         try:
-            job = self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=True)
+            with self._telling(**{WATCHED_AS: token}):
+                job = self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=True)
         finally:
             self._task.async_val = 0
-            self._task.environment = environment
         if not job.get("ansible_job_id") or not job.get("results_file"):
             display.vv(f"{MODULE} cannot run in the background here: {job.get('msg', job)}", host=self._host)
             return None

@@ -5,7 +5,7 @@
 """The options of qcow_convert as requests and settings."""
 
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from .._directories import real_path
 from .._options import absolute, bytes_of, cluster_size_of, exact_path, path_of, paths_of, require_at_least, reserve_of, seconds_of
@@ -20,6 +20,10 @@ from .seen_images import SeenImages
 WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
 """The environment variable in which the action plugin names the token that it finds the progress of its job by. No option: it means nothing to
 anybody else."""
+
+RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
+"""The environment variable in which the action plugin says how old its run of ``ansible-playbook`` is, in seconds. A length of time, not a moment: the
+clocks of the controller and the host need not agree."""
 
 
 ARGUMENTS = {
@@ -216,6 +220,7 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
         max_bytes=bytes_of(params, "max_bytes"),
         fail_on_in_use=params["fail_on_in_use"],
         watched_as=os.environ.get(WATCHED_AS),
+        run_age=_run_age(),
         domains=params["domains"],
         libvirt_uri=params["libvirt_uri"],
         reference_dirs=paths_of(params, "reference_dirs"),
@@ -226,3 +231,10 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
         reserve=reserve,
         reserve_percent=percent,
     )
+
+
+def _run_age() -> Optional[float]:
+    try:
+        return float(os.environ[RUN_AGE])
+    except (KeyError, ValueError):
+        return None  # called by something else than the action plugin

@@ -24,10 +24,11 @@ from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, 
 from .preflight import Reserve, Window, defer_beyond, deferred, preflight, unit_of
 from .recover import explain_all, recover_all, recover_waiting
 from .reference_policy import refuse_referenced
-from .request import READ, Request
+from .request import READ, Request, result_path
 from .results import Outcome
 from .seen_images import Searched, SeenImages
 from .session import Session
+from .stop import Stopped, StopRequest, stopped
 
 
 class Settings(NamedTuple):
@@ -46,6 +47,7 @@ class Settings(NamedTuple):
     max_bytes: Optional[int] = None  # copy no more guest bytes than this
     fail_on_in_use: bool = True  # an image that is in use has failed; otherwise it is left to another run
     watched_as: Optional[str] = None  # the token of who reads how far it has come
+    run_age: Optional[float] = None  # seconds that the run of ansible-playbook is older than this process
     domains: str = FOLLOW  # what becomes of the libvirt domains that use the images
     libvirt_uri: str = api.DEFAULT_URI
     raw_allowed: bool = False  # images that a domain declares raw may be QCOW v1 images all the same
@@ -64,6 +66,7 @@ class Settings(NamedTuple):
             moved_files=self.moved_files,
             raw_allowed=self.raw_allowed,
             watched_as=self.watched_as,
+            run_age=self.run_age,
             passes=passes,
         )
 
@@ -84,13 +87,15 @@ def run(
     :param searched: gets the directories in which overlays of the images and links to them were looked for.
     :raises NoSpace: where the whole plan does not fit; nothing has been written then.
     :raises StateError: where another run is at work on this host, or the state directory cannot be used.
-    :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far.
+    :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far. Where the signal came from
+        who stopped the run, what is left is deferred instead.
     """
     wanted, around = _asked(requests)
     recovered = [] if recovered is None else recovered
     searched = [] if searched is None else searched
     session = settings.session(passes=2 if any(request.verify for request in wanted) else 1)
     batch = _Batch(session, settings)
+    plans: List[Plan] = []
     if settings.check_mode:
         recovered.extend(explain_all(session))
         plans = batch.plan(wanted, recovered, around)
@@ -100,16 +105,19 @@ def run(
         return []
     try:
         with session:
-            session.progress.stage("recovering")
             recovered.extend(recover_all(session))
             if recovered and callable(requests):
                 wanted, around = _asked(requests)
+            session.stop.check()
             session.progress.stage("planning", images=len(wanted))
             plans = batch.plan(wanted, recovered, around)
             searched.extend(around.searched.values())
             batch.execute(plans)
             recovered.extend(recover_waiting(session))
-    except Interrupted as error:
+    except (Stopped, Interrupted) as error:
+        request = session.stop.request()
+        if request is not None:
+            return _tolerated(plans, _stopped(request, wanted, plans, batch.results), settings)
         raise QcowError(
             "{0}; the work in progress was undone".format(error),
             reason="interrupted",
@@ -117,6 +125,13 @@ def run(
             images=[batch.results[number] for number in sorted(batch.results)],
         ) from error
     return _tolerated(plans, [batch.results[number] for number in range(len(plans))], settings)
+
+
+def _stopped(request: StopRequest, wanted: List[Request], plans: List[Plan], done: Dict[int, Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The results of a run that was stopped, where not all of it is ``done``, and not even planned maybe."""
+    plans = plans or [Plan(CONVERT, image, result_path(image), [], "") for image in wanted]
+    left = [stopped(plan, request) if plan.action in (CONVERT, RETIRE) else plan for plan in plans]
+    return [done.get(number) or planned(plan) for number, plan in enumerate(left)]
 
 
 def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Settings) -> List[Dict[str, Any]]:
@@ -224,7 +239,8 @@ class _Batch:
         progress.begin([(plan.request.src, plan.guest_bytes) for _number, plan in work])
         for number, result in self._work(work):
             self.results[number] = result
-            progress.ended(plans[number].guest_bytes, failed=result["failed"])
+            if result["action"] != DEFER:
+                progress.ended(plans[number].guest_bytes, failed=result["failed"])
         progress.stage("ending")
         self._refresh_pools(plans)
 
@@ -253,16 +269,23 @@ class _Batch:
                     yield number, failed(plan, "worker", message, {})
         for index, job in enumerate(jobs):
             for number, plan in job if index not in begun else ():
-                yield number, planned(deferred(plan, "{0:g} minutes".format(self._settings.max_minutes or 0)))
+                yield number, planned(self._deferred(plan))
+
+    def _may_begin(self) -> bool:
+        return self._session.stop.request() is None and self._window.is_open()
+
+    def _deferred(self, plan: Plan) -> Plan:
+        request = self._session.stop.request()
+        return deferred(plan, "{0:g} minutes".format(self._settings.max_minutes or 0)) if request is None else stopped(plan, request)
 
     def _jobs_done(self, jobs: List[List[Tuple[int, Plan]]]) -> Iterator[Tuple[int, Ended]]:
         tasks = [[plan for _number, plan in job] for job in jobs]
         if self._settings.workers > 1 and len(jobs) > 1:
             # Processes, not threads: tables are walked in Python.
-            yield from run_jobs(self._job, tasks, self._settings.workers, self._window.is_open)
+            yield from run_jobs(self._job, tasks, self._settings.workers, self._may_begin)
             return
         for index, plans in enumerate(tasks):
-            if not self._window.is_open():
+            if not self._may_begin():
                 return
             yield index, Ended(self._job(plans), None)
 

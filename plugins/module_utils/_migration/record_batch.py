@@ -22,6 +22,7 @@ from .recover import explain, explain_all, recover_all
 from .results import Undone
 from .seen_images import NewDependents
 from .session import Session
+from .stop import REASON, Stopped, StopRequest
 
 _ROLES = ("src", "dest", "retired", "retire_to")
 
@@ -173,13 +174,15 @@ def _run(
     nothing_migrated = next(session.records.all(), None) is None and not session.anything_left
     if choice.check_mode or (nothing_migrated and not choice.records):  # where nothing was ever migrated no lock is left behind either
         recovered.extend(explain_all(session))
-        _handle_all(choice, session.records, handle, missing, results)
+        _handle_all(choice, session, handle, missing, results)
         return results
     try:
         with session:
             recovered.extend(recover_all(session))
-            _handle_all(choice, session.records, handle, missing, results)
+            _handle_all(choice, session, handle, missing, results)
             _refresh_pools(session, results)
+    except Stopped:
+        _handle_all(choice, session, handle, missing, results)
     except Interrupted as error:
         raise QcowError(
             str(error), reason="interrupted", hint="Run again to continue; unfinished work is completed first.", images=results
@@ -187,13 +190,22 @@ def _run(
     return results
 
 
-def _handle_all(choice: Choice, records: Records, handle: Handle, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
-    chosen, unknown = select(records, choice.paths, choice.records, missing_ok=choice.missing_ok)
+def _handle_all(choice: Choice, session: Session, handle: Handle, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
+    chosen, unknown = select(session.records, choice.paths, choice.records, missing_ok=choice.missing_ok)
     for error in unknown:
         refused = Undone("refuse", [str(error)], str(error), failed=True, reason=error.reason)
         results.append(dict(refused._asdict(), **missing))
+    if choice.check_mode:
+        results.extend(_result_of(record, handle, missing) for record in chosen)
+        return
+    session.progress.begin([(record.file("src") or b"", 0) for record in chosen])
     for record in chosen:
+        stop = session.stop.request()
+        if stop is not None:
+            results.append(_deferred(record, stop, missing))
+            continue
         results.append(_result_of(record, handle, missing))
+        session.progress.ended(0, failed=results[-1]["failed"])
 
 
 def _refresh_pools(session: Session, results: List[Dict[str, Any]]) -> None:
@@ -205,9 +217,19 @@ def _refresh_pools(session: Session, results: List[Dict[str, Any]]) -> None:
         changed[0]["reasons"].extend(problems)
 
 
+_NAMES = ("record", "src", "src_base64", "dest", "dest_base64", "retired", "retired_base64", "time")
+
+
+def _deferred(record: Record, stop: StopRequest, missing: Dict[str, Any]) -> Dict[str, Any]:
+    """The result of a record that is left to another run."""
+    known = explain(record)
+    left = Undone("defer", stop.reasons, "; ".join(stop.reasons), reason=REASON, state=record.state, **{key: known[key] for key in _NAMES})
+    return dict(left._asdict(), **missing)
+
+
 def _result_of(record: Record, handle: Handle, missing: Dict[str, Any]) -> Dict[str, Any]:
     before = explain(record)
-    names = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "retired_base64", "time")}
+    names = {key: before[key] for key in _NAMES}
     try:
         more = handle(record)
         done = Undone(more.pop("action"), more.pop("reasons"), "", more.pop("changed"), **names)

@@ -91,6 +91,20 @@ class Recovered(NamedTuple):
     dest_base64: Optional[str] = None
 
 
+class Running(NamedTuple):
+    """How far a call is. Times in seconds, sizes in bytes; what cannot be told is ``None``."""
+
+    pid: Optional[int]
+    since: Optional[str]
+    stage: str
+    images: int
+    done: int
+    failed: int
+    percent: Optional[int]
+    seconds_left: Optional[int]
+    current: List[Dict[str, Any]]
+
+
 class Undone(NamedTuple):
     """What has become of one record in a rollback or a cleanup, or would; each of them adds keys of its own."""
 

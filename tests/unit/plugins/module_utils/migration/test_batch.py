@@ -7,10 +7,13 @@
 import json
 import os
 
+import pytest
+
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import identity
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import started
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import summary
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress, started
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
@@ -76,7 +79,9 @@ def test_an_image_changed_since_the_plan_is_refused_and_the_others_are_done(tmp_
     assert os.path.exists(paths[0]) and second["changed"]
 
 
-def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
+@pytest.mark.parametrize("token", ["abc", None, "../../x"])
+def test_status_files_tell_and_go_away(tmp_path, monkeypatch, token):
+    """Also where nobody watches; a token is no path."""
     seen = []
     write = Progress._write
 
@@ -87,8 +92,9 @@ def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
             seen.extend(json.loads(path.read_text()) for path in folder.glob("*.json"))
 
     monkeypatch.setattr(Progress, "_write", spy)
-    run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, watched_as="abc"))
+    run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, watched_as=token))
     assert os.listdir(tmp_path / "state" / "progress") == []
+    assert {facts["token"].isalnum() and (facts["token"] == "abc") == (token == "abc") for facts in seen} == {True}
     calls = [facts for facts in seen if "path" not in facts]
     workers = [facts for facts in seen if "path" in facts]
     assert [
@@ -100,19 +106,9 @@ def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
     assert calls[0]["start"] == started(os.getpid())
 
 
-def test_nobody_watches_nothing_is_written(tmp_path):
-    run(requests(tmp_path, images(tmp_path, 1)), settings(tmp_path))
-    assert not (tmp_path / "state" / "progress").exists()
-
-
 def test_what_a_killed_call_has_left_is_swept(tmp_path):
     folder = tmp_path / "state" / "progress"
     folder.mkdir(parents=True)
     (folder / "dead.json").write_text("{}")
     run(requests(tmp_path, images(tmp_path, 1)), settings(tmp_path, watched_as="abc"))
     assert os.listdir(folder) == []
-
-
-def test_a_token_is_no_path(tmp_path):
-    run(requests(tmp_path, images(tmp_path, 1)), settings(tmp_path, watched_as="../../x"))
-    assert not (tmp_path / "state" / "progress").exists()
