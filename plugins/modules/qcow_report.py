@@ -53,7 +53,7 @@ options:
   play:
     description: The role that O(results) are from.
     type: str
-    choices: [scan, migrate, rollback, cleanup]
+    choices: [scan, migrate, rollback, cleanup, status, stop]
   results:
     description:
       - What the modules returned for this host, as registered. C(found) is from M(vmimage.qcow.qcow_info), C(planned) from

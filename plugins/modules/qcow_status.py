@@ -74,6 +74,18 @@ waiting:
   returned: success
   type: int
   sample: 0
+last_run:
+  description: How the last run on this host ended. V(null) if one is at work, if there was none, or if it was killed.
+  returned: success
+  type: dict
+  contains:
+    since: {description: "When it began to work, in UTC.", type: str, sample: "2026-11-01T02:15:12Z"}
+    time: {description: "When it ended, in UTC.", type: str, sample: "2026-11-01T03:04:05Z"}
+    images: {description: Number of images that it was to work on., type: int, sample: 40}
+    done: {description: Number of those that it was done with., type: int, sample: 28}
+    failed: {description: Number of those that failed., type: int, sample: 0}
+    left: {description: Number of those that it did not deal with. V(null) if it had not planned them yet., type: int, sample: 12}
+    stopped: {description: Whether it was stopped., type: bool, sample: true}
 stopping:
   description: How the run was told to stop, see O(vmimage.qcow.qcow_stop#module:when). V(null) if it was not.
   returned: success

@@ -11,13 +11,13 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import SCHEMA
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import count, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import count, duration, size
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.plan_files import refusal
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
 
 Facts = t.Dict[str, t.Any]
 
-PLAYS = ("scan", "migrate", "rollback", "cleanup")
+PLAYS = ("scan", "migrate", "rollback", "cleanup", "status", "stop")
 
 _LISTED = 20
 """Images that the message of a failed guard names."""
@@ -45,7 +45,7 @@ def lines(play: str, results: Results, *, check_mode: bool) -> list[str]:
     """What to show on the terminal."""
     if not results.reached:
         return ["NOT REACHED"]
-    told = {"scan": _scanned, "migrate": _migrated, "rollback": _rolled_back, "cleanup": _cleaned}[play](results, check_mode)
+    told = _LINES[play](results, check_mode)
     return [visible(line) for line in told]
 
 
@@ -60,7 +60,7 @@ def problems(play: str, results: Results, *, fail_on_found: bool = False) -> lis
         said.update(dict.fromkeys(error["msg"] for error in result.get("errors") or []))
     said.update(dict.fromkeys(entry["msg"] for entry in results.done.get("recovered") or [] if entry.get("failed")))
     said.update(dict.fromkeys(image["msg"] for image in results.done.get("images") or [] if image.get("failed")))
-    stopped = refusal(main)
+    stopped = _refusal(play, main)
     if stopped is not None:
         said[stopped] = None
     if fail_on_found:
@@ -226,3 +226,51 @@ def _cleaned(results: Results, check_mode: bool) -> list[str]:
 def _stopped(done: Facts) -> list[str]:
     stopped = refusal(done)
     return [] if stopped is None else [f"FAILED {stopped}"]
+
+
+def _status(results: Results, check_mode: bool) -> list[str]:
+    now = results.done
+    failure = _refusal("status", now)
+    if failure is not None:
+        return [f"FAILED {failure}"]
+    if now["running"] is not None:
+        return [running(now["running"], now["stopping"])]
+    numbers = now["summary"]
+    told = ["no run"] + [f"{numbers[name]} {name}" for name in ("interrupted", "migrated") if numbers[name]]
+    last = now["last_run"] or {}
+    if last.get("stopped") and last["left"]:
+        told.append(f"the last run was stopped with {count(last['left'], 'image')} left")
+    return ["; ".join(told), *now["domains"]]
+
+
+def running(facts: Facts, stopping: str | None) -> str:
+    """How far a run is, in one line."""
+    words = {
+        "recovering": "finishes what an interrupted run left",
+        "planning": f"plans {count(facts['images'], 'image')}",
+        "ending": "ends",
+    }
+    told = [words.get(facts["stage"]) or f"{facts['done']} of {count(facts['images'], 'image')} done"]
+    if facts["stage"] == "working":
+        told += [f"{facts['failed']} failed"] if facts["failed"] else []
+        told += [] if facts["percent"] is None else [f"{facts['percent']} %"]
+        told += [] if facts["seconds_left"] is None else [f"{duration(facts['seconds_left'])} left"]
+    if stopping is not None:
+        told.append("stopping now" if stopping == "now" else "stopping after the current image")
+    current = [
+        f"{image['path']} {image['stage']}" + ("" if image["percent"] is None else f" {image['percent']} %") for image in facts["current"]
+    ]
+    return ", ".join(told) + (f": {', '.join(current)}" if current else "")
+
+
+def _ended(results: Results, check_mode: bool) -> list[str]:
+    failure = _refusal("stop", results.done)
+    return [str(results.done["msg"]) if failure is None else f"FAILED {failure}"]
+
+
+def _refusal(play: str, main: Facts) -> str | None:
+    """Why a whole call has failed. A module that returns no images says that it has done its work by another key."""
+    return None if {"status": "summary", "stop": "ended"}.get(play) in main else refusal(main)
+
+
+_LINES = {"scan": _scanned, "migrate": _migrated, "rollback": _rolled_back, "cleanup": _cleaned, "status": _status, "stop": _ended}

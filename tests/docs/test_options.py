@@ -22,6 +22,8 @@ ROLES = {
     "migrate": ["qcow_convert", "qcow_report"],
     "rollback": ["qcow_rollback", "qcow_report"],
     "cleanup": ["qcow_cleanup", "qcow_report"],
+    "status": ["qcow_status", "qcow_report"],
+    "stop": ["qcow_stop", "qcow_report"],
 }
 # What says where something is, or which, depends on the module: its default and whether it is required may differ.
 SUBJECTS = {"paths", "src", "dest", "path"}

@@ -90,6 +90,7 @@ class Controller:
     ) -> None:
         self.scratch = scratch
         self.programs = environment_of(core)
+        self.record = scratch / "results.jsonl"
         self.work = scratch / "controller"
         self.work.mkdir(exist_ok=True)
         here = {
@@ -100,21 +101,21 @@ class Controller:
         (self.work / "inventory.json").write_text(json.dumps({"vm_hosts": {"hosts": every}, "others": {"hosts": {"other": here}}}))
         (self.work / "ansible.cfg").write_text("[defaults]\ncallbacks_enabled = record_results\n")
 
-    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
-        """Run a playbook of the collection, or a file; ``variables`` are given as extra variables in JSON."""
-        record = self.scratch / "results.jsonl"
-        record.unlink(missing_ok=True)
+    def start(
+        self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any
+    ) -> "subprocess.Popen[str]":
+        """Start a playbook of the collection, or a file, in a session of its own; ``variables`` are given as extra variables in JSON."""
+        self.record.unlink(missing_ok=True)
         name = playbook if playbook.endswith(".yml") else "vmimage.qcow." + playbook
         command = [str(self.programs / "ansible-playbook"), "-i", "inventory.json", "-e", json.dumps(variables), name, *arguments]
-        done = subprocess.run(
+        return subprocess.Popen(
             command,
             cwd=self.work,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
-            timeout=300,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
             env={
                 **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
                 "PWD": str(self.work),
@@ -123,11 +124,23 @@ class Controller:
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_PIPELINING": "1",
                 "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
-                "RECORD_RESULTS": str(record),
+                "RECORD_RESULTS": str(self.record),
                 "ANSIBLE_LOCAL_TEMP": str(self.scratch / "local"),
                 "ANSIBLE_REMOTE_TEMP": str(self.scratch / "remote"),
                 **(environment or {}),
             },
         )
-        lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
-        return Played(done.returncode, done.stdout, lines)
+
+    def ended(self, process: "subprocess.Popen[str]") -> Played:
+        """Wait for what was started."""
+        try:
+            output = process.communicate(timeout=300)[0]
+        except BaseException:
+            process.kill()
+            raise
+        lines = [json.loads(line) for line in self.record.read_text(encoding="utf-8").splitlines()] if self.record.exists() else []
+        return Played(process.returncode, output, lines)
+
+    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
+        """Start a playbook, see :meth:`start`, and wait for it."""
+        return self.ended(self.start(playbook, *arguments, environment=environment, **variables))

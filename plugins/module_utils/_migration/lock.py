@@ -2,20 +2,20 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""One run at a time on a host, and who that is."""
+"""One run at a time on a host; who that is, and how the last one has ended."""
 
 import fcntl
 import json
 import os
 import time
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from .._directories import make_directory, require_ours
 from .._errors import StateError
 from .calls import Call, call_of
 
 _LOCK = b"lock"
-_LOOKED_AT = 0.5  # seconds; a lock may be held for a moment by somebody who only looks
+_LOOKED_AT = 0.5  # seconds; for a moment the lock may be held by somebody who only looks
 
 
 class Exclusive:
@@ -32,6 +32,8 @@ class Exclusive:
         self._call = call
         self._waiting = waiting
         self._fd = -1
+        self.ended: Dict[str, Any] = {}
+        """How the run has ended, for :func:`holder`; what is here when it leaves."""
 
     def __enter__(self) -> "Exclusive":
         """:raises StateError: with reason ``locked`` where another run holds the lock; the directory is not ours."""
@@ -50,17 +52,18 @@ class Exclusive:
         except BaseException:
             os.close(self._fd)
             raise
-        self._sign("" if self._call is None else json.dumps(self._call.facts(), sort_keys=True) + "\n")
+        self._sign({} if self._call is None else self._call.facts())
         return self
 
     def _take(self) -> None:
-        deadline = time.monotonic() + max(self._wait, _LOOKED_AT)
+        began = time.monotonic()
         while True:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except OSError:
-                if time.monotonic() >= deadline:
+                passed = time.monotonic() - began
+                if passed >= self._wait and (passed >= _LOOKED_AT or _at_work(self._fd)):
                     raise StateError(
                         "another migration is running on this host",
                         self._path,
@@ -70,15 +73,16 @@ class Exclusive:
                 self._waiting()
                 time.sleep(0.2)
 
-    def _sign(self, text: str) -> None:
+    def _sign(self, facts: Dict[str, Any]) -> None:
+        data = json.dumps(facts, sort_keys=True).encode("ascii") + b"\n"
         try:
-            os.pwrite(self._fd, text.encode("ascii"), 0)
-            os.ftruncate(self._fd, len(text))
+            os.pwrite(self._fd, data, 0)  # readers take the first line
+            os.ftruncate(self._fd, len(data))
         except OSError:
             pass  # on a full disk the lock holds as well; only nobody can tell who has it
 
     def __exit__(self, *dummy: Any) -> None:
-        self._sign("")
+        self._sign({"ended": self.ended})
         os.close(self._fd)
 
 
@@ -87,6 +91,7 @@ class Holder(NamedTuple):
 
     held: bool
     call: Optional[Call] = None  # None: nobody, or it is not known who
+    ended: Optional[Dict[str, Any]] = None  # how the last one has ended, where nobody has it
 
 
 def holder(state_dir: bytes) -> Holder:
@@ -107,16 +112,22 @@ def holder(state_dir: bytes) -> Holder:
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return Holder(False)
+            return Holder(False, None, _read(fd).get("ended") or None)
         except OSError:
-            return Holder(True, _read(fd))
+            return Holder(True, call_of(_read(fd)))
     finally:
         os.close(fd)
 
 
-def _read(fd: int) -> Optional[Call]:
+def _at_work(fd: int) -> bool:
+    """Whether it is a run that has the lock."""
+    call = call_of(_read(fd))
+    return call is not None and call.alive
+
+
+def _read(fd: int) -> Dict[str, Any]:
     try:
         facts = json.loads(os.pread(fd, 4096, 0).split(b"\n")[0].decode("ascii"))
     except (OSError, ValueError):
-        return None
-    return call_of(facts) if isinstance(facts, dict) else None
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -77,6 +77,12 @@ class Progress:
         suffix = "-{0}".format(os.getpid()).encode("ascii")
         return Meter(images, self._passes, lambda facts: self._write(suffix, facts and dict(facts, token=self._token)))
 
+    def numbers(self) -> Dict[str, Any]:
+        """How far the call has come, in images. ``left`` is ``None`` where it is not known yet which there are."""
+        facts = self._facts
+        left = facts["images"] - facts["done"] if facts["stage"] in ("working", "ending") else None
+        return {"left": left, **{key: facts[key] for key in ("since", "images", "done", "failed")}}
+
     def close(self) -> None:
         """Remove the files of this call."""
         self._remove_all(lambda token: token == self._token)

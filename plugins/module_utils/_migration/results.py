@@ -105,6 +105,18 @@ class Running(NamedTuple):
     current: List[Dict[str, Any]]
 
 
+class LastRun(NamedTuple):
+    """How the last run has ended, as it has left it."""
+
+    since: Optional[str] = None
+    time: Optional[str] = None
+    images: int = 0
+    done: int = 0
+    failed: int = 0
+    left: Optional[int] = None
+    stopped: bool = False
+
+
 class Undone(NamedTuple):
     """What has become of one record in a rollback or a cleanup, or would; each of them adds keys of its own."""
 

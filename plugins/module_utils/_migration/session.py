@@ -88,10 +88,11 @@ class Session:
             held.callback(self.progress.close)
             self.progress.stage("waiting")
             held.enter_context(Interruptible())
-            held.enter_context(Exclusive(self.state_dir, self._wait, self._call, self.stop.check))
+            lock = held.enter_context(Exclusive(self.state_dir, self._wait, self._call, self.stop.check))
             self.stop.check()
             self.progress.sweep()
             self.progress.stage("recovering", since=now())
+            held.callback(lambda: lock.ended.update(self.progress.numbers(), time=now(), stopped=self.stop.heeded))
             self._held = held.pop_all()
         self.moved.writes = True
         return self

@@ -14,7 +14,7 @@ from .lock import holder
 from .progress import seen
 from .record import Records, State
 from .recover import explain, explain_domains
-from .results import Running
+from .results import LastRun, Running
 from .session import Session
 from .stop import read
 
@@ -25,6 +25,7 @@ class Status(NamedTuple):
     call: Optional[Call]  # that is at work, where that is known
     running: Optional[Dict[str, Any]]  # how far it is, see Running; None: nobody is at work
     waiting: List[Call]  # calls that wait for it to end
+    last: Optional[Dict[str, Any]]  # how the last one has ended, see LastRun; None: that is not known, or one is at work
 
     @property
     def calls(self) -> List[Call]:
@@ -38,16 +39,17 @@ def look(state_dir: bytes) -> Status:
     :raises StateError: the state directory cannot be read, or is not ours.
     """
     if not _readable(state_dir):
-        return Status(None, None, [])
-    held, call = holder(state_dir)
+        return Status(None, None, [], None)
+    held, call, ended = holder(state_dir)
     calls, workers = seen(state_dir)
     alive = [(found, facts) for found, facts in ((call_of(facts), facts) for facts in calls) if found is not None and found.alive]
     waiting = [found for found, facts in alive if facts.get("stage") == "waiting" and found != call]
     if not held:
-        return Status(None, None, waiting)
+        last = LastRun(**{key: value for key, value in (ended or {}).items() if key in LastRun._fields})
+        return Status(None, None, waiting, None if ended is None else dict(last._asdict()))
     own = next((facts for found, facts in alive if found == call), {})
     theirs = [facts for facts in workers if call is not None and facts.get("token") == call.token]
-    return Status(call, _running(call, own, theirs), waiting)
+    return Status(call, _running(call, own, theirs), waiting, None)
 
 
 def _readable(state_dir: bytes) -> bool:
@@ -122,6 +124,7 @@ def status_of(state_dir: bytes, listed: str) -> Dict[str, Any]:
     return {
         "running": now.running,
         "waiting": len(now.waiting),
+        "last_run": now.last,
         "stopping": request.when if request is not None and any(map(request.covers, now.calls)) else None,
         "domains": [entry["msg"] for entry in explain_domains(Session(state_dir))] if now.running is None else [],
         "summary": {

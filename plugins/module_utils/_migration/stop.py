@@ -17,7 +17,7 @@ from .._access import access_of
 from .._directories import make_directory, require_ours
 from .._errors import QcowError, StateError
 from .._host.files import sync_directory
-from .calls import Call, boot_id, boot_seconds
+from .calls import Call, boot_id, boot_seconds, started
 from .plan import DEFER, Plan
 
 AFTER_IMAGE = "after_image"
@@ -72,6 +72,14 @@ class Stop:
         found = read(self._state_dir)
         return found if found is not None and found.covers(self._call) else None
 
+    @property
+    def heeded(self) -> bool:
+        """Whether the run ends because of a request. Raises nothing."""
+        try:
+            return self.request() is not None
+        except QcowError:
+            return False
+
     def check(self) -> None:
         """:raises Stopped: there is a request that concerns this call."""
         found = self.request()
@@ -115,12 +123,12 @@ def write(state_dir: bytes, when: str) -> StopRequest:
     """
     request = StopRequest(when, boot_id(), boot_seconds(), time.time())
     path = os.path.join(state_dir, _FILE)
-    fresh = path + ".{0}.new".format(os.getpid()).encode("ascii")
+    fresh = path + b"." + str(os.getpid()).encode("ascii")
     require_ours(state_dir)
     try:
         make_directory(state_dir)
         require_ours(state_dir)  # what was not there before is looked at now
-        _remove(fresh)
+        _sweep(state_dir)
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "w") as file:
             json.dump(request._asdict(), file, sort_keys=True)
@@ -136,6 +144,14 @@ def write(state_dir: bytes, when: str) -> StopRequest:
             hint="Nothing was changed. Run with the rights to write there (become), or give the state_dir of the run.",
         ) from error
     return request
+
+
+def _sweep(state_dir: bytes) -> None:
+    """Remove what others have left that were killed while they wrote a request."""
+    for name in os.listdir(state_dir):
+        base, _dot, pid = name.rpartition(b".")
+        if base == _FILE and pid.isdigit() and (int(pid) == os.getpid() or started(int(pid)) is None):
+            _remove(os.path.join(state_dir, name))
 
 
 def _remove(path: bytes) -> None:

@@ -10,9 +10,7 @@ import time
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from .._errors import StateError
-from .._paths import show
 from .calls import Call
-from .record import Records, State
 from .status import Status, look
 from .stop import AFTER_IMAGE, NOW, StopRequest, read, write
 
@@ -27,7 +25,7 @@ class StoppedRun(NamedTuple):
     running: Optional[Dict[str, Any]]  # what was at work, see results.Running
     waiting: int  # calls that waited for it to end
     ended: bool
-    left: Optional[int]  # images that it has not dealt with; None: that is not known
+    left: Optional[int]  # images that the run which was stopped last has not dealt with; None: that is not known
 
 
 def stop_run(state_dir: bytes, when: str, *, wait: float, check_mode: bool) -> StoppedRun:
@@ -47,8 +45,9 @@ def stop_run(state_dir: bytes, when: str, *, wait: float, check_mode: bool) -> S
     ended, last = _until_ended(state_dir, request, time.monotonic() + wait)
     before = before if last is None else before._replace(running=last)
     if ended:
-        left = _left(state_dir, before.running)
-        return _answer(before, changed, _ended(state_dir, before, left), ended=True, left=left)
+        after = look(state_dir).last or {}
+        left = after.get("left") if after.get("stopped") else None
+        return _answer(before, changed, _ended(before, left), ended=True, left=left)
     at = _at(before.running)
     if wait > 0:
         raise StateError(
@@ -76,17 +75,15 @@ def _would(before: Status, when: str) -> str:
     return words.format(_at(before.running))
 
 
-def _ended(state_dir: bytes, before: Status, left: Optional[int]) -> str:
-    if before.running is None and not before.waiting:
-        return "No run is at work on this host (state_dir {0}). Runs that were started before now begin nothing here any more.".format(
-            show(state_dir)
-        )
+def _ended(before: Status, left: Optional[int]) -> str:
+    if before.running is not None or before.waiting:
+        words = "The run has ended"
+    else:
+        words = "No run is at work on this host; runs that were started before now begin nothing here any more"
     if left == 0:
-        return "The run has ended; it had nothing left to do."
-    what = (
-        "The run has ended" if left is None else "The run has ended; {0} {1} left".format(left, "image is" if left == 1 else "images are")
-    )
-    return what + ". Run again to continue."
+        return words + ". Nothing is left to do."
+    what = "" if left is None else "; {0} {1} left".format(left, "image is" if left == 1 else "images are")
+    return words + what + ". Run again to continue."
 
 
 def _terminate(call: Optional[Call], request: StopRequest) -> None:
@@ -118,12 +115,3 @@ def _until_ended(state_dir: bytes, request: StopRequest, deadline: float) -> Tup
         if time.monotonic() >= deadline:
             return False, last
         time.sleep(_TICK)
-
-
-def _left(state_dir: bytes, running: Optional[Dict[str, Any]]) -> Optional[int]:
-    """Images that a run which has ended has not dealt with. Its records know of those that it was seen at last."""
-    if running is None or running["since"] is None or running["stage"] not in ("working", "ending") or not running["images"]:
-        return None
-    since = running["since"].replace("-", "").replace(":", "")[:15]
-    migrated = sum(record.id[:15] >= since and record.state == State.DONE for record in Records(state_dir).all())
-    return max(running["images"] - max(running["done"], migrated + running["failed"]), 0)
