@@ -7,24 +7,26 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import Call
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.faults import sha256
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
 from ansible_collections.vmimage.qcow.tests.support.playbook import Controller, Played
 
 IMAGES = ("a.qcow", "b.qcow", "c.qcow")
-SLOW = "2M"  # four seconds for an image
+SLOW = "400K"  # ten seconds for an image: whoever looks at it, or stops it, comes in time
 
 
 class Fleet:
     """Hosts of this machine with three images each, and two terminals."""
 
-    def __init__(self, scratch: pathlib.Path, count: int) -> None:
+    def __init__(self, scratch: pathlib.Path, count: int, fast: tuple[str, ...]) -> None:
         self.trees = {"kvm%d" % number: scratch / ("kvm%d" % number) for number in range(1, count + 1)}
         self.states = {host: scratch / ("state-" + host) for host in self.trees}
         hosts: dict[str, dict[str, Any]] = {}
@@ -32,12 +34,31 @@ class Fleet:
             tree.mkdir()
             for place, name in enumerate(IMAGES):
                 build(disk(number * 10 + place, size=8 * MIB, filled=1024)).write(str(tree / name))
-            hosts[host] = {"migrate_paths": str(tree)}
+            hosts[host] = {"migrate_paths": str(tree), "migrate_bandwidth": "" if host in fast else SLOW}
             hosts[host].update({play + "_state_dir": str(self.states[host]) for play in ("migrate", "status", "stop")})
         self.before = {path: sha256(str(path)) for tree in self.trees.values() for path in tree.iterdir()}
-        (scratch / "one").mkdir()
-        (scratch / "other").mkdir()
-        self.one, self.other = Controller(scratch / "one", hosts=hosts), Controller(scratch / "other", hosts=hosts)
+        self._scratch = scratch
+        self._started: list[subprocess.Popen[str]] = []
+        self.one, self.other = self.terminal("one", hosts), self.terminal("other", hosts)
+
+    def terminal(self, name: str, hosts: dict[str, dict[str, Any]]) -> Controller:
+        (self._scratch / name).mkdir()
+        return Controller(self._scratch / name, hosts=hosts)
+
+    def start(self, controller: Controller, *arguments: str, **variables: Any) -> "subprocess.Popen[str]":
+        self._started.append(controller.start("migrate", *arguments, **variables))
+        return self._started[-1]
+
+    def close(self) -> None:
+        """A test that has failed leaves nothing behind: neither controllers nor what they have started on hosts."""
+        for process in self._started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        for host in self.trees:
+            for facts in self.progress(host):
+                if "since" in facts and Call(*[facts[name] for name in Call._fields]).alive:
+                    os.kill(facts["pid"], signal.SIGTERM)
 
     def progress(self, host: str) -> list[dict[str, Any]]:
         found = []
@@ -72,10 +93,23 @@ class Fleet:
 
     def complete(self) -> None:
         """A run that is started now does not heed the request, and has nothing left over."""
-        played = self.one.run("migrate")
+        played = self.one.run("migrate", migrate_bandwidth="")
         assert played.returncode == 0 and all(len(self.migrated(host)) == len(IMAGES) for host in self.trees), played.output
         self.assert_old_or_new()
         assert not [entry for host in self.trees for entry in os.listdir(self.states[host] / "progress")]
+
+
+@pytest.fixture(name="build_fleet")
+def _build_fleet(tmp_path: pathlib.Path) -> Iterator[Callable[..., Fleet]]:
+    built: list[Fleet] = []
+
+    def make(count: int = 1, fast: tuple[str, ...] = ()) -> Fleet:
+        built.append(Fleet(tmp_path, count, fast))
+        return built[-1]
+
+    yield make
+    for fleet in built:
+        fleet.close()
 
 
 def images_of(played: Played, host: str) -> list[tuple[str, str | None, bool]]:
@@ -90,9 +124,9 @@ def said(played: Played, host: str, module: str = "qcow_report") -> str:
 DEFERRED = ("defer", "stopped", False)
 
 
-def test_hosts_whose_turn_comes_later_begin_nothing(tmp_path: pathlib.Path) -> None:
-    fleet = Fleet(tmp_path, 6)
-    process = fleet.one.start("migrate", "--forks", "1", migrate_bandwidth=SLOW)
+def test_hosts_whose_turn_comes_later_begin_nothing(build_fleet: Callable[..., Fleet]) -> None:
+    fleet = build_fleet(6, fast=("kvm1",))
+    process = fleet.start(fleet.one, "--forks", "1")
     fleet.until_copying("kvm2")
     seen = fleet.other.run("status")
     assert seen.returncode == 0, seen.output
@@ -122,9 +156,9 @@ def test_hosts_whose_turn_comes_later_begin_nothing(tmp_path: pathlib.Path) -> N
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_in_progress_is_undone(tmp_path: pathlib.Path, workers: int) -> None:
-    fleet = Fleet(tmp_path, 1)
-    process = fleet.one.start("migrate", migrate_bandwidth="500K", migrate_workers=workers)
+def test_what_is_in_progress_is_undone(build_fleet: Callable[..., Fleet], workers: int) -> None:
+    fleet = build_fleet()
+    process = fleet.start(fleet.one, migrate_workers=workers)
     fleet.until_copying()
     stopped = fleet.other.run("stop", stop_when="now")
     assert stopped.returncode == 0 and "3 images are left" in said(stopped, "kvm1"), stopped.output
@@ -135,10 +169,10 @@ def test_what_is_in_progress_is_undone(tmp_path: pathlib.Path, workers: int) -> 
     fleet.complete()
 
 
-def test_the_controller_ends_and_the_host_goes_on_until_it_is_stopped(tmp_path: pathlib.Path) -> None:
+def test_the_controller_ends_and_the_host_goes_on_until_it_is_stopped(build_fleet: Callable[..., Fleet]) -> None:
     """Ctrl-C: the terminal sends SIGINT to ansible-playbook and to the workers that it has forked."""
-    fleet = Fleet(tmp_path, 1)
-    process = fleet.one.start("migrate", migrate_bandwidth=SLOW)
+    fleet = build_fleet()
+    process = fleet.start(fleet.one)
     fleet.until_copying()
     os.killpg(process.pid, signal.SIGINT)
     played = fleet.one.ended(process)
@@ -159,14 +193,13 @@ def test_the_controller_ends_and_the_host_goes_on_until_it_is_stopped(tmp_path: 
     fleet.complete()
 
 
-def test_a_run_that_waits_for_another_one_ends_too(tmp_path: pathlib.Path) -> None:
-    fleet = Fleet(tmp_path, 1)
-    first = fleet.one.start("migrate", migrate_bandwidth=SLOW)
+def test_a_run_that_waits_for_another_one_ends_too(build_fleet: Callable[..., Fleet]) -> None:
+    fleet = build_fleet()
+    first = fleet.start(fleet.one)
     fleet.until_copying()
-    second = fleet.other.start("migrate", migrate_lock_timeout="1h")
+    second = fleet.start(fleet.other, migrate_lock_timeout="1h")
     fleet.until(lambda: any(facts.get("stage") == "waiting" for facts in fleet.progress("kvm1")))
-    (tmp_path / "third").mkdir()
-    third = Controller(tmp_path / "third", hosts={"kvm1": {"stop_state_dir": str(fleet.states["kvm1"])}})
+    third = fleet.terminal("third", {"kvm1": {"stop_state_dir": str(fleet.states["kvm1"])}})
     stopped = third.run("stop")
     assert stopped.returncode == 0 and stopped.results("qcow_stop")[0]["waiting"] == 1, stopped.output
     waited, worked = fleet.other.ended(second), fleet.one.ended(first)
@@ -175,9 +208,9 @@ def test_a_run_that_waits_for_another_one_ends_too(tmp_path: pathlib.Path) -> No
     fleet.complete()
 
 
-def test_a_run_that_does_not_end_in_time_is_a_problem(tmp_path: pathlib.Path) -> None:
-    fleet = Fleet(tmp_path, 1)
-    process = fleet.one.start("migrate", migrate_bandwidth="1M")
+def test_a_run_that_does_not_end_in_time_is_a_problem(build_fleet: Callable[..., Fleet]) -> None:
+    fleet = build_fleet()
+    process = fleet.start(fleet.one)
     fleet.until_copying()
     stopped = fleet.other.run("stop", stop_wait="1s")
     assert stopped.returncode == 2 and "has not ended within 1 s; it is at" in stopped.text, stopped.output
@@ -186,12 +219,11 @@ def test_a_run_that_does_not_end_in_time_is_a_problem(tmp_path: pathlib.Path) ->
     fleet.complete()
 
 
-def test_a_host_that_cannot_be_reached(tmp_path: pathlib.Path) -> None:
-    fleet = Fleet(tmp_path, 1)
+def test_a_host_that_cannot_be_reached(build_fleet: Callable[..., Fleet]) -> None:
+    fleet = build_fleet()
     nowhere = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
-    (tmp_path / "third").mkdir()
     here = {play + "_state_dir": str(fleet.states["kvm1"]) for play in ("status", "stop")}
-    third = Controller(tmp_path / "third", hosts={"gone": nowhere, "kvm1": here})
+    third = fleet.terminal("third", {"gone": nowhere, "kvm1": here})
     for play in ("status", "stop"):
         played = third.run(play)
         assert played.returncode == 4 and "no run" in said(played, "kvm1").lower(), played.output
