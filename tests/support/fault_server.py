@@ -15,14 +15,13 @@ import gc
 import json
 import mmap
 import os
-import signal
 import subprocess
 import sys
 import traceback
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_move, info, search, stop
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_move, info, search
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
@@ -53,15 +52,13 @@ def migrate(state, images, workers=1, qemu_img=False, reserve=0, wait=0, **optio
 
 def migrate_stopped(state, images, at, when, **options):
     """It is stopped when it tells its progress for the ``at``-th time."""
-    told, write, main = [0], Progress._write, os.getpid()
+    told, write = [0], Progress._write
 
     def counting(self, suffix, facts):
         write(self, suffix, facts)
         told[0] += 1
         if told[0] == at:
-            stop.write(os.fsencode(state), when)
-            if when == stop.NOW:
-                os.kill(main, signal.SIGTERM)
+            ask_to_stop(state, when)
 
     Progress._write = counting
     return dict(migrate(state, images, **options), told=told[0])

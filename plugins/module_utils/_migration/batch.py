@@ -17,6 +17,7 @@ from .._signals import Interrupted
 from .._workers import Ended, run_jobs
 from . import domain_policy, running_domains
 from .chains import plan_chains, refuse_together
+from .deferral import results_of_stopped, stopped
 from .domain_references import FOLLOW
 from .execute import execute, execute_chain
 from .moved_files import AUTO
@@ -24,11 +25,11 @@ from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, 
 from .preflight import Reserve, Window, defer_beyond, deferred, preflight, unit_of
 from .recover import explain_all, recover_all, recover_waiting
 from .reference_policy import refuse_referenced
-from .request import READ, Request, result_path
+from .request import READ, Request
 from .results import Outcome
 from .seen_images import Searched, SeenImages
 from .session import Session
-from .stop import Stopped, StopRequest, stopped
+from .stop import Stopped
 
 
 class Settings(NamedTuple):
@@ -117,7 +118,7 @@ def run(
     except (Stopped, Interrupted) as error:
         request = session.stop.request()
         if request is not None:
-            return _tolerated(plans, _stopped(request, wanted, plans, batch.results), settings)
+            return _tolerated(plans, results_of_stopped(request, wanted, plans, batch.results, session.records), settings)
         raise QcowError(
             "{0}; the work in progress was undone".format(error),
             reason="interrupted",
@@ -125,13 +126,6 @@ def run(
             images=[batch.results[number] for number in sorted(batch.results)],
         ) from error
     return _tolerated(plans, [batch.results[number] for number in range(len(plans))], settings)
-
-
-def _stopped(request: StopRequest, wanted: List[Request], plans: List[Plan], done: Dict[int, Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """The results of a run that was stopped, where not all of it is ``done``, and not even planned maybe."""
-    plans = plans or [Plan(CONVERT, image, result_path(image), [], "") for image in wanted]
-    left = [stopped(plan, request) if plan.action in (CONVERT, RETIRE) else plan for plan in plans]
-    return [done.get(number) or planned(plan) for number, plan in enumerate(left)]
 
 
 def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Settings) -> List[Dict[str, Any]]:

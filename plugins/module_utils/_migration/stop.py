@@ -18,7 +18,6 @@ from .._directories import make_directory, require_ours
 from .._errors import QcowError, StateError
 from .._host.files import sync_directory
 from .calls import Call, boot_id, boot_seconds, started
-from .plan import DEFER, Plan
 
 AFTER_IMAGE = "after_image"
 NOW = "now"
@@ -85,11 +84,6 @@ class Stop:
         found = self.request()
         if found is not None:
             raise Stopped(found.words, hint="Nothing was begun. Run again to go on.")
-
-
-def stopped(plan: Plan, request: StopRequest) -> Plan:
-    """The plan, left to another run."""
-    return plan._replace(action=DEFER, code=REASON, reasons=request.reasons)
 
 
 def read(state_dir: bytes) -> Optional[StopRequest]:
