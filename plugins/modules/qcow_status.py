@@ -18,15 +18,8 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.info_module
   - vmimage.qcow.attributes.actiongroup_qcow
+  - vmimage.qcow.options.list_records
   - vmimage.qcow.options.state
-options:
-  list_records:
-    description:
-      - Which records of migrations on this host to return in RV(records).
-      - V(unfinished) returns those of interrupted runs, or of a run in progress. V(all) returns all, V(none) none.
-    type: str
-    choices: [none, unfinished, all]
-    default: unfinished
 seealso:
   - module: vmimage.qcow.qcow_stop
   - module: vmimage.qcow.qcow_convert
@@ -119,14 +112,26 @@ records:
     retired_base64: {description: "Its exact path in Base64 if RV(records[].retired) cannot represent it.", type: str, sample: null}
     format: {description: The result's format., type: str, sample: qcow2}
     state: {description: The last state that was reached., type: str, sample: done}
-    time: {description: When it was reached., type: str, sample: "2026-11-01T02:15:12Z"}
+    began: {description: When the migration was begun., type: str, sample: "2026-11-01T02:15:00Z"}
+    time: {description: When the last state was reached., type: str, sample: "2026-11-01T02:15:12Z"}
     verified: {description: Whether the result was verified against the original., type: bool, sample: true}
+    fingerprint: {description: SHA-256 of what the guest sees., type: str, sample: 9f2c}
+    before:
+      description: What the original was.
+      type: dict
+      sample: {path: /srv/archive/old.qcow, format: qcow, virtual_size: 268435456, file_size: 2307141, allocated_size: 2310144, cluster_size: 4096}
+    after:
+      description: What the result was when it was made.
+      type: dict
+      sample: {path: /srv/archive/old.qcow2, format: qcow2, virtual_size: 268435456, file_size: 12648448, allocated_size: 12648448,
+               cluster_size: 65536}
+    seconds: {description: "Seconds that the copy and the verification took, or V(null).", type: float, sample: 11.2}
+    domains: {description: Names of the libvirt domains that were changed to use the result., type: list, elements: str, sample: [web1]}
+    returned: {description: "Bytes on the filesystem that a cleanup has freed, or V(null).", type: int, sample: null}
     error: {description: Why it failed., type: str, sample: null}
-    unfinished:
-      description: What the next run will do about it. V(null) if nothing is left to do, or the run at work is doing it.
-      type: str
-      sample: null
-    in_progress: {description: Whether the run at work is at it., type: bool, sample: false}
+    unfinished: {description: "What the next run will do about it, or V(null) if nothing is left to do.", type: str, sample: null}
+    reversible: {description: Whether M(vmimage.qcow.qcow_rollback) can undo it., type: bool, sample: true}
+    in_progress: {description: Whether the run at work is at it; C(unfinished) is V(null) then., type: bool, sample: false}
 reason: {description: "Why the module failed, as a keyword.", returned: when the call as a whole failed, type: str, sample: unreadable}
 path: {description: What the failure is about., returned: when the call as a whole failed, type: str, sample: /var/lib/vmimage-qcow}
 details: {description: Details of the failure., returned: when the call as a whole failed, type: dict, sample: {}}
@@ -135,6 +140,7 @@ details: {description: Details of the failure., returned: when the call as a who
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
+from ..module_utils._migration.record_entries import LISTED
 from ..module_utils._migration.status import status_of
 from ..module_utils._options import absolute
 
@@ -142,7 +148,7 @@ from ..module_utils._options import absolute
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "list_records": {"type": "str", "choices": ["none", "unfinished", "all"], "default": "unfinished"},
+            "list_records": {"type": "str", "choices": list(LISTED), "default": "unfinished"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,

@@ -23,6 +23,9 @@ from .._paths import decode_exact, encode_exact, show
 
 SCHEMA = 1
 
+TIME = "%Y-%m-%dT%H:%M:%SZ"
+"""How records and results state a moment in UTC."""
+
 _SUFFIX = b".jsonl"
 _NEW = b".new"
 _DOMAIN_JOURNAL = b"domain-journal"
@@ -79,6 +82,12 @@ class Record:
     def state(self) -> str:
         """The last state that was reached."""
         return self.facts["state"]
+
+    @property
+    def began(self) -> str:
+        """When the record was begun, in UTC: its name says so."""
+        moment = time.strptime(self.id.split(".")[0], "%Y%m%dT%H%M%S")
+        return time.strftime(TIME, moment)
 
     def file(self, role: str) -> Optional[bytes]:
         """The path recorded as ``src``, ``dest``, ``retired`` or another role; ``None`` where there is none."""
@@ -186,6 +195,12 @@ class Records:
                 if record is not None:
                     yield record
 
+    def newest(self, count: int) -> List[Record]:
+        """The last so many records, newest first; fewer where some cannot be read."""
+        names = [name for name in self._names() if name.endswith(_SUFFIX)][-count:]
+        read = [_read(os.path.join(self.directory, name)) for name in reversed(names)]
+        return [record for record in read if record is not None]
+
     def unfinished(self) -> List[Record]:
         """The records that an interrupted run left behind (or that a running one is at), oldest first."""
         return [record for record in self.all() if record.unfinished]
@@ -271,7 +286,7 @@ class DomainJournal:
 
 def now() -> str:
     """This moment as records and results state it, in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return time.strftime(TIME, time.gmtime())
 
 
 def _create(path: bytes, line: Dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from .calls import Call, call_of
 from .lock import holder
 from .progress import seen
 from .record import Records, State
-from .recover import explain, explain_domains
+from .record_entries import explain
+from .recover import explain_domains
 from .results import LastRun, Running
 from .session import Session
 from .stop import read

@@ -6,16 +6,17 @@
 
 from typing import Any, Dict, List
 
-from .plan import CONVERT, DEFER, NOOP, RETIRE, Plan, planned
+from .plan import CONVERT, NOOP, RETIRE, Plan, planned
 from .planner import make_plan
 from .record import Records, State
 from .request import Request, result_path
 from .stop import REASON, StopRequest
+from .window import Deferral, deferred
 
 
-def stopped(plan: Plan, request: StopRequest) -> Plan:
-    """The plan, left to another run."""
-    return plan._replace(action=DEFER, code=REASON, reasons=request.reasons)
+def why_stopped(request: StopRequest) -> Deferral:
+    """Why a stopped run leaves an image to another one."""
+    return Deferral(REASON, request.words)
 
 
 def results_of_stopped(
@@ -30,8 +31,8 @@ def results_of_stopped(
             anew = make_plan(plan.request, records)
             if anew.action == NOOP:  # it was done, and the signal came before that could be noted
                 return dict(planned(anew), changed=True)
-        return planned(stopped(plan, request))
+        return planned(deferred(plan, why_stopped(request)))
 
     if not plans:
-        return [planned(stopped(Plan(CONVERT, image, result_path(image), [], ""), request)) for image in wanted]
+        return [planned(deferred(Plan(CONVERT, image, result_path(image), [], ""), why_stopped(request))) for image in wanted]
     return [done.get(number) or left(plan) for number, plan in enumerate(plans)]
