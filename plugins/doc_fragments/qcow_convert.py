@@ -129,7 +129,8 @@ options:
   progress_interval:
     description:
       - How often to show progress. In seconds, or with a unit (V(1m)). The first lines appear sooner.
-      - V(0) shows no progress and runs the module like any other, so that it ends when the connection does.
+      - V(0) shows no progress and runs the module like any other. Whether it ends when the connection does, or with Ctrl-C, is up to the connection; if it
+        does, the image in progress is undone. Otherwise it goes on, see M(vmimage.qcow.qcow_status) and M(vmimage.qcow.qcow_stop).
     type: str
     default: 15s
   reconnect_timeout:

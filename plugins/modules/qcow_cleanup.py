@@ -71,7 +71,7 @@ images:
     dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
     retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
     retired_base64: {description: Its exact path in Base64 if C(retired) cannot represent it., type: str, sample: null}
-    action: {description: "V(delete), V(noop) or V(refuse).", type: str, sample: delete}
+    action: {description: "V(delete), V(noop), V(refuse) or V(defer) (the run was stopped).", type: str, sample: delete}
     reasons: {description: The reasons for the action., type: list, elements: str, sample: ["retired for 21.0 days, and the migrated image is sound"]}
     changed: {description: "Whether anything was changed, or would be in check mode.", type: bool, sample: true}
     failed: {description: Whether the image was refused or failed., type: bool, sample: false}

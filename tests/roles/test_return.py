@@ -150,6 +150,9 @@ def test_files(tmp_path: pathlib.Path, promised: dict[str, dict[str, Any]]) -> N
         ("qcow_cleanup", {"min_age_days": 0}),
         ("qcow_cleanup", {"min_age_days": 0, "paths": [images + "/typo"]}),
         ("qcow_cleanup", {"min_age_days": -1}),
+        ("qcow_status", {"list_records": "all"}),
+        ("qcow_stop", {}),
+        ("qcow_stop", {"wait": "soon"}),
     ]
     seen = place.play(*tasks, check=(3,))
     found = {
@@ -216,6 +219,9 @@ def test_domains(tmp_path: pathlib.Path, promised: dict[str, dict[str, Any]]) ->
         ("qcow_info", "images", results.InfoImage),
         ("qcow_info", "records", results.RecordEntry),
         ("qcow_domain", "domains", results.MovedDomain),
+        ("qcow_status", "running", results.Running),
+        ("qcow_status", "last_run", results.LastRun),
+        ("qcow_stop", "running", results.Running),
     ],
 )
 def test_types_are_the_documented_ones(module: str, key: str, kind: Any, promised: dict[str, dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import Call
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.status import status_of
+from ansible_collections.vmimage.qcow.tests.roles.test_return import documented, wrong
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.faults import sha256
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
@@ -134,6 +135,7 @@ def test_hosts_whose_turn_comes_later_begin_nothing(build_fleet: Callable[..., F
     assert said(seen, "kvm1") == "no run; 3 migrated" and said(seen, "kvm6") == "no run", seen.output
     assert "0 of 3 images done" in said(seen, "kvm2") or "1 of 3 images done" in said(seen, "kvm2"), seen.output
     assert "%s/" % fleet.trees["kvm2"] in said(seen, "kvm2"), seen.output
+    assert wrong(seen.results("qcow_status", "kvm2")[0], documented()["qcow_status"], set()) == []
     assert not fleet.states["kvm6"].exists(), "nothing is created by who looks"
 
     stopped = fleet.other.run("stop")
