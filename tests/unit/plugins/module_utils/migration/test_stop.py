@@ -21,6 +21,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.lock impor
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records, State, named
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.status import look, status_of
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.stop_run import stop_run
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
@@ -168,6 +169,21 @@ def test_what_an_interrupted_run_left_and_what_the_running_one_is_at(tmp_path: p
     assert {entry["src"]: entry["in_progress"] for entry in seen[0]["records"]} == {str(new): True, str(tmp_path / "0.qcow"): True}
     assert all(entry["unfinished"] is None for entry in seen[0]["records"])
     assert status_of(state, "none")["last_run"]["done"] == 1
+
+
+def test_a_request_shows_as_long_as_the_run_is_at_work(state: bytes) -> None:
+    with Session(state):
+        assert status_of(state, "none")["stopping"] is None
+        asked = stop_run(state, stop.AFTER_IMAGE, wait=0, check_mode=False)
+        assert (asked.changed, asked.ended, asked.left) == (True, False, None) and "Look with vmimage.qcow.status" in asked.msg
+        assert status_of(state, "none")["stopping"] == "after_image"
+        assert not stop_run(state, stop.AFTER_IMAGE, wait=0, check_mode=False).changed
+        assert stop_run(state, stop.NOW, wait=0, check_mode=True).changed, "after the image was asked for, not now"
+        with pytest.raises(StateError) as caught:
+            stop_run(state, stop.AFTER_IMAGE, wait=0.1, check_mode=False)
+        assert caught.value.reason == "running"
+    answer = status_of(state, "none")
+    assert (answer["stopping"], answer["running"], answer["last_run"]["stopped"]) == (None, None, True)
 
 
 def test_who_looks_keeps_nobody_from_running(state: bytes) -> None:
