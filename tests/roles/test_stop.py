@@ -195,6 +195,19 @@ def test_the_controller_ends_and_the_host_goes_on_until_it_is_stopped(build_flee
     fleet.complete()
 
 
+def test_without_a_job_on_the_host_the_image_in_progress_is_undone(build_fleet: Callable[..., Fleet]) -> None:
+    """With ``progress_interval=0`` the module belongs to the connection; a local one ends with ansible-playbook."""
+    fleet = build_fleet()
+    process = fleet.start(fleet.one, migrate_progress_interval=0)
+    fleet.until_copying()
+    process.send_signal(signal.SIGINT)
+    fleet.one.ended(process)
+    fleet.until(lambda: not fleet.progress("kvm1"))
+    fleet.assert_untouched("kvm1")
+    assert said(fleet.other.run("status"), "kvm1") == "no run"
+    fleet.complete()
+
+
 def test_a_run_that_waits_for_another_one_ends_too(build_fleet: Callable[..., Fleet]) -> None:
     fleet = build_fleet()
     first = fleet.start(fleet.one)
