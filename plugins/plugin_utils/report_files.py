@@ -36,14 +36,25 @@ class Replacing:
 
     def __exit__(self, kind: t.Any, *rest: t.Any) -> None:
         try:
-            self.stream.close()
-            self.changed = kind is None and not _same(self._temporary, self._target)
-            if self.changed and self._write:
-                os.chmod(self._temporary, 0o644)
-                os.replace(self._temporary, self._target)
+            if kind is None:
+                self.finish()
         finally:
+            self.stream.close()
             if os.path.exists(self._temporary):
                 os.unlink(self._temporary)
+
+    def finish(self) -> None:
+        """Have it appear now; :attr:`changed` then tells whether it is another.
+
+        :raises OSError: it is the old one.
+        """
+        if self.stream.closed:
+            return
+        self.stream.close()
+        self.changed = not _same(self._temporary, self._target)
+        if self.changed and self._write:
+            os.chmod(self._temporary, 0o644)
+            os.replace(self._temporary, self._target)
 
 
 def _same(one: str, other: str) -> bool:
