@@ -174,11 +174,11 @@ class Fleet:
 
     def _rank(self, row: Facts) -> None:
         self._number += 1
-        ranked = (-STATES.index(row["state"]), row["bytes"] or 0, -self._number, json.dumps(row, ensure_ascii=False))
+        rank = (-STATES.index(row["state"]), row["bytes"] or 0, -self._number)
         if len(self._rows) < ROWS:
-            heapq.heappush(self._rows, ranked)
-        else:
-            heapq.heappushpop(self._rows, ranked)
+            heapq.heappush(self._rows, (*rank, json.dumps(row, ensure_ascii=False)))
+        elif rank > self._rows[0][:3]:
+            heapq.heapreplace(self._rows, (*rank, json.dumps(row, ensure_ascii=False)))
 
     def _problem(self, host: str, path: str | None, reason: str, message: str) -> None:
         reason = sys.intern(reason)

@@ -15,7 +15,7 @@ import typing as t
 from contextlib import ExitStack
 from datetime import datetime, timezone
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import host_file, metrics, run_history
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import host_file, host_merge, metrics, run_history
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import COLUMNS, HOST_COLUMNS, Fleet
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page import render
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.report_files import Replacing, locked
@@ -29,13 +29,15 @@ def make(
 ) -> tuple[bool, dict[str, float]]:
     """Make the report in ``directory`` of what is kept there.
 
-    :param hosts: of the inventory; one of which nothing is kept is missing.
+    :param hosts: of the inventory; one of which nothing is known is missing, now and in later reports.
     :param inventory: of the controller, for the commands that are told.
     :return: whether anything was changed (or would be), and the totals.
     :raises OSError: where the directory cannot be read or written; each file is the old one or the new one then.
     """
+    hosts = list(hosts)
     with ExitStack() as stack:
         if write:
+            host_merge.expect(directory, hosts)
             stack.enter_context(locked(directory, PAGE))
         everything = Fleet(inventory, run_history.latest(directory))
         files = {
@@ -48,7 +50,8 @@ def make(
         for host in sorted({*kept, *hosts}):
             path = kept.get(host) or os.path.join(directory, host_file.name_of(host))
             for row in everything.add(host, host_file.HostFile(path)):
-                table.writerow([cell(_flat(row[column])) for column in COLUMNS])
+                damage = row["damage"] and row["damage"]["text"].replace("\n", "; ")
+                table.writerow([cell(value) for value in {**row, "damage": damage}.values()])
                 files["images.jsonl"].stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         table = csv.writer(files["hosts.csv"].stream)
         table.writerow(HOST_COLUMNS)
@@ -68,8 +71,3 @@ def make(
                 for piece in render(summary, everything.rows(), title, moment):
                     page.stream.write(piece)
     return changed, summary["totals"]
-
-
-def _flat(value: t.Any) -> t.Any:
-    """A value as a table has it: damage is told by its text."""
-    return value["text"].replace("\n", "; ") if isinstance(value, dict) else value

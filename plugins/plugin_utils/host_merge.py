@@ -41,6 +41,21 @@ def keep(directory: str, host: str, run: Run, results: Results) -> None:
                 replaced.stream.write(host_file.dump(entry))
 
 
+def expect(directory: str, hosts: t.Iterable[str]) -> None:
+    """Have these hosts stay in the report, whether anything becomes known of them or not.
+
+    :raises OSError: a file cannot be written.
+    """
+    there = host_file.hosts_in(directory)
+    for host in hosts:
+        if host in there:
+            continue
+        with locked(directory, host):
+            if not os.path.exists(os.path.join(directory, host_file.name_of(host))):
+                with Replacing(directory, host_file.name_of(host)) as replaced:
+                    replaced.stream.write(host_file.dump({"schema": host_file.SCHEMA, "host": host}))
+
+
 def _facts(known: Facts, host: str, run: Run, results: Results) -> Facts:
     """What is kept of the host itself."""
     facts = {
