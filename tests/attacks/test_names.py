@@ -25,7 +25,7 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import cell, 
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 from ansible_collections.vmimage.qcow.tests.support.playbook import Controller, Played, path_of
-from ansible_collections.vmimage.qcow.tests.support.returned import converted, looked_at
+from ansible_collections.vmimage.qcow.tests.support.returned import converted, looked_at, recorded
 
 EVIL = [
     "\x1b[2K\r\x1b[32mok: [hv1]",

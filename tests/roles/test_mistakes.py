@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What people get wrong on the command line: nothing is taken for "nothing found", and the message names what is wrong and the way out."""
 
+import json
 import os
 import pathlib
 import shutil
