@@ -12,10 +12,12 @@ import pathlib
 import re
 import shutil
 import subprocess
+import types
 
 import jsonschema
 import pytest
 
+from ansible_collections.vmimage.qcow.plugins.action import qcow_report
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet, host_merge, image_row, run_history
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet_files import make
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_report import Results
@@ -169,6 +171,30 @@ def test_the_page_needs_nothing_else_and_runs_nothing_of_what_it_tells(folder):
     assert "<b>fleet" not in page and "alert(1)</script>" not in page and html.escape(NASTY) in html.escape(html.unescape(page))
     assert not re.search(r'(src|href)="(https?:)?//', page) and "url(" not in page
     assert page.count("<h1>") == 1 and '<html lang="en">' in page
+
+
+@pytest.mark.parametrize(
+    ("batch", "every", "last"),
+    [
+        (["a", "b"], ["a", "b"], True),
+        (["a", "b"], ["a", "b", "c"], False),
+        (["c"], ["a", "b", "c"], True),
+        (["c"], ["a", "c"], True),  # the last host of all has failed
+        ([], [], True),
+    ],
+)
+def test_the_report_is_not_made_for_each_batch(folder, batch, every, last, monkeypatch):
+    variables = {"ansible_play_batch": batch, "ansible_play_hosts": every, "ansible_inventory_sources": ["/etc/my hosts"]}
+    action = qcow_report.ActionModule.__new__(qcow_report.ActionModule)
+    monkeypatch.setattr(action, "_task", types.SimpleNamespace(check_mode=False), raising=False)
+    args = {"hosts": ["hv4"], "title": "Fleet"}
+    assert action._of_all(args, str(folder), variables)["totals"]["hosts"] == 4, "there is none yet"
+    (folder / "host-hv4.jsonl").unlink()
+    again = action._of_all(dict(args, hosts=[]), str(folder), variables)
+    assert ("totals" in again) == last and again["report"] == str(folder / "index.html")
+    os.utime(folder / "index.html", (0, 0))
+    assert action._of_all(dict(args, hosts=[]), str(folder), variables)["totals"]["hosts"] == 3
+    assert "-i '/etc/my hosts' vmimage.qcow.rollback -l hv1" in (folder / "images.jsonl").read_text()
 
 
 PROBE = """<!DOCTYPE html><meta charset="utf-8"><body><iframe id="page" src="%(page)s" width="%(width)d" height="900"></iframe><script>
