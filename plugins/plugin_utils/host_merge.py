@@ -136,13 +136,15 @@ def _results(record: Facts) -> set[bytes]:
     return {name(record, role) for role in ("dest", "retired") if record.get(role)}
 
 
-def _records(entry: Facts, listed: list[Facts], run: Run, n: int, *, at_work: bool) -> Facts:
+def _records(entry: Facts, listed: list[Facts], run: Run, n: int, *, at_work: bool | None) -> Facts:
     """The last record that has not failed decides; one that has failed after it is the last attempt."""
     known = {one["record"]: one for one in (entry.get("record"), entry.get("failed")) if one is not None}
     for one in listed:
         before = known.get(one["record"])
         same = before is not None and all(before.get(key) == one.get(key) for key in ("state", "time"))
-        known[one["record"]] = told.record(one, before["n"] if before is not None and same else n, run.moment, at_work=at_work)
+        since = before["n"] if before is not None and same else n
+        running = bool(before is not None and same and before.get("running")) if at_work is None else at_work
+        known[one["record"]] = told.record(one, since, run.moment, running=running)
     ordered = [known[identifier] for identifier in sorted(known)]
     current = next((one for one in reversed(ordered) if one["state"] != "failed"), None)
     last = ordered[-1] if ordered and ordered[-1]["state"] == "failed" else None

@@ -236,6 +236,12 @@ def test_interrupted_and_finished(kept: Kept, state: str) -> None:
     assert kept.states() == {A: ("interrupted", "unfinished")} and kept.rows()[A]["message"] == "the next run goes on"
     kept.migrate([], [record], play="status", running={"pid": 1})
     assert kept.states() == {A: ("running", None)} and kept.host["state"] == "running"
+    kept.scan([looked_at(A)], [record])  # nobody has asked who is at work
+    assert kept.states() == {A: ("running", None)}
+    kept.run("migrate", done={"reason": "locked", "msg": "another migration is running", "records": [record]})
+    assert kept.states() == {A: ("running", None)}
+    kept.migrate([], [record], play="cleanup")
+    assert kept.states() == {A: ("interrupted", "unfinished")}
     kept.migrate([], [dict(record, state="done", unfinished=None, time="2026-11-02T00:00:00Z")])
     assert kept.states() == {A: ("migrated", None)}
 
