@@ -72,10 +72,12 @@ def _facts(known: Facts, host: str, run: Run, results: Results) -> Facts:
         facts["unreached_since"] = known.get("unreached_since") or run.moment
         facts["unreached"] = next(str(result.get("msg") or "").strip() for result in results if result.get("unreachable"))
         return facts
-    facts.update(known_at=run.moment, unreached_since=None, unreached=None)
+    facts.update(unreached_since=None, unreached=None)
     coverage = Coverage(run, results)
-    # A scan shows where things stand; what else went wrong holds until the next run that changes something.
     looked = results.found.get("images") is not None
+    if looked or results.done.get("records") is not None:  # the module was not stopped before it saw anything
+        facts["known_at"] = run.moment
+    # A scan shows where things stand; what else went wrong holds until the next run that changes something.
     if run.play == "scan":
         facts["problems"] = [one for one in facts["problems"] if not looked or not coverage.replaces(one["path"])]
     elif run.play == "migrate":
@@ -172,9 +174,8 @@ def _looked(image: bytes, entry: Facts, news: Told, coverage: Coverage, run: Run
             if (entry.get("tried") or {}).get("play") in ("rollback", "cleanup"):
                 del entry["tried"]
     if image in news.plans:
+        entry.pop("plan", None)
         entry.update(_present(plan=told.plan(news.plans[image], n, run.moment, run.speed)))
-        if news.plans[image].get("changed") is not True and not news.plans[image].get("failed"):
-            entry.pop("plan", None)
     return entry
 
 

@@ -325,6 +325,7 @@ def test_scan_that_failed_keeps_everything(kept: Kept, failure: Entry) -> None:
     kept.scan([looked_at(A)], plan=[converted(A)])
     kept.run("scan", found=failure)
     assert kept.states() == {A: PLANNED} and kept.host["state"] == "failed" and kept.host["problems"] == [failure["msg"]]
+    assert (kept.host["known_at"], kept.host["last_run_at"]) == ("2026-11-01T02:01:00Z", "2026-11-01T02:02:00Z")
     kept.scan([looked_at(A)], plan=[converted(A)])
     assert kept.states() == {A: PLANNED} and kept.host["state"] == "left"
 
