@@ -52,7 +52,7 @@ class Told(t.NamedTuple):
 
 def told_by(results: Results) -> Told:
     """What the modules have returned; the entries are the modules' own, not copies."""
-    found, planned, done = results
+    found, planned, done = results.found, results.planned, results.done
     records: dict[bytes, list[Facts]] = {}
     listed = done.get("records")
     for entry in found.get("records") or [] if listed is None else listed:
@@ -81,7 +81,7 @@ def _unseen(image: Facts) -> bool:
 
 def problems_of(run: Run, results: Results) -> list[Facts]:
     """What concerns the host and no single image of it."""
-    found, planned, done = results
+    found, planned, done = results.found, results.planned, results.done
     listed: dict[str, Facts] = {}
 
     def add(message: t.Any, reason: str, path: str | None = None) -> None:
