@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import typing as t
+from itertools import islice
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import HOST_STATES
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import duration, size
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import finalize
 
@@ -23,12 +25,15 @@ FORMAT_NAMES = {"qcow": "QCOW v1", "unknown": "raw or unknown"}
 HOSTS = 1000
 """Hosts that the page lists, those that need attention first."""
 
+ROWS = 2000
+"""Images that the page lists."""
 
-def render(summary: Facts, rows: list[Facts], title: str, moment: str) -> t.Iterator[str]:
+
+def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: str) -> t.Iterator[str]:
     """The page, piece by piece.
 
     :param summary: see :meth:`fleet.Fleet.summary`.
-    :param rows: the images to list.
+    :param rows: the images to list, the most pressing first, see :meth:`fleet.Fleet.rows`.
     :param moment: when the report was made, in words.
     """
     environment = Environment(
@@ -40,10 +45,16 @@ def render(summary: Facts, rows: list[Facts], title: str, moment: str) -> t.Iter
         finalize=finalize,
     )
     environment.filters.update(size=_size, duration=_duration, number=_number, format_name=lambda name: FORMAT_NAMES.get(name, name))
-    order = {"missing": 0, "failed": 1, "left": 2, "deferred": 3, "done": 4}
-    hosts = sorted(summary["hosts"], key=lambda host: (order[host["state"]], -(host["left_bytes"] or 0), host["host"]))
+    hosts = sorted(summary["hosts"], key=lambda host: (HOST_STATES.index(host["state"]), -(host["left_bytes"] or 0), host["host"]))
     return environment.get_template("report.html.j2").generate(
-        title=title, moment=moment, report=summary, totals=summary["totals"], rows=rows, hosts=hosts[:HOSTS], hosts_total=len(hosts)
+        title=title,
+        moment=moment,
+        report=summary,
+        totals=summary["totals"],
+        rows=islice(rows, ROWS),
+        rows_most=ROWS,
+        hosts=hosts[:HOSTS],
+        hosts_total=len(hosts),
     )
 
 
