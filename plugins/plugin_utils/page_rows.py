@@ -1,0 +1,106 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# These plugin utils are PRIVATE to the collection: they may change at any time. Do not use them from elsewhere.
+
+"""The images that a page lists, and what all of them amount to by reason."""
+
+from __future__ import annotations
+
+import heapq
+import typing as t
+
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.advice import advice
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import IMAGES, PENDING
+
+Facts = t.Dict[str, t.Any]
+
+EXAMPLES = 10
+"""Images that are named with a reason; the list of images has all."""
+
+_RANK = {state: rank for rank, state in enumerate(IMAGES)}
+_PLANNED = "planned"
+
+
+class Reason:
+    """What has one reason."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.means, self.do = advice(code)
+        self.images = 0
+        self.bytes = 0
+        self.states: dict[str, int] = {}
+        self.hosts: set[str] = set()
+        self.examples: list[Facts] = []
+
+    def add(self, host: str, state: str | None, message: str, path: str | None = None, size: int = 0, domains: t.Sequence[str] = ()) -> None:
+        """Take in an image, or a host as such."""
+        self.hosts.add(host)
+        if state is not None:
+            self.images += 1
+            self.bytes += size
+            self.states[state] = self.states.get(state, 0) + 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append({"host": host, "path": path, "message": message, "domains": domains})
+
+    @property
+    def pressing(self) -> tuple[int, int, str]:
+        """For sorting: what has failed before what waits, the most frequent first."""
+        return (min((_RANK[state] for state in self.states), default=0), -(self.images or len(self.hosts)), self.code)
+
+
+class Listed:
+    """The images that matter most, by host; and what all of them amount to."""
+
+    def __init__(self, rows: t.Iterable[Facts], most: int) -> None:
+        """:param most: images to keep."""
+        self.total = 0
+        self.refused = 0
+        """Images that the plan would refuse."""
+        self.reversible = 0
+        self.planned_bytes = 0
+        self.bytes = dict.fromkeys(IMAGES, 0)
+        """On disk, of the images in each state."""
+        self._reasons: dict[str, Reason] = {}
+        kept = heapq.nsmallest(most, self._counted(rows), key=lambda row: (_RANK[row["state"]], -(row["bytes"] or 0)))
+        self.rows = sorted(kept, key=lambda row: (row["host"], _RANK[row["state"]], row["path"]))
+
+    def _counted(self, rows: t.Iterable[Facts]) -> t.Iterator[Facts]:
+        for row in rows:
+            self.total += 1
+            self.reversible += bool(row["rollback"])
+            self.bytes[row["state"]] += row["bytes"] or 0
+            self.planned_bytes += (row["planned_bytes"] or 0) if row["state"] in PENDING else 0
+            if row["state"] in PENDING and row["reason"] and row["reason"] != _PLANNED:
+                self.refused += row["state"] == "left"
+                self._reason(row["reason"]).add(row["host"], row["state"], told(row), row["path"], row["bytes"] or 0, row["domains"] or ())
+            yield row
+
+    def _reason(self, code: str) -> Reason:
+        return self._reasons.setdefault(code, Reason(code))
+
+    def reasons(self, hosts: list[Facts], problems: list[Facts]) -> list[Reason]:
+        """Why images and hosts are not done, the most pressing first.
+
+        :param hosts: all of them, those that were not reached among them.
+        :param problems: of these, those that are of a host as such; those of images are in the images.
+        """
+        of_hosts = {"run": Reason("run"), "unreached": Reason("unreached")}
+        for host in hosts:
+            if host["state"] in ("unreached", "missing"):
+                of_hosts["unreached"].add(host["host"], None, "; ".join(host["problems"]))
+        away = of_hosts["unreached"].hosts
+        for problem in problems:
+            if problem["path"] is None and problem["host"] not in away:
+                of_hosts["run"].add(problem["host"], None, problem["message"])
+        found = [reason for reason in of_hosts.values() if reason.hosts] + list(self._reasons.values())
+        return sorted(found, key=lambda reason: reason.pressing)
+
+
+def told(row: Facts) -> str:
+    """The message of an image, without its name at the beginning."""
+    message = row["message"] or ""
+    start = f"{row['path']}: "
+    return message[len(start) :] if message.startswith(start) else message
