@@ -53,7 +53,9 @@ def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: datetime
     )
     environment.filters.update(page_words.filters(moment), told=page_rows.told)
     listed = page_rows.Listed(rows, ROWS)
-    hosts = sorted(summary["hosts"], key=lambda host: (page_words.HOST_ORDER.index(host["state"]), -(host["left_bytes"] or 0), host["host"]))
+    hosts = sorted(
+        summary["hosts"], key=lambda host: (page_words.HOST_ORDER.index(host["state"]), -(host["left_bytes"] or 0), host["host"])
+    )
     style, script = _own("report.css"), _own("report.js")
     return environment.get_template("report.html.j2").generate(
         title=title,

@@ -12,7 +12,7 @@ import heapq
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.advice import advice
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import IMAGES, PENDING
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import IMAGES, PENDING, time_text
 
 Facts = t.Dict[str, t.Any]
 
@@ -20,7 +20,8 @@ EXAMPLES = 10
 """Images that are named with a reason; the list of images has all."""
 
 _RANK = {state: rank for rank, state in enumerate(IMAGES)}
-_PLANNED = "planned"
+_QUIET = ("left", "migrated", "other")
+"""States that need no reason: only what has a message has something in its way."""
 
 
 class Reason:
@@ -35,7 +36,9 @@ class Reason:
         self.hosts: set[str] = set()
         self.examples: list[Facts] = []
 
-    def add(self, host: str, state: str | None, message: str, path: str | None = None, size: int = 0, domains: t.Sequence[str] = ()) -> None:
+    def add(
+        self, host: str, state: str | None, message: str, path: str | None = None, size: int = 0, domains: t.Sequence[str] = ()
+    ) -> None:
         """Take in an image, or a host as such."""
         self.hosts.add(host)
         if state is not None:
@@ -73,7 +76,7 @@ class Listed:
             self.reversible += bool(row["rollback"])
             self.bytes[row["state"]] += row["bytes"] or 0
             self.planned_bytes += (row["planned_bytes"] or 0) if row["state"] in PENDING else 0
-            if row["state"] in PENDING and row["reason"] and row["reason"] != _PLANNED:
+            if row["reason"] and (row["message"] if row["state"] in _QUIET else row["state"] in PENDING):
                 self.refused += row["state"] == "left"
                 self._reason(row["reason"]).add(row["host"], row["state"], told(row), row["path"], row["bytes"] or 0, row["domains"] or ())
             yield row
@@ -87,14 +90,19 @@ class Listed:
         :param hosts: all of them, those that were not reached among them.
         :param problems: of these, those that are of a host as such; those of images are in the images.
         """
-        of_hosts = {"run": Reason("run"), "unreached": Reason("unreached")}
+        of_hosts: dict[str, Reason] = {}
         for host in hosts:
             if host["state"] in ("unreached", "missing"):
-                of_hosts["unreached"].add(host["host"], None, "; ".join(host["problems"]))
-        away = of_hosts["unreached"].hosts
+                why = "; ".join(host["problems"]) or (
+                    f"not reached since {time_text(host['unreached_since'])}" if host["unreached_since"] else ""
+                )
+                of_hosts.setdefault("unreached", Reason("unreached")).add(host["host"], None, why)
+        own = {(host["host"], message) for host in hosts for message in host["problems"] if host["state"] not in ("unreached", "missing")}
         for problem in problems:
-            if problem["path"] is None and problem["host"] not in away:
-                of_hosts["run"].add(problem["host"], None, problem["message"])
+            whole = f"{problem['path']}: {problem['message']}"
+            if not own.isdisjoint({(problem["host"], problem["message"]), (problem["host"], whole)}):
+                code = problem["reason"]
+                of_hosts.setdefault(code, Reason(code)).add(problem["host"], None, problem["message"])
         found = [reason for reason in of_hosts.values() if reason.hosts] + list(self._reasons.values())
         return sorted(found, key=lambda reason: reason.pressing)
 

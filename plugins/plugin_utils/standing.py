@@ -12,12 +12,24 @@ import shlex
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_rows import Listed
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import HOSTS, PENDING, count, duration_text, number, size_text, time_text
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import (
+    HOSTS,
+    IMAGES,
+    PENDING,
+    count,
+    duration_text,
+    number,
+    size_text,
+    time_text,
+)
 
 Facts = t.Dict[str, t.Any]
 
 LIMIT = 10
 """Hosts that a command names; where it is about more, it runs for all: what is done costs a look."""
+
+
+_CHANGING = ("migrate", "rollback", "cleanup")
 
 
 class Step(t.NamedTuple):
@@ -34,14 +46,17 @@ class Standing:
         """:param inventories: of the controller, for the commands."""
         self._totals = summary["totals"]
         self._hosts = summary["hosts"]
-        self._retry = [entry["host"] for entry in summary["retry"]]
+        self._retry = summary["retry"]
         self._listed = listed
         self._inventories = inventories
         self.hosts = {state: sum(host["state"] == state for host in self._hosts) for state in HOSTS}
-        self.pending = sum(self._totals[state] for state in PENDING)
-        """Images still to migrate."""
+        self.pending = self._totals["left"]
+        """Images still to migrate, in any state."""
+        self.images = {state: self._totals[state] for state in IMAGES}
+        """Images in each state; those that only wait are what the others leave of those still to migrate."""
+        self.images["left"] = self.pending - sum(self._totals[state] for state in PENDING if state != "left")
         runs = sorted(summary["runs"], key=lambda run: str(run["started"]))
-        changing = [run for run in runs if run["play"] != "scan"]
+        changing = [run for run in runs if run["play"] in _CHANGING]
         if self._totals["running"] or (changing and changing[-1] is runs[-1] and not changing[-1]["ended"]):
             self.phase = "during"
             self.since = changing[-1]["started"] if changing else None
@@ -95,30 +110,37 @@ class Standing:
     @property
     def steps(self) -> list[Step]:
         """Commands that come next, the first one first."""
-        away = [host["host"] for host in self._hosts if host["state"] in ("unreached", "missing")]
+        away = {host["host"] for host in self._hosts if host["state"] in ("unreached", "missing")}
         if self.phase == "during":
             return [
                 Step("See how far every host is, without disturbing it:", self._command("status")),
                 Step("Stop in good order, after the current images:", self._command("stop")),
             ]
-        steps = []
-        if self.phase == "before" and self.pending:
-            steps.append(Step("Migrate what can go:" if self._listed.refused else "Migrate:", self._command("migrate")))
-        elif self.pending:
-            todo = [host for host in self._retry if host not in away]
-            steps.append(Step("Migrate what is left, when the reasons below are dealt with:", self._command("migrate", todo)))
-        if away:
-            which = "the host that was" if len(away) == 1 else f"the {len(away)} hosts that were"
-            steps.append(Step(f"Look again at {which} not reached:", self._command("scan", away, always=True)))
+        again = self._together({host["host"] for host in self._hosts if host["left"]} - away)
+        why = "Migrate what is left, when the reasons below are dealt with:"
+        if self.phase == "before":
+            why = "Migrate what can go:" if self._listed.refused else "Migrate:"
+        steps = [Step(why, command) for command in again]
+        which = "the host that was" if len(away) == 1 else f"the {len(away)} hosts that were"
+        steps += [Step(f"Try again {which} not reached:", command) for command in self._together(away, limit=True)]
         if self._listed.reversible and not self.pending and not away:
             steps.append(Step("When the guests have run well, delete the originals (this ends every way back):", self._command("cleanup")))
         return steps
 
-    def _command(self, play: str, hosts: t.Sequence[str] = (), *, always: bool = False) -> str:
-        words = ["ansible-playbook"]
-        for inventory in self._inventories:
-            words += ["-i", inventory]
-        words.append(f"vmimage.qcow.{play}")
-        if hosts and (always or len(hosts) <= LIMIT):
-            words += ["-l", ",".join(hosts)]
-        return shlex.join(words)
+    def _command(self, play: str) -> str:
+        return shlex.join(
+            ["ansible-playbook", *(word for inventory in self._inventories for word in ("-i", inventory)), f"vmimage.qcow.{play}"]
+        )
+
+    def _together(self, hosts: set[str], *, limit: bool = False) -> list[str]:
+        """The commands to retry some hosts, those that differ in nothing but the host as one.
+
+        :param limit: name the hosts however many they are.
+        """
+        alike: dict[tuple[str, str], list[str]] = {}
+        for entry in self._retry:
+            if entry["host"] in hosts:
+                before, _host, after = entry["command"].partition(f" -l {shlex.quote(entry['host'])}")
+                alike.setdefault((before, after), []).append(entry["host"])
+        every = len(alike) == 1 and not limit and (len(hosts) > LIMIT or len(hosts) == len(self._hosts))
+        return [before + ("" if every else f" -l {shlex.quote(','.join(named))}") + after for (before, after), named in alike.items()]

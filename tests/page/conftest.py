@@ -29,24 +29,35 @@ def start_chromium() -> t.Iterator[t.Any]:
         yield browser
 
 
+@pytest.fixture(scope="session", name="write_page")
+def find_write_page() -> t.Callable[..., pathlib.Path]:
+    require(browsing, "needs Playwright for Python (see requirements/dev.in)")
+    return browsing.write_page
+
+
 @pytest.fixture(scope="session", name="page_of")
-def make_page_of(tmp_path_factory: pytest.TempPathFactory) -> t.Callable[[str, int, int], pathlib.Path]:
+def make_page_of(
+    tmp_path_factory: pytest.TempPathFactory, write_page: t.Callable[..., pathlib.Path]
+) -> t.Callable[[str, int, int], pathlib.Path]:
     """``page_of(phase, hosts, images)``: a file."""
     folder = tmp_path_factory.mktemp("pages")
 
     @functools.lru_cache
     def make(phase: str, hosts: int, images: int) -> pathlib.Path:
-        return browsing.write_page(folder / f"{phase}-{hosts}-{images}.html", *fleet(phase, hosts, images))
+        return write_page(folder / f"{phase}-{hosts}-{images}.html", *fleet(phase, hosts, images))
 
     return make
 
 
 @pytest.fixture(name="visit")
 def make_visit(chromium: t.Any) -> t.Iterator[t.Callable[..., t.Any]]:
-    """``visit(path, fragment, width=, dark=, ...)``: a page in a window of its own. A word of the browser about a mistake fails the test."""
-    contexts, said = [], []
+    """``visit(path, fragment, width=, dark=, ...)``: a page in a window of its own. What the browser says of it fails the test, unless ``heard``."""
+    contexts, unheard = [], []
 
-    def visit(path: pathlib.Path, fragment: str = "", *, width: int = 1600, dark: bool = False, **more: t.Any) -> t.Any:
+    def visit(
+        path: pathlib.Path, fragment: str = "", *, width: int = 1600, dark: bool = False, heard: bool = False, **more: t.Any
+    ) -> t.Any:
+        said = [] if heard else unheard
         context = chromium.new_context(viewport={"width": width, "height": 1000}, color_scheme="dark" if dark else "light", **more)
         contexts.append(context)
         context.on("console", lambda message: said.append(message.text))
@@ -59,4 +70,4 @@ def make_visit(chromium: t.Any) -> t.Iterator[t.Callable[..., t.Any]]:
     yield visit
     for context in contexts:
         context.close()
-    assert said == []
+    assert unheard == []

@@ -25,7 +25,7 @@ _MESSAGES = {
     "missing-base": "its backing file /srv/vm/templates/debian-etch.qcow is missing. Nothing was changed.",
     "verification-failed": "guest bytes 1073741824 to 1073807359 differ from the original. The result was removed, the original is in place.",
     "window": "it would take about 9 min, and the window closes at 02:00 UTC. Run again to continue with it.",
-    "interrupted": "a run was interrupted while it copied. Run migrate again: it is completed or undone first.",
+    "unfinished": "a run was interrupted while it copied. Run migrate again: it is completed or undone first.",
 }
 _PRODUCERS = ("qemu-img 0.9 to 0.13", "Xen blktap (qcow-create)", "QEMU 0.8")
 
@@ -92,15 +92,15 @@ def summary_of(rows: list[Facts], hosts: list[Facts], runs: list[Facts]) -> Fact
         "bytes": sum(row["bytes"] for row in rows),
         "verified": sum(row["state"] == "migrated" and bool(row["verified"]) for row in rows),
     }
-    totals.update({state: sum(row["state"] == state for row in rows) for state in IMAGES})
-    for key in ("files", "images", "left_bytes", "bytes_before", "bytes_after", "seconds", "planned_seconds"):
+    totals.update({state: sum(row["state"] == state for row in rows) for state in IMAGES if state != "left"})
+    for key in ("files", "images", "left", "left_bytes", "bytes_before", "bytes_after", "seconds", "planned_seconds"):
         totals[key] = sum(host[key] or 0 for host in told)
     problems = [
         {"host": row["host"], "path": row["path"], "reason": row["reason"], "message": row["message"]}
         for row in rows
         if row["message"] and row["state"] in PENDING
     ]
-    problems += [{"host": host["host"], "path": None, "reason": "run", "message": text} for host in told for text in host["problems"]]
+    problems += [{"host": host["host"], "path": None, "reason": "error", "message": text} for host in told for text in host["problems"]]
     retry = [host["host"] for host in told if host["state"] not in ("done",)]
     return {
         "schema": 2,
@@ -127,9 +127,11 @@ def _host(facts: Facts, rows: list[Facts]) -> Facts:
     done = [row for row in rows if row["state"] == "migrated"]
     pending = [row for row in rows if row["state"] in PENDING]
     host: Facts = {"host": facts["host"], "known_at": "2026-11-29T04:10:00Z", "unreached_since": None, "problems": []}
-    host.update({state: sum(row["state"] == state for row in rows) for state in ("left", "failed", "interrupted", "running", "deferred", "migrated")})
+    host.update({state: sum(row["state"] == state for row in rows) for state in IMAGES})
+    state = "failed" if host["failed"] or host["interrupted"] else next((s for s in ("running", "left", "deferred") if host[s]), "done")
     host.update(
-        state="failed" if host["failed"] or host["interrupted"] else next((s for s in ("running", "left", "deferred") if host[s]), "done"),
+        state=state,
+        left=len(pending),
         last_play="migrate",
         last_run_at=host["known_at"],
         files=len(rows) * 3,
@@ -163,7 +165,7 @@ def _state(phase: str, number: int, of_host: int, chance: random.Random) -> tupl
     if phase == "during" and number % 60 == 20 and of_host > 10:
         return ("running", None) if of_host == 11 else ("left", None)
     if number % 60 == 59 and of_host == 20:
-        return "interrupted", "interrupted"
+        return "interrupted", "unfinished"
     if number % 6 == 5 and of_host > 25:
         return "deferred", "window"
     return "migrated", None
@@ -205,10 +207,28 @@ def fleet(phase: str, hosts: int, images: int) -> tuple[Facts, list[Facts]]:
 
 def _runs(phase: str, hosts: int, rows: list[Facts]) -> list[Facts]:
     none = dict.fromkeys(("migrated", "failed", "deferred", "rolled_back", "cleaned", "bytes"), 0)
-    scan = {"id": "1", "play": "scan", "started": "2026-11-28T22:00:00Z", "ended": "2026-11-28T22:09:00Z", "hosts": hosts, "reached": hosts, **none}
+    scan = {
+        "id": "1",
+        "play": "scan",
+        "started": "2026-11-28T22:00:00Z",
+        "ended": "2026-11-28T22:09:00Z",
+        "hosts": hosts,
+        "reached": hosts,
+        **none,
+    }
     if phase == "before":
         return [scan]
     amount = {state: sum(row["state"] == state for row in rows) for state in ("migrated", "failed", "deferred")}
-    migrate = {"id": "2", "play": "migrate", "started": "2026-11-29T01:00:00Z", "hosts": hosts, "reached": hosts - hosts // 60, **none, **amount}
-    migrate.update(ended="2026-11-29T04:11:00Z" if phase == "after" else None, bytes=sum(row["bytes"] for row in rows if row["state"] == "migrated"))
+    migrate = {
+        "id": "2",
+        "play": "migrate",
+        "started": "2026-11-29T01:00:00Z",
+        "hosts": hosts,
+        "reached": hosts - hosts // 60,
+        **none,
+        **amount,
+    }
+    migrate.update(
+        ended="2026-11-29T04:11:00Z" if phase == "after" else None, bytes=sum(row["bytes"] for row in rows if row["state"] == "migrated")
+    )
     return [scan, migrate]

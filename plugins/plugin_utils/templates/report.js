@@ -61,6 +61,8 @@
   });
   const names = {};
   all("option", fields.state).forEach((option) => { names[option.value] = option.text; });
+  const means = {};
+  all("option[title]", fields.reason).forEach((option) => { means[option.value] = option.title; });
   const figures = (image) => image.figures || (image.figures = image.row.dataset.n.split(" ").map(Number));
   const text = (image) => image.text || (image.text = `${image.host} ${image.row.textContent}`.toLowerCase());
   const cell = (image, index) => image.row.cells[index].firstChild.textContent;
@@ -173,7 +175,7 @@
         flat.dataset.name = "";
         return flat;
       }
-      const details = make("details", { className: "entry" }, make("summary", {}, make("strong", { textContent: name }), summaryOf(group)));
+      const details = make("details", { className: "entry" }, make("summary", {}, make("strong", { textContent: by === "reason" && means[name] ? `${means[name]} (${name})` : name }), summaryOf(group)));
       details.dataset.name = name;
       const fill = () => { if (details.open && !one("table", details)) { details.append(tableOf(name, group)); } };
       details.open = opened.has(name) ? opened.get(name) : few;
