@@ -2,38 +2,49 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Makes one report of all hosts, on the controller."""
+"""Keeps on the controller what is known of each host, and makes one report of all hosts of that."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import tempfile
+import time
 import typing as t
-from contextlib import ExitStack
-from datetime import datetime, timezone
 
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet, host_report, plan_files
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.page import render
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import cell
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import (
+    fleet,
+    fleet_files,
+    host_merge,
+    host_report,
+    plan_files,
+    run_history,
+    this_run,
+)
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.report_files import Replacing
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.told import Run
+
+PLAYS = ["scan", "migrate", "rollback", "cleanup", "status"]
 
 ARGUMENTS: dict[str, dict[str, t.Any]] = {
     "path": {"type": "str"},
     "hosts": {"type": "list", "elements": "str", "default": []},
     "title": {"type": "str", "default": "QCOW version 1 migration"},
-    "fleet": {"type": "bool", "default": True},
-    "play": {"type": "str", "choices": list(host_report.PLAYS)},
+    "play": {"type": "str", "choices": PLAYS},
     "results": {"type": "dict"},
     "requested_paths": {"type": "list", "elements": "str", "default": []},
+    "limits": {"type": "dict", "default": {}},
     "write_plan": {"type": "bool", "default": True},
     "plan_speed": {"type": "str", "default": "200M"},
     "fail_on_found": {"type": "bool", "default": False},
 }
+
+OFTEN = 60.0
+"""Seconds from one report of all hosts to the next, at least, while a run still has batches of hosts before it."""
+
+Variables = t.Dict[str, t.Any]
 
 
 class ActionModule(ActionBase):
@@ -43,7 +54,7 @@ class ActionModule(ActionBase):
     _supports_async = False
     _requires_connection = False
 
-    def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(self, tmp: t.Any = None, task_vars: Variables | None = None) -> dict[str, t.Any]:
         result = super().run(tmp, task_vars)
         _checked, args = self.validate_argument_spec(ARGUMENTS, required_by={"results": ("play",)}, required_one_of=[("path", "results")])
         try:
@@ -53,119 +64,68 @@ class ActionModule(ActionBase):
         if args["plan_speed"] < 1:
             raise AnsibleActionFail("plan_speed: the minimum is 1 byte per second")
         directory = os.path.abspath(os.path.expanduser(args["path"])) if args["path"] else None
-        write = not self._task.check_mode
+        variables = task_vars or {}
         result["changed"] = False
         try:
             if args["results"] is not None:
-                result.update(self._of_host(args, directory if write else None, str((task_vars or {}).get("inventory_hostname", ""))))
-            if directory is not None and args["fleet"]:
-                if write:
-                    os.makedirs(directory, exist_ok=True)
-                elif not os.path.isdir(directory):
-                    return dict(result, changed=True, report=os.path.join(directory, "index.html"), totals=fleet.Fleet().totals)
-                changed, totals = make(directory, args["hosts"], args["title"], write=write)
-                result.update(changed=changed, report=os.path.join(directory, "index.html"), totals=totals)
+                result.update(self._of_host(args, directory, str(variables.get("inventory_hostname", ""))))
+            elif directory is not None:
+                result.update(self._of_all(args, directory, variables))
         except OSError as error:
-            raise AnsibleActionFail(f"The report cannot be created: {error}. The reports of the hosts were not changed.") from error
+            raise AnsibleActionFail(f"The report cannot be created: {error}. What is known of the hosts was not changed.") from error
         return result
 
+    def _of_all(self, args: dict[str, t.Any], directory: str, variables: Variables) -> dict[str, t.Any]:
+        """Make the report of all hosts."""
+        page, write = os.path.join(directory, fleet_files.PAGE), not self._task.check_mode
+        if write:
+            os.makedirs(directory, exist_ok=True)
+        elif not os.path.isdir(directory):
+            return {"changed": True, "report": page, "totals": fleet.Fleet().summary()["totals"]}
+        if write and not _last_batch(variables) and _age(page) < OFTEN:
+            return {"report": page}
+        inventory = [str(source) for source in variables.get("ansible_inventory_sources") or []]
+        changed, totals = fleet_files.make(directory, args["hosts"], args["title"], inventory=inventory, write=write)
+        return {"changed": changed, "report": page, "totals": totals}
+
     def _of_host(self, args: dict[str, t.Any], directory: str | None, host: str) -> dict[str, t.Any]:
-        """What one host's run amounts to; kept in ``directory`` unless that is ``None``."""
+        """What one host's run amounts to; kept in ``directory``, except in check mode."""
         play = args["play"]
         results = host_report.Results(**{name: host_report.ran(args["results"].get(name)) for name in host_report.Results._fields})
         left = host_report.problems(play, results, fail_on_found=args["fail_on_found"])
-        if directory is not None and results.reached:
+        if directory is not None and not self._task.check_mode:
             try:
-                _keep(args, directory, host, results, left)
+                _keep(args, directory, host, results)
             except OSError as error:
                 left.append(f"The report of this host cannot be written: {error}.")
         return {"lines": host_report.lines(play, results, check_mode=self._task.check_mode), "problems": left, "reached": results.reached}
 
 
-def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_report.Results, left: list[str]) -> None:
-    """Write the report of one host, and its plan."""
+def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_report.Results) -> None:
+    """Take what was returned into what is kept of the host and of the run, and write its plan."""
     os.makedirs(directory, exist_ok=True)
     play, paths = args["play"], args["requested_paths"]
-    moment = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    files = {
-        f"{play}-{host}.json": json.dumps(host_report.report(play, host, moment, paths, results, left), indent=1, ensure_ascii=False) + "\n"
-    }
-    if play == "scan" and args["write_plan"]:
-        files[plan_files.name_of(host)] = plan_files.text(host, directory, moment, paths, results.planned, args["plan_speed"])
-    for name, content in files.items():
-        with _Replacing(directory, name, True) as replaced:
-            replaced.stream.write(content)
+    run = Run(play, _moment(time.time()), paths, args["limits"], args["plan_speed"], this_run.ID, _moment(this_run.STARTED))
+    host_merge.keep(directory, host, run, results)
+    run_history.add(directory, run_history.line_of(host, run, results))
+    if play == "scan" and args["write_plan"] and results.reached:
+        with Replacing(directory, plan_files.name_of(host)) as replaced:
+            replaced.stream.write(plan_files.text(host, directory, run.moment, paths, results.planned, args["plan_speed"]))
 
 
-def make(directory: str, hosts: list[str], title: str, *, write: bool = True) -> tuple[bool, dict[str, float]]:
-    """Make the report in ``directory`` of what is there.
-
-    :param hosts: that should have reports.
-    :return: whether anything was changed, and the totals.
-    :raises OSError: where the directory cannot be read or written; each file is the old one or the new one then.
-    """
-    everything = fleet.Fleet()
-    with ExitStack() as stack:
-        table = stack.enter_context(_Replacing(directory, "images.csv", write))
-        lines = stack.enter_context(_Replacing(directory, "images.jsonl", write))
-        writer = csv.writer(table.stream)
-        writer.writerow(fleet.COLUMNS)
-        for names in fleet.reports(directory, hosts):
-            for row in everything.add(names.host, fleet.read(names.scan), fleet.read(names.migrate)):
-                writer.writerow([cell(row[column]) for column in fleet.COLUMNS])
-                lines.stream.write(json.dumps({column: row[column] for column in fleet.COLUMNS}, ensure_ascii=False) + "\n")
-        summary = everything.summary()
-        by_host = stack.enter_context(_Replacing(directory, "hosts.csv", write))
-        writer = csv.writer(by_host.stream)
-        writer.writerow(fleet.HOST_COLUMNS)
-        writer.writerows([cell(host[column]) for column in fleet.HOST_COLUMNS] for host in everything.hosts)
-        whole = stack.enter_context(_Replacing(directory, "report.json", write))
-        json.dump(dict(summary, title=title), whole.stream, indent=1, ensure_ascii=False)
-        whole.stream.write("\n")
-    changed = any(one.changed for one in (table, lines, by_host, whole))
-    page = os.path.join(directory, "index.html")
-    if write and (changed or not os.path.exists(page)):
-        changed = True
-        moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        with _Replacing(directory, "index.html", write) as replaced:
-            for piece in render(summary, everything.rows(), title, moment):
-                replaced.stream.write(piece)
-    return changed, summary["totals"]
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-class _Replacing:
-    """A text file that appears whole or not at all, and stays as it is where its content would (context manager)."""
-
-    def __init__(self, directory: str, name: str, write: bool) -> None:
-        self._target = os.path.join(directory, name)
-        self._write = write
-        self.changed = False
-        fd, self._temporary = tempfile.mkstemp(dir=directory if write else None, prefix=f".{name}.")
-        self.stream = os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape", newline="")
-
-    def __enter__(self) -> _Replacing:
-        return self
-
-    def __exit__(self, kind: t.Any, *rest: t.Any) -> None:
-        try:
-            self.stream.close()
-            self.changed = kind is None and not _same(self._temporary, self._target)
-            if self.changed and self._write:
-                os.chmod(self._temporary, 0o644)
-                os.replace(self._temporary, self._target)
-        finally:
-            if os.path.exists(self._temporary):
-                os.unlink(self._temporary)
+def _last_batch(variables: Variables) -> bool:
+    """Whether no batch of hosts (``serial``) comes after this one."""
+    batch, every = variables.get("ansible_play_batch") or [], variables.get("ansible_play_hosts") or []
+    return not batch or not every or batch[-1] == every[-1]
 
 
-def _same(one: str, other: str) -> bool:
+def _age(path: str) -> float:
+    """Seconds since a file was written; endless where there is none."""
     try:
-        with open(one, "rb") as left, open(other, "rb") as right:
-            while True:
-                pieces = left.read(1 << 20), right.read(1 << 20)
-                if pieces[0] != pieces[1]:
-                    return False
-                if not pieces[0]:
-                    return True
+        return time.time() - os.stat(path).st_mtime
     except OSError:
-        return False
+        return float("inf")

@@ -6,14 +6,15 @@
 
 DOCUMENTATION = r"""
 module: qcow_report
-short_description: Create one report of all hosts
+short_description: Keep what is known of each host, and create one report of all
 version_added: 1.0.0
 author:
   - vmimage.qcow contributors (@vmimage)
 description:
-  - Summarizes what a role of this collection did on a host, keeps that on the controller, and creates one report of all hosts.
-  - The report is made from the reports of single hosts that the roles P(vmimage.qcow.scan#role) and P(vmimage.qcow.migrate#role) have written.
-    Its page shows the state of the whole fleet and needs no network.
+  - With O(results), takes what a role of this collection did on a host into what the controller keeps of that host, and summarizes it.
+  - Without, creates one report of all hosts from what is kept of each. Its page needs no network.
+  - What is kept of a host is its migration records merged with the latest look at its images, the latest plan, and the latest attempt. Every run of
+    any role renews it, in whatever order; a host that was not reached stays, with the age of what is known.
   - Runs on the controller only. The roles call it; call it yourself to create the report again.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
@@ -32,13 +33,14 @@ attributes:
 options:
   path:
     description:
-      - The directory on the controller with C(scan-HOST.json) and C(migrate-HOST.json).
-      - C(index.html), C(report.json), C(hosts.csv), C(images.csv) and C(images.jsonl) are written to it.
-      - A relative path is relative to the directory in which C(ansible-playbook) was started. Created if it does not exist.
+      - The directory of the reports on the controller. Created if it does not exist. Several controllers may share one.
+      - It holds C(host-HOST.jsonl), what is kept of each host. Delete this file to have a host leave the report.
+      - C(index.html), C(report.json), C(hosts.csv), C(images.csv), C(images.jsonl) and C(metrics.prom) are made of these files.
+      - A relative path is relative to the directory in which C(ansible-playbook) was started.
       - Required unless O(results) is given. Empty for no reports.
     type: str
   hosts:
-    description: Hosts for which a report is expected. A host without one is reported as missing.
+    description: Hosts that belong in the report. A host of which nothing is known is reported as missing.
     type: list
     elements: str
     default: []
@@ -46,27 +48,31 @@ options:
     description: Headline of the page.
     type: str
     default: QCOW version 1 migration
-  fleet:
-    description: Whether to create the report of all hosts.
-    type: bool
-    default: true
   play:
     description: The role that O(results) are from.
     type: str
-    choices: [scan, migrate, rollback, cleanup]
+    choices: [scan, migrate, rollback, cleanup, status]
   results:
     description:
       - What the modules returned for this host, as registered. C(found) is from M(vmimage.qcow.qcow_info), C(planned) from
-        M(vmimage.qcow.qcow_convert) in check mode, and C(done) from the module that made changes.
-      - Kept in O(path) as C(PLAY-HOST.json), except in check mode, and summarized in RV(lines) and RV(problems).
+        M(vmimage.qcow.qcow_convert) in check mode, and C(done) from the module that made changes. They need C(list_records=all).
+      - Kept in O(path), except in check mode, and summarized in RV(lines) and RV(problems).
     type: dict
   requested_paths:
-    description: The paths that were given to the role.
+    description:
+      - The paths that were given to the role. An image below these that a scan does not find any more leaves the report, unless a record
+        explains where it is.
     type: list
     elements: str
     default: []
+  limits:
+    description:
+      - How a scan was limited, as the options C(exclude), C(one_filesystem) and C(report) of M(vmimage.qcow.qcow_info). What a limited scan does not
+        find stays in the report, unless it was found under the same limits.
+    type: dict
+    default: {}
   write_plan:
-    description: Whether to write C(plan-HOST.yml) beside the report, with O(play=scan).
+    description: Whether to write C(plan-HOST.yml) to O(path), with O(play=scan).
     type: bool
     default: true
   plan_speed:
@@ -113,13 +119,17 @@ reached:
   sample: true
 report:
   description: Path of the page.
-  returned: with O(fleet)
+  returned: with O(path) and without O(results)
   type: str
   sample: /srv/reports/2026-11/index.html
 totals:
-  description: Numbers of hosts, of images by outcome, and of bytes, over all hosts.
-  returned: with O(fleet)
+  description:
+    - Numbers of hosts, of images by state, and of bytes, over all hosts. C(left) counts all images that are still to migrate, C(failed), C(interrupted),
+      C(running) and C(deferred) those among them.
+    - The report is not made while batches of hosts are still to come and it is less than a minute old.
+  returned: if the report was made
   type: dict
-  sample: {hosts: 2, missing: 0, files: 4711, images: 3, bytes: 6930432, failed: 0, left: 1, deferred: 0, migrated: 2, retired: 0, other: 0,
-           left_bytes: 2310144, bytes_before: 4620288, bytes_after: 25296896, seconds: 25.2, verified: 2}
+  sample: {hosts: 2, missing: 0, unreached: 0, files: 4711, images: 3, bytes: 6930432, failed: 0, interrupted: 0, running: 0, deferred: 0, migrated: 2,
+           other: 0, left: 1, left_bytes: 2310144, bytes_before: 4620288, bytes_after: 25296896, seconds: 25.2, planned_seconds: 1,
+           planned_bytes: 12648448, verified: 2}
 """

@@ -4,13 +4,12 @@
 
 # These plugin utils are PRIVATE to the collection: they may change at any time. Do not use them from elsewhere.
 
-"""What a role's run on one host amounts to: lines for the terminal, what is left to do, and the report that is kept of it."""
+"""What a role's run on one host amounts to: lines for the terminal, and what is left to do."""
 
 from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import SCHEMA
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import count, size
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.plan_files import refusal
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
@@ -73,22 +72,6 @@ def _guarded(found: Facts) -> t.Iterator[str]:
     if paths:
         listed = ", ".join(paths[:_LISTED]) + (" and more" if len(paths) > _LISTED else "")
         yield f"{len(paths)} QCOW version 1 image(s) found: {listed}. Migrate them with vmimage.qcow.migrate."
-
-
-def report(play: str, host: str, time: str, paths: list[str], results: Results, left: list[str]) -> Facts:
-    """What is kept on the controller of this host."""
-    main = results.found if play == "scan" else results.done
-    plan = refusal(results.planned)
-    return {
-        "schema": SCHEMA,
-        "host": host,
-        "time": time,
-        "paths": paths,
-        "summary": main.get("summary") or {},
-        "images": main.get("images") or [],
-        "recovered": main.get("recovered") or [],
-        "errors": left + ([f"The plan cannot be carried out: {plan}"] if plan else []),
-    }
 
 
 def _scanned(results: Results, check_mode: bool) -> list[str]:

@@ -17,14 +17,15 @@ import pytest
 import yaml
 
 from ansible_collections.vmimage.qcow.plugins.action import qcow_convert
-from ansible_collections.vmimage.qcow.plugins.action.qcow_report import make
 from ansible_collections.vmimage.qcow.plugins.module_utils._paths import encode_exact, show
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet, host_report, plan_files
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import host_merge, host_report, plan_files
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet_files import make
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.told import Run
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import cell, visible
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 from ansible_collections.vmimage.qcow.tests.support.playbook import Controller, Played, path_of
-from ansible_collections.vmimage.qcow.tests.support.returned import converted, looked_at
+from ansible_collections.vmimage.qcow.tests.support.returned import converted, looked_at, recorded
 
 EVIL = [
     "\x1b[2K\r\x1b[32mok: [hv1]",
@@ -91,10 +92,12 @@ def test_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", EVIL)
 def test_table_and_page(name: str, tmp_path: pathlib.Path) -> None:
     path = "/srv/" + name
-    report = host_report.report(
-        "scan", "hv1", "2026-11-01T02:15:12Z", [path], host_report.Results(found={"images": [looked_at(path)]}), [path]
+    results = host_report.Results(found={"images": [looked_at(path), looked_at(path + "2")], "errors": [{"path": path, "msg": path}]})
+    host_merge.keep(os.fspath(tmp_path), "hv1", Run("scan", "2026-11-01T02:15:12Z", [path]), results)
+    refused = host_report.Results(
+        done={"images": [converted(path, failed=True, msg=path + ": damaged")], "records": [recorded(path + "2")]}
     )
-    (tmp_path / "scan-hv1.json").write_text(json.dumps(report))
+    host_merge.keep(os.fspath(tmp_path), "hv1", Run("migrate", "2026-11-01T02:15:12Z", [path]), refused)
     make(os.fspath(tmp_path), ["hv1"], "title")
     with open(tmp_path / "images.csv", newline="") as stream:
         cells = [text for row in csv.reader(stream) for text in row]
@@ -262,28 +265,6 @@ def test_domain_uses_the_file_and_no_other(place: Place) -> None:
 
 def exact(path: bytes, role: str = "path") -> dict[str, Optional[str]]:
     return {role: show(path), role + "_base64": encode_exact(path)}
-
-
-def seen(path: bytes, **facts: Any) -> dict[str, Any]:
-    return looked_at(show(path), path_base64=encode_exact(path), **facts)
-
-
-def test_names_that_look_alike_are_two_in_the_report() -> None:
-    one, other = b"/srv/\\xff", b"/srv/\xff"
-    scan = [seen(path + b".qcow") for path in (one, other)]
-    for over, base in zip((b"/srv/a", b"/srv/b"), (one, other)):
-        scan.append(seen(over, chain=[dict(exact(base + b".qcow"), format="qcow")]))
-    names = {**exact(one + b".qcow", "src"), **exact(one + b".qcow2", "dest"), **exact(one + b".qcow.qcow1.orig", "retired")}
-    scan += [seen(path + b".qcow2", format="qcow2", candidate=False) for path in (one, other)]
-    rows = fleet.images_of("hv1", {"images": scan}, {"images": [converted("", **names)]})
-    assert sorted((row["path"], row["state"]) for row in rows) == [
-        ("/srv/\\xff.qcow", "left"),
-        ("/srv/\\xff.qcow", "migrated"),
-        ("/srv/\\xff.qcow2", "other"),
-        ("/srv/a", "left"),
-        ("/srv/b", "left"),
-    ]
-    assert [len(tree["overlays"]) for tree in fleet.forest("hv1", rows)] == [1, 1]
 
 
 @pytest.mark.parametrize("name", EVIL)

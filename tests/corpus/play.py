@@ -14,14 +14,14 @@ __all__ = ["Played", "path_of", "play"]
 
 
 class Played(NamedTuple):
-    """A finished run: exit code, what it printed, what it changed and converted, and the report written on the controller."""
+    """A finished run: exit code, what it printed, what it changed and converted, and the images of the report on the controller."""
 
     returncode: int
     output: str
     lines: list[dict[str, Any]]
     changed: int
     converted: list[dict[str, Any]]
-    report: Optional[dict[str, Any]]
+    report: Optional[list[dict[str, Any]]]
 
 
 def play(scratch: pathlib.Path, root: bytes, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
@@ -33,6 +33,6 @@ def play(scratch: pathlib.Path, root: bytes, *arguments: str, environment: Optio
         **variables,
     }
     done = Controller(scratch).run("migrate", *arguments, environment=environment, **settings)
-    report = scratch / "reports" / "migrate-localhost.json"
-    kept = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
+    report = scratch / "reports" / "images.jsonl"
+    kept = [json.loads(line) for line in report.read_text(encoding="utf-8").split("\n") if line] if report.exists() else None
     return Played(done.returncode, done.output, done.lines, done.changed, done.converted, kept)

@@ -70,7 +70,7 @@ def test_every_host_is_scanned_by_the_guard(fleet: Fleet) -> None:
     played = fleet.run("scan", scan_fail_on_found=True)
     assert (played.returncode, [counts["failures"] for counts in played.counts.values()]) == (2, [1, 1, 1]), played.output
     reports = fleet.controller.work / "qcow-reports"
-    assert all((reports / ("scan-%s.json" % host)).exists() for host in HOSTS)
+    assert all((reports / ("host-%s.jsonl" % host)).exists() for host in HOSTS)
 
 
 def test_every_host_is_rolled_back_and_cleaned_up(fleet: Fleet) -> None:

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What people get wrong on the command line: nothing is taken for "nothing found", and the message names what is wrong and the way out."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -218,6 +219,11 @@ def test_check_mode_tells_the_truth_about_a_directory_that_is_yet_to_be_made(pla
     )
 
 
+def _kept(reports: pathlib.Path, host: str = "kvm1") -> dict[str, Any]:
+    """What the controller keeps of a host."""
+    return json.loads((reports / ("host-%s.jsonl" % host)).read_text().splitlines()[0])
+
+
 def test_blank_answers_mean_not_given(place: Place) -> None:
     blank = {
         "scan": "exclude libvirt_uri reference_dirs plan_speed metrics_file report_dir",
@@ -229,7 +235,7 @@ def test_blank_answers_mean_not_given(place: Place) -> None:
     for playbook, names in blank.items():
         given = {} if playbook == "cleanup" else {playbook + "_paths": place.images}
         played = place.run(playbook, **given, **{"%s_%s" % (playbook, name): "" for name in names.split()})
-        assert played.returncode == 0 and (place.reports / (playbook + "-kvm1.json")).exists(), played.output
+        assert played.returncode == 0 and _kept(place.reports)["last_play"] == playbook, played.output
         assert place.names() == (["one.qcow.qcow1.orig", "one.qcow2"] if playbook == "migrate" else ["one.qcow"])
     # Not for real: the default is this machine's.
     assert place.run("migrate", "--check", migrate_paths=place.images, migrate_state_dir="").returncode == 0
@@ -241,7 +247,7 @@ def test_booleans_of_the_command_line_are_booleans(core: str, tmp_path: pathlib.
     off = [part for name in ("write_plan", "fleet_report", "fingerprint", "query_libvirt") for part in ("-e", "scan_%s=false" % name)]
     played = place.run("scan", *off, "-e", "scan_fail_on_found=no", scan_paths=place.images)
     assert played.returncode == 0, played.output
-    assert sorted(path.name for path in place.reports.iterdir()) == ["scan-kvm1.json"]
+    assert sorted(path.name for path in place.reports.iterdir()) == [".lock", "host-kvm1.jsonl", "runs.jsonl"]
     assert place.run("scan", "-e", "scan_fail_on_found=yes", "-e", "scan_write_report=false", scan_paths=place.images).returncode == 2
     off = [
         part
@@ -251,14 +257,14 @@ def test_booleans_of_the_command_line_are_booleans(core: str, tmp_path: pathlib.
     shutil.rmtree(place.reports)
     played = place.run("migrate", *off, migrate_paths=place.images)
     assert (played.returncode, played.changed) == (0, 1), played.output
-    assert sorted(path.name for path in place.reports.iterdir()) == ["migrate-kvm1.json"]
+    assert sorted(path.name for path in place.reports.iterdir()) == [".lock", "host-kvm1.jsonl", "runs.jsonl"]
 
 
 def test_a_relative_report_directory_is_where_the_command_was_given(place: Place) -> None:
     for playbook in ("scan", "migrate", "rollback", "cleanup"):
         played = place.run(playbook, **{playbook + "_paths": place.images, playbook + "_report_dir": "here/" + playbook})
         assert played.returncode == 0, played.output
-        assert (place.controller.work / "here" / playbook / ("%s-kvm1.json" % playbook)).exists()
+        assert _kept(place.controller.work / "here" / playbook)["last_play"] == playbook
 
 
 def test_a_tilde_is_the_home_directory(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +352,7 @@ def test_exit_code_4_when_a_host_is_not_reached(tmp_path: pathlib.Path) -> None:
         played = place.run(playbook, "-e", "qcow_serial=1", **{playbook + "_paths": place.images})
         assert played.returncode == 4, played.output
         assert "NOT REACHED" in played.text and played.counts["away"]["unreachable"] == 1 and played.counts["kvm1"]["failures"] == 0
-        assert (place.reports / ("%s-kvm1.json" % playbook)).exists()
+        assert _kept(place.reports)["last_play"] == playbook and _kept(place.reports, "away")["unreached_since"]
     assert place.names() == ["one.qcow"]
 
 

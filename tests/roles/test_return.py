@@ -174,11 +174,12 @@ def test_report(tmp_path: pathlib.Path, promised: dict[str, dict[str, Any]]) -> 
         (
             "qcow_report",
             {"path": reports, "play": "scan", "results": {"found": found, "planned": planned}, "requested_paths": [str(place.images)]},
-        )
+        ),
+        ("qcow_report", {"path": reports, "hosts": ["localhost", "another"]}),
     )
     for module, result in seen:
         assert wrong(result, promised[module], set()) == []
-        assert "report" in result and result["lines"], result
+    assert seen[0][1]["lines"] and seen[1][1]["totals"]["missing"] == 1, seen
     page = pathlib.Path(reports, "index.html").read_text()
     assert "lies outside the file" in page or "cut off" in page
     assert "{&#39;" not in page and "{'" not in page and '{"kind"' not in page, "a dictionary is printed"

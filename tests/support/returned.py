@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, info
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_entries import listed_records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.builder import ImageSpec, Plain, build
 
@@ -19,7 +20,7 @@ Entry = dict[str, Any]
 
 
 @functools.lru_cache
-def _made() -> tuple[Entry, Entry, Entry]:
+def _made() -> tuple[Entry, Entry, Entry, Entry]:
     with tempfile.TemporaryDirectory() as scratch:
         state = os.fsencode(os.path.join(scratch, "state"))
         good, bad = pathlib.Path(scratch, "good.qcow"), pathlib.Path(scratch, "bad.qcow")
@@ -30,7 +31,8 @@ def _made() -> tuple[Entry, Entry, Entry]:
         answer = info.look(info.Question((os.fsencode(good), os.fsencode(bad))), Records(state))
         (result,) = batch.run([Request(src=os.fsencode(good), state_dir=state, retire=True)], batch.Settings(state))
         assert result["changed"] and not result["failed"]
-        return answer.images[0], answer.images[1], result
+        (record,) = listed_records(Records(state), "all")
+        return answer.images[0], answer.images[1], result, record
 
 
 def _changed(entry: Entry, facts: Entry) -> Entry:
@@ -53,3 +55,13 @@ def converted(path: str, **facts: Any) -> Entry:
     """As qcow_convert returns it for an image that was migrated."""
     names = {"src": path, "dest": path + ".qcow2", "retired": path + ".qcow1.orig"}
     return _changed(_made()[2], dict(names, **facts))
+
+
+def recorded(path: str, number: int = 1, **facts: Any) -> Entry:
+    """As every module returns the record of a finished migration.
+
+    :param number: records of a host are numbered by their time.
+    """
+    identifier = "20261101T%06d.000000Z-1a2b3c4d" % number
+    names = {"src": path, "dest": path + ".qcow2", "retired": path + ".qcow1.orig", "record": identifier}
+    return _changed(_made()[3], dict(names, **facts))

@@ -8,17 +8,23 @@ import csv
 import html
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
+import types
 
+import jsonschema
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.action.qcow_report import make
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet
+from ansible_collections.vmimage.qcow.plugins.action import qcow_report
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import fleet, host_merge, image_row, run_history
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet_files import make
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_report import Results
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.told import Run
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import cell
 from ansible_collections.vmimage.qcow.tests.support.require import require
-from ansible_collections.vmimage.qcow.tests.support.returned import converted, damaged, looked_at
+from ansible_collections.vmimage.qcow.tests.support.returned import converted, damaged, looked_at, recorded
 
 GIB = 1 << 30
 NASTY = "/srv/<script>alert(1)</script>\"'&{{ 7 * 7 }}.qcow"
@@ -28,9 +34,8 @@ def found(path, **more):
     return looked_at(path, **dict({"virtual_size": 4 * GIB, "allocated_size": GIB}, **more))
 
 
-def migrated(path, **more):
-    sizes = {"before": {"allocated_size": GIB, "virtual_size": 4 * GIB}, "after": {"allocated_size": GIB // 2}, "seconds": 2.0}
-    return converted(path, **dict(sizes, **more))
+def keep(folder, play, host, **results):
+    host_merge.keep(str(folder), host, Run(play, "2026-11-22T01:00:00Z", ("/",)), Results(**results))
 
 
 @pytest.fixture(name="folder")
@@ -49,15 +54,14 @@ def make_folder(tmp_path):
         ],
     }
     for host, images in scans.items():
-        report = {"schema": 1, "host": host, "time": "2026-11-22T01:00:00Z", "summary": {"files": 9}, "images": images}
-        (tmp_path / f"scan-{host}.json").write_text(json.dumps(report))
-    busy = migrated(NASTY, changed=False, failed=True, action="refuse", reason="in-use", msg=NASTY + ": the image is in use", after={})
-    later = migrated("/i/later.qcow", changed=False, action="defer", reason="deferred", msg="deferred", after={})
-    results = {"hv1": [migrated("/i/base.qcow"), migrated("/i/over.qcow"), migrated("/i/top.qcow")], "hv2": [busy, later]}
-    for host, images in results.items():
-        report = {"schema": 1, "host": host, "images": images, "errors": [image["msg"] for image in images if image["failed"]]}
-        (tmp_path / f"migrate-{host}.json").write_text(json.dumps(report))
-    (tmp_path / "scan-hv3.json").write_text("{half a report")
+        keep(tmp_path, "scan", host, found={"summary": {"files": 9}, "images": images})
+    sizes = {"before": {"allocated_size": GIB, "virtual_size": 4 * GIB}, "after": {"allocated_size": GIB // 2}, "seconds": 2.0}
+    records = [recorded(f"/i/{name}.qcow", number, **sizes) for number, name in enumerate(("base", "over", "top"))]
+    busy = converted(NASTY, changed=False, failed=True, action="refuse", reason="in-use", msg=NASTY + ": the image is in use", after={})
+    later = converted("/i/later.qcow", changed=False, action="defer", reason="window", msg="deferred", after={})
+    keep(tmp_path, "migrate", "hv1", done={"images": [converted(record["src"]) for record in records], "records": records})
+    keep(tmp_path, "migrate", "hv2", done={"images": [busy, later], "records": []})
+    (tmp_path / "host-hv3.jsonl").write_text("{half a report")
     return tmp_path
 
 
@@ -67,14 +71,14 @@ def test_the_numbers(folder):
     report = json.loads((folder / "report.json").read_text())
     assert report["schema"] == fleet.SCHEMA
     assert totals == report["totals"]
-    expected = {"hosts": 4, "missing": 1, "images": 7, "migrated": 3, "failed": 1, "deferred": 1, "left": 1, "other": 1, "verified": 3}
+    expected = {"hosts": 4, "missing": 1, "images": 7, "migrated": 3, "left": 3, "failed": 2, "deferred": 1, "other": 1, "verified": 3}
     assert {key: totals[key] for key in expected} == expected
-    assert (totals["bytes_before"], totals["bytes_after"], totals["seconds"]) == (3 * GIB, 3 * GIB // 2, 6)
+    assert (totals["bytes_before"], totals["bytes_after"], totals["seconds"], totals["left_bytes"]) == (3 * GIB, 3 * GIB // 2, 6, 3 * GIB)
     assert {host["host"]: host["state"] for host in report["hosts"]} == {"hv1": "done", "hv2": "failed", "hv3": "failed", "hv4": "missing"}
     assert [(problem["host"], problem["reason"]) for problem in report["problems"]] == [
         ("hv2", "damaged"),
         ("hv2", "in-use"),
-        ("hv3", "run"),
+        ("hv3", "report"),
         ("hv4", "missing"),
     ]
     chain = report["chains"][0]
@@ -83,17 +87,63 @@ def test_the_numbers(folder):
         "/i/over.qcow",
         "/i/top.qcow",
     )
+    retry = {one["host"]: one["command"] for one in report["retry"]}
+    assert retry["hv4"] == "ansible-playbook vmimage.qcow.scan -l hv4" and set(retry) == {"hv2", "hv3", "hv4"}
+    assert retry["hv2"] == 'ansible-playbook vmimage.qcow.migrate -l hv2 -e \'{"migrate_paths": ["/"]}\''
 
 
 def test_the_tables(folder):
     make(str(folder), [], "Fleet")
     with open(folder / "images.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert tuple(rows[0]) == fleet.COLUMNS
+    assert tuple(rows[0]) == image_row.COLUMNS
     lines = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
     assert [row["path"] for row in rows] == [line["path"] for line in lines] and len(rows) == 7
     with open(folder / "hosts.csv", newline="") as stream:
         assert [row["host"] for row in csv.DictReader(stream)] == ["hv1", "hv2", "hv3"]
+
+
+SCHEMAS = pathlib.Path(fleet.__file__).parent / "schemas"
+
+
+def test_the_schemas(folder):
+    host_merge.keep(str(folder), "hv5", Run("scan", "2026-11-22T01:00:00Z"), Results(found={"unreachable": True, "msg": "no route"}))
+    run_history.add(
+        str(folder), run_history.line_of("hv5", Run("scan", "2026-11-22T01:00:00Z", id="1", started="2026-11-22T01:00:00Z"), Results())
+    )
+    make(str(folder), ["hv4"], "Fleet")
+    image, report = (json.loads((SCHEMAS / f"{name}.schema.json").read_text()) for name in ("image", "report"))
+    kept = json.loads((folder / "report.json").read_text())
+    rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    for schema in (image, report):
+        jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(kept, report, jsonschema.Draft202012Validator)
+    for row in rows:
+        jsonschema.validate(row, image, jsonschema.Draft202012Validator)
+    # Nothing is told that is not described.
+    assert tuple(image["properties"]) == image_row.COLUMNS == tuple(rows[0])
+    assert set(report["properties"]) == set(kept) and set(report["properties"]["totals"]["properties"]) == set(kept["totals"])
+    for key, entry in (
+        ("hosts", kept["hosts"][0]),
+        ("runs", kept["runs"][0]),
+        ("problems", kept["problems"][0]),
+        ("retry", kept["retry"][0]),
+    ):
+        assert set(report["properties"][key]["items"]["properties"]) == set(entry), key
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(dict(rows[0], state="retired"), image, jsonschema.Draft202012Validator)
+
+
+def test_metrics(folder):
+    make(str(folder), ["hv4"], "Fleet")
+    text = (folder / "metrics.prom").read_text()
+    samples = dict(re.findall(r"^(vmimage_qcow_fleet_[a-z_]+(?:{[^}]*})?) (\S+)$", text, re.MULTILINE))
+    assert samples['vmimage_qcow_fleet_host_left{host="hv2"}'] == "3" and samples["vmimage_qcow_fleet_left"] == "3"
+    assert samples["vmimage_qcow_fleet_left_bytes"] == str(3 * GIB) and samples["vmimage_qcow_fleet_hosts_missing"] == "1"
+    assert samples['vmimage_qcow_fleet_host_known_timestamp_seconds{host="hv1"}'] == "1795309200"
+    assert 'vmimage_qcow_fleet_host_known_timestamp_seconds{host="hv4"}' not in samples
+    names = re.findall(r"^# TYPE (\S+) gauge$", text, re.MULTILINE)
+    assert len(names) == len(set(names)) and {re.sub("{.*", "", sample) for sample in samples} == set(names)
 
 
 def test_a_second_report_of_the_same_changes_nothing(folder):
@@ -115,23 +165,36 @@ def test_no_cell_is_a_formula(text):
     assert cell("\t=1") == "\\x09=1"
 
 
-def test_a_scan_after_the_migration_does_not_count_twice(tmp_path):
-    after = [
-        found("/i/a.qcow.qcow2", format="qcow2", candidate=False, reasons=[]),
-        found("/i/a.qcow.qcow1.orig", candidate=False, reasons=["retired original"]),
-    ]
-    (tmp_path / "scan-h.json").write_text(json.dumps({"images": after}))
-    (tmp_path / "migrate-h.json").write_text(json.dumps({"images": [migrated("/i/a.qcow")]}))
-    totals = make(str(tmp_path), [], "Fleet")[1]
-    assert (totals["images"], totals["migrated"]) == (1, 1)
-
-
 def test_the_page_needs_nothing_else_and_runs_nothing_of_what_it_tells(folder):
     make(str(folder), [], "A <b>fleet</b>")
     page = (folder / "index.html").read_text()
     assert "<b>fleet" not in page and "alert(1)</script>" not in page and html.escape(NASTY) in html.escape(html.unescape(page))
     assert not re.search(r'(src|href)="(https?:)?//', page) and "url(" not in page
     assert page.count("<h1>") == 1 and '<html lang="en">' in page
+
+
+@pytest.mark.parametrize(
+    ("batch", "every", "last"),
+    [
+        (["a", "b"], ["a", "b"], True),
+        (["a", "b"], ["a", "b", "c"], False),
+        (["c"], ["a", "b", "c"], True),
+        (["c"], ["a", "c"], True),  # the last host of all has failed
+        ([], [], True),
+    ],
+)
+def test_the_report_is_not_made_for_each_batch(folder, batch, every, last, monkeypatch):
+    variables = {"ansible_play_batch": batch, "ansible_play_hosts": every, "ansible_inventory_sources": ["/etc/my hosts"]}
+    action = qcow_report.ActionModule.__new__(qcow_report.ActionModule)
+    monkeypatch.setattr(action, "_task", types.SimpleNamespace(check_mode=False), raising=False)
+    args = {"hosts": ["hv4"], "title": "Fleet"}
+    assert action._of_all(args, str(folder), variables)["totals"]["hosts"] == 4, "there is none yet"
+    (folder / "host-hv4.jsonl").unlink()
+    again = action._of_all(dict(args, hosts=[]), str(folder), variables)
+    assert ("totals" in again) == last and again["report"] == str(folder / "index.html")
+    os.utime(folder / "index.html", (0, 0))
+    assert action._of_all(dict(args, hosts=[]), str(folder), variables)["totals"]["hosts"] == 3
+    assert "-i '/etc/my hosts' vmimage.qcow.rollback -l hv1" in (folder / "images.jsonl").read_text()
 
 
 PROBE = """<!DOCTYPE html><meta charset="utf-8"><body><iframe id="page" src="%(page)s" width="%(width)d" height="900"></iframe><script>
