@@ -63,7 +63,6 @@ class Listed:
         self.refused = 0
         """Images that the plan would refuse."""
         self.reversible = 0
-        self.planned_bytes = 0
         self.bytes = dict.fromkeys(IMAGES, 0)
         """On disk, of the images in each state."""
         self._reasons: dict[str, Reason] = {}
@@ -75,7 +74,6 @@ class Listed:
             self.total += 1
             self.reversible += bool(row["rollback"])
             self.bytes[row["state"]] += row["bytes"] or 0
-            self.planned_bytes += (row["planned_bytes"] or 0) if row["state"] in PENDING else 0
             if row["reason"] and (row["message"] if row["state"] in _QUIET else row["state"] in PENDING):
                 self.refused += row["state"] == "left"
                 self._reason(row["reason"]).add(row["host"], row["state"], told(row), row["path"], row["bytes"] or 0, row["domains"] or ())

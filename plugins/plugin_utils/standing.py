@@ -57,12 +57,9 @@ class Standing:
         self.images["left"] = self.pending - sum(self._totals[state] for state in PENDING if state != "left")
         runs = sorted(summary["runs"], key=lambda run: str(run["started"]))
         changing = [run for run in runs if run["play"] in _CHANGING]
-        if self._totals["running"] or (changing and changing[-1] is runs[-1] and not changing[-1]["ended"]):
-            self.phase = "during"
-            self.since = changing[-1]["started"] if changing else None
-        else:
-            self.phase = "before" if not changing and not self._totals["migrated"] else "after"
-            self.since = None
+        running = bool(self._totals["running"])
+        self.phase = "during" if running else "after" if changing or self._totals["migrated"] else "before"
+        self.since = changing[-1]["started"] if running and changing else None
 
     @property
     def slowest(self) -> float:
@@ -96,7 +93,7 @@ class Standing:
         if self.phase == "before":
             if not self.pending:
                 return "There is nothing to do."
-            space = f"{size_text(self._listed.planned_bytes)} of space" if self._listed.planned_bytes else ""
+            space = f"{size_text(self._totals['planned_bytes'])} of space" if self._totals["planned_bytes"] else ""
             needs = " and ".join(words for words in (takes, space) if words)
             against = [f"{count(self._listed.refused, 'image')} would be refused"] if self._listed.refused else []
             away = self.hosts["unreached"] + self.hosts["missing"]

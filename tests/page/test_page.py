@@ -4,14 +4,17 @@
 
 """The page as a file: its size, what it leaves out, the same numbers and units everywhere, and names that want to be more than names."""
 
+import json
 import pathlib
 import re
 from datetime import datetime
 
+import jsonschema
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import page, page_words, standing
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.advice import ADVICE
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import COLUMNS, HOST_COLUMNS
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_rows import Listed
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
 from ansible_collections.vmimage.qcow.tests.support.fleet_data import MADE, fleet, image, summary_of
@@ -126,6 +129,18 @@ def test_advice_names_options_that_there_are():
     assert [word for word in sorted(named) if f"\n      {word}:\n" not in options] == []
 
 
+@pytest.mark.parametrize("phase", ["before", "during", "after"])
+def test_the_made_up_fleet_is_in_the_form_of_a_real_one(phase):
+    schemas = ROOT / "plugins" / "plugin_utils" / "schemas"
+    summary, rows = fleet(phase, 30, 12)
+    jsonschema.validate({**summary, "title": "Fleet"}, json.loads((schemas / "report.schema.json").read_text(encoding="utf-8")))
+    image_schema = json.loads((schemas / "image.schema.json").read_text(encoding="utf-8"))
+    for row in rows:
+        jsonschema.validate(row, image_schema)
+    assert {tuple(row) for row in rows} == {COLUMNS}
+    assert {tuple(sorted(host)) for host in summary["hosts"]} == {tuple(sorted(HOST_COLUMNS))}
+
+
 def standing_of(rows, hosts=None, runs=()):
     hosts = hosts or [{"host": name} for name in sorted({row["host"] for row in rows})]
     return standing.Standing(summary_of(rows, hosts, list(runs)), Listed(iter(rows), 100), ["the inventory"])
@@ -149,12 +164,13 @@ def test_nothing_to_migrate():
     assert (stands.verdict, stands.steps) == ("There is nothing to do.", [])
 
 
-def test_a_run_that_has_not_ended_is_one_that_runs():
-    run = {"play": "migrate", "started": "2026-11-29T01:00:00Z", "ended": None}
-    stands = standing_of([image("h1", "/a.qcow", "left")], runs=[run])
-    assert stands.phase == "during" and [step.command.split(".")[-1] for step in stands.steps] == ["status", "stop"]
-    later = dict(run, play="scan", started="2026-11-29T02:00:00Z", ended="2026-11-29T02:01:00Z")
-    assert standing_of([image("h1", "/a.qcow", "left")], runs=[run, later]).phase == "after"
+def test_a_run_is_at_work():
+    run = {"play": "migrate", "started": "2026-11-29T01:00:00Z"}
+    stands = standing_of([image("h1", "/a.qcow", "running"), image("h1", "/b.qcow", "left")], runs=[run])
+    assert (stands.phase, stands.since) == ("during", run["started"])
+    assert [step.command.split(".")[-1] for step in stands.steps] == ["status", "stop"]
+    assert standing_of([image("h1", "/b.qcow", "left")], runs=[run]).phase == "after"
+    assert standing_of([image("h1", "/b.qcow", "left")], runs=[{"play": "scan", "started": "2026-11-29T01:00:00Z"}]).phase == "before"
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def summary_of(rows: list[Facts], hosts: list[Facts], runs: list[Facts]) -> Fact
         "verified": sum(row["state"] == "migrated" and bool(row["verified"]) for row in rows),
     }
     totals.update({state: sum(row["state"] == state for row in rows) for state in IMAGES if state != "left"})
-    for key in ("files", "images", "left", "left_bytes", "bytes_before", "bytes_after", "seconds", "planned_seconds"):
+    for key in ("files", "images", "left", "left_bytes", "bytes_before", "bytes_after", "seconds", "planned_seconds", "planned_bytes"):
         totals[key] = sum(host[key] or 0 for host in told)
     problems = [
         {"host": row["host"], "path": row["path"], "reason": row["reason"], "message": row["message"]}
@@ -103,7 +103,7 @@ def summary_of(rows: list[Facts], hosts: list[Facts], runs: list[Facts]) -> Fact
     problems += [{"host": host["host"], "path": None, "reason": "error", "message": text} for host in told for text in host["problems"]]
     retry = [host["host"] for host in told if host["state"] not in ("done",)]
     return {
-        "schema": 2,
+        "schema": 1,
         "totals": totals,
         "hosts": told,
         "runs": runs,
@@ -141,10 +141,11 @@ def _host(facts: Facts, rows: list[Facts]) -> Facts:
         bytes_after=sum(row["bytes_after"] for row in done),
         seconds=sum(row["seconds"] for row in done),
         planned_seconds=sum(row["planned_seconds"] or 0 for row in pending),
+        planned_bytes=sum(row["planned_bytes"] or 0 for row in pending),
         domains=len({name for row in rows for name in row["domains"]}),
     )
-    host.update(facts)
-    return host
+    del host["other"]
+    return {**host, **facts}
 
 
 def _table(rows: list[Facts], key: str) -> list[Facts]:
@@ -228,7 +229,5 @@ def _runs(phase: str, hosts: int, rows: list[Facts]) -> list[Facts]:
         **none,
         **amount,
     }
-    migrate.update(
-        ended="2026-11-29T04:11:00Z" if phase == "after" else None, bytes=sum(row["bytes"] for row in rows if row["state"] == "migrated")
-    )
+    migrate.update(ended="2026-11-29T04:11:00Z", bytes=sum(row["bytes"] for row in rows if row["state"] == "migrated"))
     return [scan, migrate]
