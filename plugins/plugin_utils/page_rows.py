@@ -12,6 +12,7 @@ import heapq
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.advice import advice
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.image_row import COLUMNS
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import IMAGES, PENDING, time_text
 
 Facts = t.Dict[str, t.Any]
@@ -20,6 +21,7 @@ EXAMPLES = 10
 """Images that are named with a reason; the list of images has all."""
 
 _RANK = {state: rank for rank, state in enumerate(IMAGES)}
+_HOST, _PATH, _STATE, _BYTES = map(COLUMNS.index, ("host", "path", "state", "bytes"))
 _QUIET = ("left", "migrated", "other")
 """States that need no reason: only what has a message has something in its way."""
 
@@ -66,10 +68,17 @@ class Listed:
         self.bytes = dict.fromkeys(IMAGES, 0)
         """On disk, of the images in each state."""
         self._reasons: dict[str, Reason] = {}
-        kept = heapq.nsmallest(most, self._counted(rows), key=lambda row: (_RANK[row["state"]], -(row["bytes"] or 0)))
-        self.rows = sorted(kept, key=lambda row: (row["host"], _RANK[row["state"]], row["path"]))
+        kept = heapq.nsmallest(most, self._counted(rows), key=lambda row: (_RANK[row[_STATE]], -(row[_BYTES] or 0)))
+        kept.sort(key=lambda row: (row[_HOST], _RANK[row[_STATE]], row[_PATH]))
+        self._kept = kept
+        self.listed = len(kept)
 
-    def _counted(self, rows: t.Iterable[Facts]) -> t.Iterator[Facts]:
+    @property
+    def rows(self) -> t.Iterator[Facts]:
+        """The images to list, by host."""
+        return (dict(zip(COLUMNS, row)) for row in self._kept)
+
+    def _counted(self, rows: t.Iterable[Facts]) -> t.Iterator[tuple[t.Any, ...]]:
         for row in rows:
             self.total += 1
             self.reversible += bool(row["rollback"])
@@ -77,7 +86,7 @@ class Listed:
             if row["reason"] and (row["message"] if row["state"] in _QUIET else row["state"] in PENDING):
                 self.refused += row["state"] == "left"
                 self._reason(row["reason"]).add(row["host"], row["state"], told(row), row["path"], row["bytes"] or 0, row["domains"] or ())
-            yield row
+            yield tuple(row[column] for column in COLUMNS)
 
     def _reason(self, code: str) -> Reason:
         return self._reasons.setdefault(code, Reason(code))

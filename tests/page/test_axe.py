@@ -24,7 +24,9 @@ def test_axe_finds_nothing(visit, page_of, phase, hosts, images, width, dark):
     assert complaints(page) == []
     assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is dark
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "it does not fit the window"
-    page.get_by_role("combobox", name="State").select_option("still to migrate" if phase != "after" else "failed" if hosts == 300 else "migrated")
+    page.get_by_role("combobox", name="State").select_option(
+        "still to migrate" if phase != "after" else "failed" if hosts == 300 else "migrated"
+    )
     page.evaluate("document.querySelectorAll('details').forEach((one, index) => { if (index < 60) { one.open = true; } })")
     page.wait_for_timeout(100)
     page.evaluate("document.querySelectorAll('#list tr:nth-child(-n+3) details').forEach((one) => { one.open = true; })")
