@@ -66,8 +66,7 @@ def make(
             changed = changed or one.changed
         if write and (changed or not os.path.exists(os.path.join(directory, PAGE))):
             changed = True
-            moment = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
             with Replacing(directory, PAGE) as page:
-                for piece in render(summary, everything.rows(), title, moment):
+                for piece in render(summary, everything.rows(), title, datetime.now(timezone.utc), inventory):
                     page.stream.write(piece)
     return changed, summary["totals"]

@@ -8,63 +8,82 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import itertools
 import os
 import typing as t
-from itertools import islice
+from datetime import datetime
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import HOST_STATES
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import duration, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import page_rows, page_words, standing
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import finalize
 
 Facts = t.Dict[str, t.Any]
 
-FORMAT_NAMES = {"qcow": "QCOW v1", "unknown": "raw or unknown"}
-
-HOSTS = 1000
+HOSTS = 5000
 """Hosts that the page lists, those that need attention first."""
 
-ROWS = 2000
-"""Images that the page lists."""
+ROWS = 20000
+"""Images that the page lists, those that need attention first."""
+
+RUNS = 20
+"""Runs that the page lists, the last ones."""
+
+TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 
 
-def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: str) -> t.Iterator[str]:
+def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: datetime, inventories: t.Sequence[str] = ()) -> t.Iterator[str]:
     """The page, piece by piece.
 
     :param summary: see :meth:`fleet.Fleet.summary`.
-    :param rows: the images to list, the most pressing first, see :meth:`fleet.Fleet.rows`.
-    :param moment: when the report was made, in words.
+    :param rows: all images; no more than :data:`ROWS` of them are kept in memory.
+    :param moment: when the report was made, with its time zone.
+    :param inventories: of the controller, for the commands that the page offers.
     """
     environment = Environment(
-        loader=FileSystemLoader(os.path.join(os.path.dirname(__file__), "templates")),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=finalize,
     )
-    environment.filters.update(size=_size, duration=_duration, number=_number, format_name=lambda name: FORMAT_NAMES.get(name, name))
-    hosts = sorted(summary["hosts"], key=lambda host: (HOST_STATES.index(host["state"]), -(host["left_bytes"] or 0), host["host"]))
+    environment.filters.update(page_words.filters(moment), told=page_rows.told)
+    listed = page_rows.Listed(rows, ROWS)
+    hosts = sorted(
+        summary["hosts"], key=lambda host: (page_words.HOST_ORDER.index(host["state"]), -(host["left_bytes"] or 0), host["host"])
+    )
+    style, script = _own("report.css"), _own("report.js")
     return environment.get_template("report.html.j2").generate(
         title=title,
         moment=moment,
         report=summary,
         totals=summary["totals"],
-        rows=islice(rows, ROWS),
-        rows_most=ROWS,
+        stands=standing.Standing(summary, listed, inventories),
+        reasons=listed.reasons(hosts, summary["problems"]),
+        listed=listed,
+        groups=itertools.groupby(listed.rows, key=lambda row: row["host"]),
         hosts=hosts[:HOSTS],
-        hosts_total=len(hosts),
+        runs=sorted(summary["runs"], key=lambda run: str(run["started"]))[-RUNS:],
+        host_words=page_words.HOSTS,
+        words=page_words.IMAGES,
+        pending=page_words.PENDING,
+        newline=Markup("\n"),
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
     )
 
 
-def _size(value: float | None) -> str:
-    return "–" if value is None else size(value)
+def _own(name: str) -> str:
+    with open(os.path.join(TEMPLATES, name), encoding="utf-8") as stream:
+        return stream.read()
 
 
-def _duration(value: float | None) -> str:
-    return "–" if not value else duration(value) if value >= 10 else f"{value:.1f} s"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{int(value):,}".replace(",", "\u202f")
+def _hash(text: str) -> str:
+    """What a Content-Security-Policy calls an inline style or script by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
