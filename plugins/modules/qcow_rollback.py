@@ -140,20 +140,6 @@ from ..module_utils._migration.recover import warnings_of
 from ..module_utils._options import absolute, paths_of, seconds_of
 
 
-def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """What diff mode shows: the names of files before and after."""
-    return [
-        {
-            "before_header": image["dest"],
-            "after_header": image["src"],
-            "before": {"original": image["retired"] or image["src"], "result": image["dest"]},
-            "after": {"original": image["src"], "result": image["kept"]},
-        }
-        for image in images
-        if image["changed"]
-    ]
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -190,7 +176,8 @@ def main() -> None:
         module.fail_json(recovered=recovered, **error.result())
     for problem in warnings_of(recovered):
         module.warn(problem)
-    answer, failure = answer_of(images, recovered, diff=diff_of(images))
+    drawn = [image.pop("diff") for image in images]
+    answer, failure = answer_of(images, recovered, diff=[diff for diff in drawn if diff])
     if failure:
         module.fail_json(msg=failure, **answer)
     module.exit_json(**answer)
