@@ -16,7 +16,7 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils.run_total import Run
 
 ARGUMENTS: dict[str, dict[str, t.Any]] = {
     "play": {"type": "str", "required": True, "choices": list(host_report.PLAYS)},
-    "hosts": {"type": "list", "elements": "str", "required": True},
+    "hosts": {"type": "list", "elements": "str", "default": []},
     "counts": {"type": "list", "elements": "dict", "required": True},
     "path": {"type": "str"},
     "write_plan": {"type": "bool", "default": True},

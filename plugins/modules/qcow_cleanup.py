@@ -20,6 +20,7 @@ description:
   - The record is kept and says when the original was deleted. Such a migration can no longer be rolled back.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock

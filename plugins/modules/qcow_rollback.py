@@ -21,6 +21,7 @@ description:
   - An image that was rolled back can be migrated again.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock

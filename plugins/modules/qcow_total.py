@@ -30,7 +30,7 @@ options:
     description: All hosts of the run. One without an entry in O(counts) ended early.
     type: list
     elements: str
-    required: true
+    default: []
   counts:
     description: RV(vmimage.qcow.qcow_report#module:counts) of each host. Empty entries are ignored.
     type: list

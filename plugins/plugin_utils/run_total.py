@@ -97,7 +97,8 @@ def _migrated(run: Run) -> str:
     if run.check_mode:
         words = [f"{done} would be migrated, {size(run.total('bytes_before'))}"]
     else:
-        words = [f"{done} migrated, {size(run.total('bytes_before'))} -> {size(run.total('bytes_after'))}"]
+        sizes = f", {size(run.total('bytes_before'))} -> {size(run.total('bytes_after'))}" if run.total("changed") else ""
+        words = [f"{done} migrated{sizes}"]
     words += [f"{run.total('failed')} {'would be refused' if run.check_mode else 'failed'}"] if run.total("failed") else []
     return "; ".join(words + [f"{number} deferred: {DEFERRED.get(reason, reason)}" for reason, number in run.deferred().items()])
 

@@ -46,6 +46,8 @@ class Played(NamedTuple):
     returncode: int
     output: str
     lines: list[dict[str, Any]]
+    errors: str = ""
+    """What was printed to standard error, where that was kept apart."""
 
     @property
     def text(self) -> str:
@@ -100,8 +102,13 @@ class Controller:
         (self.work / "inventory.json").write_text(json.dumps({"vm_hosts": {"hosts": every}, "others": {"hosts": {"other": here}}}))
         (self.work / "ansible.cfg").write_text("[defaults]\ncallbacks_enabled = record_results\n")
 
-    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
-        """Run a playbook of the collection, or a file; ``variables`` are given as extra variables in JSON."""
+    def run(
+        self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, apart: bool = False, **variables: Any
+    ) -> Played:
+        """Run a playbook of the collection, or a file; ``variables`` are given as extra variables in JSON.
+
+        :param apart: keep standard error apart from the output.
+        """
         record = self.scratch / "results.jsonl"
         record.unlink(missing_ok=True)
         name = playbook if playbook.endswith(".yml") else "vmimage.qcow." + playbook
@@ -110,7 +117,7 @@ class Controller:
             command,
             cwd=self.work,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if apart else subprocess.STDOUT,
             text=True,
             check=False,
             timeout=300,
@@ -130,4 +137,4 @@ class Controller:
             },
         )
         lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
-        return Played(done.returncode, done.stdout, lines)
+        return Played(done.returncode, done.stdout, lines, done.stderr or "")
