@@ -103,9 +103,19 @@ $(RELEASE)/ready: requirements/release.txt
 .venv-core-2.19/ready: $(DEV)/ready
 	@ln -sfn .venv .venv-core-2.19
 
+# The JSON callbacks that tests run playbooks with, out of the package of PyPI that has them.
+$(BUILD)/posix/ready: requirements/callbacks.txt $(DEV)/ready
+	$(call say,Fetching the collection ansible.posix)
+	@rm -rf $(BUILD)/posix && mkdir -p $(BUILD)/posix
+	@$(DEV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/callbacks.txt -d $(BUILD)/posix
+	@cd $(BUILD)/posix && $(DEV)/bin/python -c 'import glob, zipfile; \
+		packed = zipfile.ZipFile(glob.glob("*.whl")[0]); \
+		packed.extractall(members=[name for name in packed.namelist() if name.startswith("ansible_collections/ansible/posix/")])' && rm *.whl
+	@touch $@
+
 # All that `make test` uses, each on its own: most of the time goes into waiting for files.
 .PHONY: environments
-environments: $(DEV)/oracle $(RUN)/ready $(RELEASE)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK)
+environments: $(BUILD)/posix/ready $(DEV)/oracle $(RUN)/ready $(RELEASE)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK)
 
 .PHONY: lock
 lock: ## resolve requirements/*.in anew
@@ -206,7 +216,7 @@ unit-fast: $(DEV)/ready $(LINK) ## the part of the tests that `make check` runs;
 	@$(DEV)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not slow' $(FAST) $(EXTRA)
 
 .PHONY: unit
-unit: $(DEV)/oracle $(RUN)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK) ## pytest: unit, roles, differential, faults, documentation, artifact; EXTRA="-k name"
+unit: $(BUILD)/posix/ready $(DEV)/oracle $(RUN)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK) ## pytest: unit, roles, differential, faults, documentation, artifact; EXTRA="-k name"
 	$(call say,pytest)
 	@$(DEV)/bin/python -m pytest -n 3 --dist worksteal --durations 20 $(EXTRA)
 

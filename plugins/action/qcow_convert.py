@@ -23,8 +23,8 @@ from ansible.utils.vars import merge_hash
 from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files, this_run
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.terminal import progress, tells
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.until import seconds_until
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
 
 MODULE = "vmimage.qcow.qcow_convert"
 DEFAULTS = {"progress_interval": "15s", "reconnect_timeout": "1h", "time_limit": "365d"}
@@ -57,6 +57,7 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
     _supports_async = True
 
+    @tells("done")
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         self._host = (task_vars or {}).get("inventory_hostname", "")
         try:
@@ -260,4 +261,4 @@ class ActionModule(ActionBase):
         self._connection._shell.tmpdir = None
 
     def _say(self, line: str) -> None:
-        display.display(f"  [{self._host}] {visible(line)}")
+        progress(self._host, line)

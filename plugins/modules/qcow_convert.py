@@ -183,6 +183,12 @@ chain: &chain
   type: list
   elements: dict
   sample: [{path: /srv/archive/base.qcow, path_base64: null, format: qcow}]
+domains: &domains
+  description: The disks of libvirt domains that follow to the result. Empty if none uses the image, or O(domains=ignore).
+  returned: with O(src), and in each of RV(images)
+  type: list
+  elements: dict
+  sample: [{name: web01, target: vda, format: qcow}]
 backing: &backing
   description: The backing file of a result that stays an overlay, as named in its header.
   returned: with O(src), and in each of RV(images)
@@ -242,8 +248,8 @@ images:
       src: *src, src_base64: *src_base64, dest: *dest, dest_base64: *dest_base64, action: *action, reasons: *reasons, changed: *changed, failed:
       *failed, msg: *msg, reason: *reason, details: *details, engine: *engine, verified: *verified, fingerprint: *fingerprint, retired: *retired,
       retired_base64: *retired_base64, record: *record, source: *source, copy_bytes: *copy_bytes, before: *before, after: *after, chain: *chain,
-      backing: *backing, repointed: *repointed, links: *links, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds,
-      verify_seconds: *verify_seconds
+      backing: *backing, repointed: *repointed, links: *links, domains: *domains, lost: *lost, warnings: *warnings, seconds: *seconds,
+      copy_seconds: *copy_seconds, verify_seconds: *verify_seconds
     }
 summary:
   description: Numbers of images, and the bytes of those that were converted. With O(paths), also the numbers of files and directories searched.
@@ -304,6 +310,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
+from ..module_utils._migration import drawn
 from ..module_utils._migration.arguments import ARGUMENTS, FoundImages, common_request, requests_of, settings_of
 from ..module_utils._migration.batch import run
 from ..module_utils._migration.file_options import set_file_options
@@ -312,15 +319,6 @@ from ..module_utils._migration.record_entries import records_of
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
 from ..module_utils._migration.seen_images import Searched, unsearched
-
-
-def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """What diff mode shows: small dictionaries, not contents."""
-    return [
-        {"before_header": result["src"], "after_header": result["dest"], "before": result["before"], "after": result["after"]}
-        for result in results
-        if result["changed"]
-    ]
 
 
 def main() -> None:
@@ -388,7 +386,7 @@ def finish(
     answer.update(records_of(module.params))
     answer["searched"] = [directory.as_result() for directory in searched]
     if module._diff:  # with many images this doubles the answer
-        answer["diff"] = diff_of(results)
+        answer["diff"] = [drawn.of_migration(result) for result in results if result["changed"] and not result["failed"]]
     answer.pop("failed", None)
     answer.pop("warnings", None)  # given by module.warn already
     if problems:

@@ -21,6 +21,7 @@ description:
   - An image that was rolled back can be migrated again.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
@@ -152,20 +153,6 @@ from ..module_utils._migration.recover import warnings_of
 from ..module_utils._options import absolute, paths_of, seconds_of
 
 
-def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """What diff mode shows: the names of files before and after."""
-    return [
-        {
-            "before_header": image["dest"],
-            "after_header": image["src"],
-            "before": {"original": image["retired"] or image["src"], "result": image["dest"]},
-            "after": {"original": image["src"], "result": image["kept"]},
-        }
-        for image in images
-        if image["changed"]
-    ]
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -203,7 +190,8 @@ def main() -> None:
         module.fail_json(recovered=recovered, **dict(records_of(params), **error.result()))
     for problem in warnings_of(recovered):
         module.warn(problem)
-    answer, failure = answer_of(images, recovered, **dict(records_of(params), diff=diff_of(images)))
+    drawn = [image.pop("diff") for image in images]
+    answer, failure = answer_of(images, recovered, **dict(records_of(params), diff=[diff for diff in drawn if diff]))
     if failure:
         module.fail_json(msg=failure, **answer)
     module.exit_json(**answer)

@@ -21,6 +21,7 @@ description:
   - Images that a stopped run did not begin are listed with action V(defer) and reason V(stopped). They have not failed.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.state
 attributes:

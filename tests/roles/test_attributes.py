@@ -66,6 +66,7 @@ class Bench:
             "qcow_report": {"path": str(scratch / "reports")},
             "qcow_status": {"list_records": "all"},
             "qcow_stop": {},
+            "qcow_total": {"play": "scan", "hosts": ["localhost"], "counts": []},
             "qcow_domain": {"src": str(self.image), "dest": str(self.image) + "2"},
         }[module]
         if module in ("qcow_rollback", "qcow_cleanup"):
@@ -91,7 +92,9 @@ class Bench:
     def _play(self, module: str, arguments: dict[str, Any], *options: str, **keywords: Any) -> Played:
         task = {"name": "Try it", "vmimage.qcow." + module: arguments, **keywords}
         defaults = (
-            {} if module == "qcow_report" and "module_defaults" not in keywords else {GROUP: {"state_dir": str(self.scratch / "state")}}
+            {}
+            if module in ("qcow_report", "qcow_total") and "module_defaults" not in keywords
+            else {GROUP: {"state_dir": str(self.scratch / "state")}}
         )
         play = {"name": "Try it", "hosts": "vm_hosts", "gather_facts": False, "module_defaults": defaults, "tasks": [task]}
         (self.controller.work / "try.yml").write_text(yaml.safe_dump([play], sort_keys=False))
@@ -121,7 +124,7 @@ def _bench(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Any:
 def test_what_is_claimed_is_true(bench: Bench, attributes: dict[str, dict[str, Any]]) -> None:
     claims = {name: claim.get("support") for name, claim in attributes[bench.module].items()}
     assert claims.pop("platform") == "full" and attributes[bench.module]["platform"]["platforms"] == "posix"
-    changes = bench.module not in ("qcow_info", "qcow_status")
+    changes = bench.module not in ("qcow_info", "qcow_status", "qcow_total")
     before = bench.state()
 
     diff = "--diff"
@@ -135,7 +138,7 @@ def test_what_is_claimed_is_true(bench: Bench, attributes: dict[str, dict[str, A
     assert (done.returncode, done.changed) == (0, int(changes)), done.output
     assert claims.pop("async") in ("full", "none")
     assert ("--- before" in done.output) == (claims.pop("diff_mode") == "full"), done.output
-    if bench.module == "qcow_report":
+    if bench.module in ("qcow_report", "qcow_total"):
         assert bench.run(**asynchronous).returncode != 0
 
     assert claims.pop("idempotent") == "full"

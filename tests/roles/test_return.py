@@ -103,7 +103,7 @@ class Place:
         controller = Controller(self.scratch, hosts=hosts or {"localhost": {}})
         listed = []
         for number, (module, arguments) in enumerate(tasks):
-            if module != "qcow_report":
+            if module not in ("qcow_report", "qcow_total"):
                 arguments = dict(arguments, state_dir=str(self.scratch / "state"))
             task = {"name": "Task %d" % number, "vmimage.qcow." + module: arguments, "register": "done%d" % number, "ignore_errors": True}
             listed.append(dict(task, check_mode=True) if number in check else task)

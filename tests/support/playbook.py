@@ -46,6 +46,8 @@ class Played(NamedTuple):
     returncode: int
     output: str
     lines: list[dict[str, Any]]
+    errors: str = ""
+    """What was printed to standard error, where that was kept apart."""
 
     @property
     def text(self) -> str:
@@ -102,9 +104,12 @@ class Controller:
         (self.work / "ansible.cfg").write_text("[defaults]\ncallbacks_enabled = record_results\n")
 
     def start(
-        self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any
+        self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, apart: bool = False, **variables: Any
     ) -> "subprocess.Popen[str]":
-        """Start a playbook of the collection, or a file, in a session of its own; ``variables`` are given as extra variables in JSON."""
+        """Start a playbook of the collection, or a file, in a session of its own; ``variables`` are given as extra variables in JSON.
+
+        :param apart: keep standard error apart from the output.
+        """
         self.record.unlink(missing_ok=True)
         name = playbook if playbook.endswith(".yml") else "vmimage.qcow." + playbook
         command = [str(self.programs / "ansible-playbook"), "-i", "inventory.json", "-e", json.dumps(variables), name, *arguments]
@@ -112,7 +117,7 @@ class Controller:
             command,
             cwd=self.work,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if apart else subprocess.STDOUT,
             text=True,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -134,13 +139,15 @@ class Controller:
     def ended(self, process: "subprocess.Popen[str]") -> Played:
         """Wait for what was started."""
         try:
-            output = process.communicate(timeout=300)[0]
+            output, errors = process.communicate(timeout=300)
         except BaseException:
             process.kill()
             raise
         lines = [json.loads(line) for line in self.record.read_text(encoding="utf-8").splitlines()] if self.record.exists() else []
-        return Played(process.returncode, output, lines)
+        return Played(process.returncode, output, lines, errors or "")
 
-    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
+    def run(
+        self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, apart: bool = False, **variables: Any
+    ) -> Played:
         """Start a playbook, see :meth:`start`, and wait for it."""
-        return self.ended(self.start(playbook, *arguments, environment=environment, **variables))
+        return self.ended(self.start(playbook, *arguments, environment=environment, apart=apart, **variables))

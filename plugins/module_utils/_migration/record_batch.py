@@ -13,7 +13,7 @@ from .._errors import QcowError, StateError, reason_of
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, encode_exact, show
 from .._signals import Interrupted
-from . import cleanup, rollback
+from . import cleanup, drawn, rollback
 from .domain_references import FOLLOW
 from .link_references import LEFT, links_of
 from .moved_files import AUTO
@@ -117,7 +117,9 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             record, session.references, discard_changes=discard_changes, keep=record.path_of("src") in below_kept, moved=session.moved
         )
         ignored: List[str] = []
+        diff = None
         if reversal.action == rollback.ROLL_BACK:
+            diff = drawn.of_rollback(record, reversal.kept)
             adopted = record.facts.get("adopted")  # a result that was there before stays, whatever rests on it
             if not adopted:
                 ignored = dependents.require_none(record)
@@ -139,12 +141,13 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             "discarded": reversal.changed,
             "kept": None if kept is None else show(kept),
             "kept_base64": None if kept is None else encode_exact(kept),
+            "diff": diff,
         }
 
     session = choice.session()
     dependents = NewDependents(session.domains)
     below_kept: Set[bytes] = set()
-    return _run(choice, session, handle, {"discarded": False, "kept": None, "kept_base64": None}, recovered)
+    return _run(choice, session, handle, {"discarded": False, "kept": None, "kept_base64": None, "diff": None}, recovered)
 
 
 def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:

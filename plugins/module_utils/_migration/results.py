@@ -51,6 +51,7 @@ class ImageResult(NamedTuple):
     backing: Optional[Dict[str, Any]] = None
     repointed: List[str] = []
     links: List[Dict[str, Any]] = []
+    domains: List[Dict[str, Any]] = []
     lost: List[Dict[str, Any]] = []
     seconds: float = 0.0
     copy_seconds: float = 0.0
