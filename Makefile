@@ -162,7 +162,7 @@ lint: $(DEV)/ready $(LINK) ## ruff, mypy, import contracts, yamllint, shellcheck
 	$(call say,ansible-lint)
 	@PATH=$(DEV)/bin:$$PATH $(DEV)/bin/ansible-lint --offline --strict
 	$(call say,antsibull-docs)
-	@cd $(LINK) && PATH=$(DEV)/bin:$$PATH $(DEV)/bin/antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self --skip-rstcheck .
+	@cd $(LINK) && PATH=$(DEV)/bin:$$PATH $(DEV)/bin/antsibull-docs lint-collection-docs --plugin-docs --check-extra-docs-refs --validate-collection-refs self --skip-rstcheck .
 	$(call say,antsibull-changelog)
 	@$(DEV)/bin/antsibull-changelog lint
 	$(call say,shellcheck)
