@@ -83,6 +83,17 @@ options:
     default: false
 """
 
+    LIST_RECORDS = r"""
+options:
+  list_records:
+    description:
+      - Which records of migrations on this host to return in RV(records).
+      - V(unfinished) returns those of interrupted runs, or of a run in progress. V(all) returns all, V(none) none.
+    type: str
+    choices: [none, unfinished, all]
+    default: unfinished
+"""
+
     RECORDS = r"""
 options:
   records:

@@ -24,6 +24,7 @@ extends_documentation_fragment:
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
   - vmimage.qcow.options.moved
+  - vmimage.qcow.options.list_records
   - vmimage.qcow.options.state
 attributes:
   check_mode:
@@ -85,6 +86,16 @@ summary:
   returned: always
   type: dict
   sample: {records: 3, changed: 1, unchanged: 2, failed: 0, bytes_returned: 2310144}
+records:
+  description: Records of migrations on this host after the run, oldest first, see O(list_records) and RV(vmimage.qcow.qcow_info#module:records).
+  returned: if they can be read
+  type: list
+  elements: dict
+  sample:
+    - {record: 20261101T021500.000000Z-1a2b3c4d, src: /srv/archive/old.qcow, src_base64: null, dest: /srv/archive/old.qcow2, dest_base64: null,
+       retired: /srv/archive/old.qcow.qcow1.orig, retired_base64: null, format: qcow2, state: done, began: "2026-11-01T02:15:00Z",
+       time: "2026-11-01T02:15:12Z", verified: true, fingerprint: 9f2c, before: {virtual_size: 1073741824}, after: {format: qcow2}, seconds: 11.2,
+       domains: [web1], returned: null, error: null, unfinished: null, reversible: true}
 recovered:
   description:
     - What was done about work that interrupted runs left on this host, or would be done in check mode.
@@ -125,6 +136,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.cleanup import summary
 from ..module_utils._migration.record_batch import Choice, answer_of, clean_all
+from ..module_utils._migration.record_entries import LISTED, records_of
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._options import absolute, paths_of, require_at_least, seconds_of
 
@@ -145,6 +157,7 @@ def main() -> None:
             "missing_ok": {"type": "bool", "default": False},
             "records": {"type": "list", "elements": "str", "default": []},
             "min_age_days": {"type": "float", "default": 14},
+            "list_records": {"type": "str", "choices": list(LISTED), "default": "unfinished"},
             "lock_timeout": {"type": "str", "default": "0s"},
             "moved_files": {"type": "str", "choices": ["auto", "compare", "accept"], "default": "auto"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
@@ -166,10 +179,10 @@ def main() -> None:
         )
         images = clean_all(choice, min_age=params["min_age_days"] * 86400, recovered=recovered)
     except QcowError as error:
-        module.fail_json(recovered=recovered, **error.result())
+        module.fail_json(recovered=recovered, **dict(records_of(params), **error.result()))
     for problem in warnings_of(recovered):
         module.warn(problem)
-    answer, failure = answer_of(images, recovered, summary=summary(images), diff=diff_of(images))
+    answer, failure = answer_of(images, recovered, **dict(records_of(params), summary=summary(images), diff=diff_of(images)))
     if failure:
         module.fail_json(msg=failure, **answer)
     module.exit_json(**answer)

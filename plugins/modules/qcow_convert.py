@@ -28,6 +28,7 @@ extends_documentation_fragment:
   - vmimage.qcow.options.libvirt
   - vmimage.qcow.options.shutdown
   - vmimage.qcow.options.search
+  - vmimage.qcow.options.list_records
   - vmimage.qcow.options.state
 attributes:
   check_mode:
@@ -267,6 +268,16 @@ errors:
   type: list
   elements: dict
   sample: [{path: /srv/archive/private, path_base64: null, msg: "/srv/archive/private: Permission denied. Run with the rights to read it (become)."}]
+records:
+  description: Records of migrations on this host after the run, oldest first, see O(list_records) and RV(vmimage.qcow.qcow_info#module:records).
+  returned: if they can be read
+  type: list
+  elements: dict
+  sample:
+    - {record: 20261101T021500.000000Z-1a2b3c4d, src: /srv/archive/old.qcow, src_base64: null, dest: /srv/archive/old.qcow2, dest_base64: null,
+       retired: /srv/archive/old.qcow.qcow1.orig, retired_base64: null, format: qcow2, state: done, began: "2026-11-01T02:15:00Z",
+       time: "2026-11-01T02:15:12Z", verified: true, fingerprint: 9f2c, before: {virtual_size: 1073741824}, after: {format: qcow2}, seconds: 11.2,
+       domains: [web1], returned: null, error: null, unfinished: null, reversible: true}
 recovered:
   description:
     - What was done about work that interrupted runs left on this host, or would be done in check mode.
@@ -295,6 +306,7 @@ from ..module_utils._migration.arguments import ARGUMENTS, FoundImages, common_r
 from ..module_utils._migration.batch import run
 from ..module_utils._migration.file_options import set_file_options
 from ..module_utils._migration.plan import summary
+from ..module_utils._migration.record_entries import records_of
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
 from ..module_utils._migration.seen_images import Searched, unsearched
@@ -371,6 +383,7 @@ def finish(
     else:
         problems += [result["msg"] for result in results if result["failed"]]
     answer.update(changed=bool(recovered) or any(result["changed"] for result in results), recovered=recovered)
+    answer.update(records_of(module.params))
     answer["searched"] = [directory.as_result() for directory in searched]
     if module._diff:  # with many images this doubles the answer
         answer["diff"] = diff_of(results)

@@ -22,6 +22,7 @@ extends_documentation_fragment:
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.libvirt
   - vmimage.qcow.options.search
+  - vmimage.qcow.options.list_records
   - vmimage.qcow.options.state
 options:
   paths:
@@ -80,13 +81,6 @@ options:
     type: list
     elements: path
     default: []
-  list_records:
-    description:
-      - Which records of migrations on this host to return.
-      - V(unfinished) returns those of interrupted runs, or of a run in progress. V(all) returns all.
-    type: str
-    choices: [unfinished, all]
-    default: unfinished
   follow_chains:
     description:
       - Whether to follow backing files and to find out which images are backed by which. This reads the headers of all qcow2 images.
@@ -276,10 +270,25 @@ records:
     retired_base64: {description: "Its exact path in Base64 if RV(records[].retired) cannot represent it.", type: str, sample: null}
     format: {description: The result's format., type: str, sample: qcow2}
     state: {description: The last state that was reached., type: str, sample: done}
-    time: {description: When it was reached., type: str, sample: "2026-11-01T02:15:12Z"}
+    began: {description: When the migration was begun., type: str, sample: "2026-11-01T02:15:00Z"}
+    time: {description: When the last state was reached., type: str, sample: "2026-11-01T02:15:12Z"}
     verified: {description: Whether the result was verified against the original., type: bool, sample: true}
+    fingerprint: {description: SHA-256 of what the guest sees., type: str, sample: 9f2c}
+    before:
+      description: What the original was.
+      type: dict
+      sample: {path: /srv/archive/old.qcow, format: qcow, virtual_size: 268435456, file_size: 2307141, allocated_size: 2310144, cluster_size: 4096}
+    after:
+      description: What the result was when it was made.
+      type: dict
+      sample: {path: /srv/archive/old.qcow2, format: qcow2, virtual_size: 268435456, file_size: 12648448, allocated_size: 12648448,
+               cluster_size: 65536}
+    seconds: {description: "Seconds that the copy and the verification took, or V(null).", type: float, sample: 11.2}
+    domains: {description: Names of the libvirt domains that were changed to use the result., type: list, elements: str, sample: [web1]}
+    returned: {description: "Bytes on the filesystem that a cleanup has freed, or V(null).", type: int, sample: null}
     error: {description: Why it failed., type: str, sample: null}
     unfinished: {description: "What the next run will do about it, or V(null) if nothing is left to do.", type: str, sample: null}
+    reversible: {description: Whether M(vmimage.qcow.qcow_rollback) can undo it., type: bool, sample: true}
 reason: {description: "Why the module failed, as a keyword.", returned: when the call as a whole failed, type: str, sample: option}
 path: {description: What the failure is about., returned: when the call as a whole failed, type: str, sample: /var/lib/vmimage-qcow}
 details: {description: Details of the failure., returned: when the call as a whole failed, type: dict, sample: {}}
@@ -291,7 +300,7 @@ from ..module_utils._errors import QcowError
 from ..module_utils._migration.domain_references import Domains
 from ..module_utils._migration.info import REPORTS, Question, add_domains, add_references, look
 from ..module_utils._migration.record import Records
-from ..module_utils._migration.recover import explain
+from ..module_utils._migration.record_entries import LISTED, listed_records
 from ..module_utils._migration.search import message_of
 from ..module_utils._migration.seen_images import unsearched
 from ..module_utils._options import absolute, paths_of
@@ -315,7 +324,7 @@ def main() -> None:
             "query_libvirt": {"type": "bool", "default": True},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
             "reference_dirs": {"type": "list", "elements": "path", "default": []},
-            "list_records": {"type": "str", "choices": ["unfinished", "all"], "default": "unfinished"},
+            "list_records": {"type": "str", "choices": list(LISTED), "default": "unfinished"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
         },
         supports_check_mode=True,
@@ -347,7 +356,7 @@ def main() -> None:
         if directories:
             for problem in add_references(images, summary, directories):
                 module.warn(problem)
-        every = [explain(record) for record in records.all()]
+        listed = listed_records(records, params["list_records"])
     except QcowError as error:
         module.fail_json(**error.result())
     answer = {
@@ -357,7 +366,7 @@ def main() -> None:
         "errors": errors,
         "searched": [directory.as_result() for directory in searched],
         "summary": summary,
-        "records": [entry for entry in every if entry["unfinished"] or params["list_records"] == "all"],
+        "records": listed,
     }
     if errors:
         module.fail_json(msg=message_of(errors), **answer)

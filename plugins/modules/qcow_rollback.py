@@ -25,6 +25,7 @@ extends_documentation_fragment:
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
   - vmimage.qcow.options.moved
+  - vmimage.qcow.options.list_records
   - vmimage.qcow.options.state
   - vmimage.qcow.options.libvirt
 attributes:
@@ -97,6 +98,16 @@ images:
     discarded: {description: Whether writes of guests to the result were discarded., type: bool, sample: false}
     kept: {description: The path under which a result is kept that was written after its migration., type: str, sample: null}
     kept_base64: {description: Its exact path in Base64 if C(kept) cannot represent it., type: str, sample: null}
+records:
+  description: Records of migrations on this host after the run, oldest first, see O(list_records) and RV(vmimage.qcow.qcow_info#module:records).
+  returned: if they can be read
+  type: list
+  elements: dict
+  sample:
+    - {record: 20261101T021500.000000Z-1a2b3c4d, src: /srv/archive/old.qcow, src_base64: null, dest: /srv/archive/old.qcow2, dest_base64: null,
+       retired: /srv/archive/old.qcow.qcow1.orig, retired_base64: null, format: qcow2, state: done, began: "2026-11-01T02:15:00Z",
+       time: "2026-11-01T02:15:12Z", verified: true, fingerprint: 9f2c, before: {virtual_size: 1073741824}, after: {format: qcow2}, seconds: 11.2,
+       domains: [web1], returned: null, error: null, unfinished: null, reversible: true}
 recovered:
   description:
     - What was done about work that interrupted runs left on this host, or would be done in check mode.
@@ -136,6 +147,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.record_batch import Choice, answer_of, roll_back_all
+from ..module_utils._migration.record_entries import LISTED, records_of
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._options import absolute, paths_of, seconds_of
 
@@ -163,6 +175,7 @@ def main() -> None:
             "discard_changes": {"type": "bool", "default": False},
             "domains": {"type": "str", "choices": ["follow", "refuse", "ignore"], "default": "follow"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
+            "list_records": {"type": "str", "choices": list(LISTED), "default": "unfinished"},
             "lock_timeout": {"type": "str", "default": "0s"},
             "moved_files": {"type": "str", "choices": ["auto", "compare", "accept"], "default": "auto"},
             "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},
@@ -187,10 +200,10 @@ def main() -> None:
         )
         images = roll_back_all(choice, discard_changes=params["discard_changes"], recovered=recovered)
     except QcowError as error:
-        module.fail_json(recovered=recovered, **error.result())
+        module.fail_json(recovered=recovered, **dict(records_of(params), **error.result()))
     for problem in warnings_of(recovered):
         module.warn(problem)
-    answer, failure = answer_of(images, recovered, diff=diff_of(images))
+    answer, failure = answer_of(images, recovered, **dict(records_of(params), diff=diff_of(images)))
     if failure:
         module.fail_json(msg=failure, **answer)
     module.exit_json(**answer)

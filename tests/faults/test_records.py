@@ -15,7 +15,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import StateE
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, commit
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records, named
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import explain, recover
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_entries import explain
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import recover
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
 from ansible_collections.vmimage.qcow.tests.support.faults import CHANGING, Point, Scene, Server, points

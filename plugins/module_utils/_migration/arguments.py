@@ -13,6 +13,7 @@ from .._paths import decode_exact, to_path
 from .batch import Settings
 from .domain_policy import Policy
 from .record import Records
+from .record_entries import LISTED
 from .request import Request
 from .search import Candidates, Search, candidates
 from .seen_images import SeenImages
@@ -88,6 +89,7 @@ ARGUMENTS = {
     "priority": {"type": "str", "choices": ["normal", "low"], "default": "normal"},
     "page_cache": {"type": "str", "choices": ["use", "spare"], "default": "use"},
     "reserve": {"type": "str", "default": "64M"},
+    "list_records": {"type": "str", "choices": list(LISTED), "default": "unfinished"},
     "lock_timeout": {"type": "str", "default": "0s"},
     "moved_files": {"type": "str", "choices": ["auto", "compare", "accept"], "default": "auto"},
     "state_dir": {"type": "path", "default": "/var/lib/vmimage-qcow"},

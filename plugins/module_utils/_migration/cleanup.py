@@ -24,7 +24,7 @@ from .._verify.compare import guest_blocks
 from .._verify.qcow_readers import open_reader
 from .moved_files import MovedFiles, way_out
 from .plan import NATIVE
-from .record import Record, State
+from .record import TIME, Record, State
 from .seen_images import NewDependents
 from .source import Source
 
@@ -78,7 +78,7 @@ def plan_cleanup(record: Record, *, min_age: float, now: float, dependents: NewD
 
 def retired_at(record: Record) -> float:
     """When the original was retired, in seconds since 1970."""
-    return float(calendar.timegm(time.strptime(record.facts.get("retired_time") or record.facts["time"], "%Y-%m-%dT%H:%M:%SZ")))
+    return float(calendar.timegm(time.strptime(record.facts.get("retired_time") or record.facts["time"], TIME)))
 
 
 def _returns(record: Record, retired: bytes, moved: MovedFiles) -> int:

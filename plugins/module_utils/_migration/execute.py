@@ -269,8 +269,17 @@ def _fill_device(plan: Plan, device: int, source: Source, guard: Guards, record:
     there = identity_at(plan.dest)
     if there is None:
         raise ImageChanged("the device is gone.", plan.dest, hint="The original was not changed. Look for the device and run again.")
-    record.note(State.PUBLISHED, adopted=True, fingerprint=proof, verified=plan.request.verify, after=after, result=there._asdict())
     seconds = (copied - started, time.monotonic() - copied)
+    record.note(
+        State.PUBLISHED,
+        adopted=True,
+        fingerprint=proof,
+        verified=plan.request.verify,
+        after=after,
+        result=there._asdict(),
+        copy_bytes=plan.guest_bytes,
+        seconds=round(sum(seconds), 3),
+    )
     return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, guard.warnings, *seconds)
 
 
@@ -307,8 +316,16 @@ def _produce(plan: Plan, source: Source, guard: Guards, record: Record, progress
             "allocated_size": os.fstat(fd).st_blocks * SECTOR,
             "cluster_size": plan.cluster_size or None,
         }
-        record.note(State.VERIFIED, fingerprint=proof, verified=plan.request.verify, after=after, result=identity(fd)._asdict())
         seconds = (copied - started, time.monotonic() - copied)
+        record.note(
+            State.VERIFIED,
+            fingerprint=proof,
+            verified=plan.request.verify,
+            after=after,
+            result=identity(fd)._asdict(),
+            copy_bytes=plan.guest_bytes,
+            seconds=round(sum(seconds), 3),
+        )
         return Outcome(True, plan.dest, plan.engine, plan.request.verify, proof, None, record.id, after, warnings, *seconds)
     finally:
         os.close(fd)

@@ -24,6 +24,9 @@ from .._paths import decode_exact, encode_exact, show
 
 SCHEMA = 1
 
+TIME = "%Y-%m-%dT%H:%M:%SZ"
+"""How records and results state a moment in UTC."""
+
 _SUFFIX = b".jsonl"
 _NEW = b".new"
 _DOMAIN_JOURNAL = b"domain-journal"
@@ -80,6 +83,12 @@ class Record:
     def state(self) -> str:
         """The last state that was reached."""
         return self.facts["state"]
+
+    @property
+    def began(self) -> str:
+        """When the record was begun, in UTC: its name says so."""
+        moment = time.strptime(self.id.split(".")[0], "%Y%m%dT%H%M%S")
+        return time.strftime(TIME, moment)
 
     def file(self, role: str) -> Optional[bytes]:
         """The path recorded as ``src``, ``dest``, ``retired`` or another role; ``None`` where there is none."""
@@ -315,7 +324,7 @@ class Exclusive:
 
 def now() -> str:
     """This moment as records and results state it, in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return time.strftime(TIME, time.gmtime())
 
 
 def _create(path: bytes, line: Dict[str, Any]) -> None:

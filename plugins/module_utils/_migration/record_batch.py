@@ -18,7 +18,8 @@ from .domain_references import FOLLOW
 from .link_references import LEFT, links_of
 from .moved_files import AUTO
 from .record import Record, Records, State
-from .recover import explain, explain_all, recover_all
+from .record_entries import explain
+from .recover import explain_all, recover_all
 from .results import Undone
 from .seen_images import NewDependents
 from .session import Session

@@ -20,27 +20,16 @@ from .._host.files import identity_at, inode_at
 from .._host.in_use import Guard
 from .._host.renames import remove_durably, retire
 from .._libvirt import api, control, domain_xml, redefine
-from .._paths import decode_exact, encode_exact, show
+from .._paths import decode_exact, show
 from .commit import abandon, finish, in_place, published, result_unchanged, temporary_path, withdraw, written
 from .record import Record, State
+from .record_entries import explain
 from .references import References
-from .results import RecordEntry, Recovered
+from .results import Recovered
 from .rollback import resume
 from .running_domains import REDEFINED, SNAPSHOT, STOPPED
 from .session import Session
 from .source import Source
-
-_SAYS = {
-    State.PLANNED: "interrupted before the copy began; the original is as it was",
-    State.COPYING: "interrupted during copy or verification; the original is as it was and the temporary file will be removed",
-    State.VERIFIED: "interrupted with a proven result; it will be put in place if the original has not changed since",
-    State.PUBLISHED: "interrupted with the result in place; what refers to it and the original's new name are left to do",
-    State.REPOINTED: "interrupted with the result in place; the original is still to be renamed",
-    State.RETIRED: "complete, but for the last line of its record",
-    State.FAILED: "failed, and its temporary file could not be removed; that will be tried again",
-    State.ROLLING_BACK: "interrupted during a rollback, which will be finished",
-    State.CLEANING: "interrupted while its retired original was deleted",
-}
 
 
 def recover(session: Session) -> List[Dict[str, Any]]:
@@ -113,27 +102,6 @@ def _explained(record: Record, session: Session) -> Dict[str, Any]:
 def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
     """What a module warns of among the entries that :func:`recover` has returned."""
     return ["An interrupted run cannot be finished: {0}".format(entry["msg"]) for entry in recovered if entry["failed"]]
-
-
-def explain(record: Record) -> Dict[str, Any]:
-    """What a record says, see :class:`.results.RecordEntry`."""
-    src, dest, retired = record.file("src") or b"", record.file("dest") or b"", record.file("retired")
-    entry = RecordEntry(
-        record=record.id,
-        src=show(src),
-        src_base64=encode_exact(src),
-        dest=show(dest),
-        dest_base64=encode_exact(dest),
-        retired=None if retired is None else show(retired),
-        retired_base64=None if retired is None else encode_exact(retired),
-        format=record.facts.get("format"),
-        state=record.state,
-        time=record.facts.get("time"),
-        verified=bool(record.facts.get("verified")),
-        error=record.facts.get("error"),
-        unfinished=_SAYS.get(record.state, "unfinished") if record.unfinished else None,
-    )
-    return dict(entry._asdict())
 
 
 def _recovered(record: Record, words: str, failed: bool) -> Dict[str, Any]:

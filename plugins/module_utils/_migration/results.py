@@ -61,7 +61,7 @@ class ImageResult(NamedTuple):
 
 
 class RecordEntry(NamedTuple):
-    """What a record says, for people and programs."""
+    """What a record says, for people and programs. Sizes in bytes, times in seconds."""
 
     record: str
     src: str
@@ -72,10 +72,18 @@ class RecordEntry(NamedTuple):
     retired_base64: Optional[str]
     format: Optional[str]
     state: str
-    time: Optional[str]
+    began: Optional[str]  # when its first state was written down
+    time: Optional[str]  # when its last one was
     verified: bool
+    fingerprint: Optional[str]
+    before: Dict[str, Any]
+    after: Dict[str, Any]
+    seconds: Optional[float]
+    domains: List[str]  # that were pointed to the result
+    returned: Optional[int]  # bytes that a cleanup has given back
     error: Optional[str]
     unfinished: Optional[str]  # what is left to do
+    reversible: bool  # whether a rollback may undo it
 
 
 class Recovered(NamedTuple):
