@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Any, NamedTuple, Optional
@@ -92,6 +93,7 @@ class Controller:
         self.programs = environment_of(core)
         self.work = scratch / "controller"
         self.work.mkdir(exist_ok=True)
+        self._record = scratch / "results.jsonl"
         here = {
             "ansible_connection": "local",
             "ansible_python_interpreter": interpreter(python) if python else "{{ ansible_playbook_python }}",
@@ -100,21 +102,21 @@ class Controller:
         (self.work / "inventory.json").write_text(json.dumps({"vm_hosts": {"hosts": every}, "others": {"hosts": {"other": here}}}))
         (self.work / "ansible.cfg").write_text("[defaults]\ncallbacks_enabled = record_results\n")
 
-    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
-        """Run a playbook of the collection, or a file; ``variables`` are given as extra variables in JSON."""
-        record = self.scratch / "results.jsonl"
-        record.unlink(missing_ok=True)
+    def start(
+        self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any
+    ) -> "subprocess.Popen[str]":
+        """Start a playbook of the collection, or a file, in a process group of its own; ``variables`` are given as extra variables in JSON."""
+        self._record.unlink(missing_ok=True)
         name = playbook if playbook.endswith(".yml") else "vmimage.qcow." + playbook
-        command = [str(self.programs / "ansible-playbook"), "-i", "inventory.json", "-e", json.dumps(variables), name, *arguments]
-        done = subprocess.run(
-            command,
+        return subprocess.Popen(
+            [str(self.programs / "ansible-playbook"), "-i", "inventory.json", "-e", json.dumps(variables), name, *arguments],
             cwd=self.work,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
-            timeout=300,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest may have been started to ignore it (`make test &`)
             env={
                 **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
                 "PWD": str(self.work),
@@ -123,11 +125,21 @@ class Controller:
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_PIPELINING": "1",
                 "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
-                "RECORD_RESULTS": str(record),
+                "RECORD_RESULTS": str(self._record),
                 "ANSIBLE_LOCAL_TEMP": str(self.scratch / "local"),
                 "ANSIBLE_REMOTE_TEMP": str(self.scratch / "remote"),
                 **(environment or {}),
             },
         )
-        lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
-        return Played(done.returncode, done.stdout, lines)
+
+    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
+        """As :meth:`start`, and wait for its end."""
+        process = self.start(playbook, *arguments, environment=environment, **variables)
+        try:
+            output = process.communicate(timeout=300)[0]
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        lines = [json.loads(line) for line in self._record.read_text(encoding="utf-8").splitlines()] if self._record.exists() else []
+        return Played(process.returncode, output, lines)
