@@ -258,6 +258,10 @@ molecule: $(DEV)/ready $(LINK) ## the scenarios SCENARIOS="default libvirt fleet
 bench: setup ## measure against qemu-img and cp
 	@$(DEV)/bin/python -m ansible_collections.vmimage.qcow.bench.run $(EXTRA)
 
+.PHONY: fleet
+fleet: $(DEV)/ready $(LINK) ## measure a night with 300 hosts: a window that closes, a stop, what the page costs; it takes the better part of an hour
+	@$(DEV)/bin/python -m ansible_collections.vmimage.qcow.tests.scale.fleet $(EXTRA)
+
 .PHONY: artifact
 artifact: $(RUN)/ready ## the collection as it is published, in build/
 	@rm -f $(BUILD)/vmimage-qcow-*.tar.gz
