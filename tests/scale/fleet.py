@@ -193,7 +193,9 @@ def take(fleet: Fleet, step: str) -> Step:
         stopper.join()
         closes = stopped[0]
     hosts = true(fleet)
-    wrong = truth.differences(hosts, pathlib.Path(fleet.path("reports")), set(fleet.away))
+    reports = pathlib.Path(fleet.path("reports"))
+    wrong = truth.differences(hosts, reports, set(fleet.away))
+    wrong += truth.differences_of_page(hosts, (reports / "index.html").read_text("utf-8"), set(fleet.away))
     if wrong:
         raise SystemExit("The report says something else than is true:\n" + "\n".join(wrong[:20]))
     done = migrated(fleet)
@@ -202,8 +204,8 @@ def take(fleet: Fleet, step: str) -> Step:
         seconds,
         memory,
         os.path.getsize(fleet.path(log)),
-        os.path.getsize(fleet.path("reports", "index.html")),
-        sum(entry.stat().st_size for entry in os.scandir(fleet.path("reports"))),
+        os.path.getsize(reports / "index.html"),
+        sum(entry.stat().st_size for entry in os.scandir(reports)),
         done,
         sum(len(found) for found in hosts.values()) - done,
         None if closes is None else sum(moment > closes for moment in begun(fleet)),

@@ -15,6 +15,8 @@ import os
 import pathlib
 from typing import Any, Iterator, NamedTuple, Optional
 
+from ansible_collections.vmimage.qcow.tests.support.page_tables import tables
+
 FINISHED = {"done", "failed", "rolled-back", "cleaned"}
 IN_PLACE = {"done", "cleaned"}
 LEFT = {"failed", "interrupted", "running", "left", "deferred"}
@@ -194,9 +196,8 @@ def _miscounted(mine: dict[str, Image], summary: dict[str, Any], unreached: bool
     migrated = sum(image.state == "migrated" for image in mine.values())
     left = len(mine) - migrated
     size = sum(image.bytes or 0 for image in mine.values() if image.state != "migrated")
-    told = sum(summary[state] for state in LEFT if state != "left") + summary["left"]
-    if (summary["migrated"], told) != (migrated, left):
-        yield "%d migrated and %d still to migrate, told %d and %d" % (migrated, left, summary["migrated"], told)
+    if (summary["migrated"], summary["left"]) != (migrated, left):
+        yield "%d migrated and %d still to migrate, told %d and %d" % (migrated, left, summary["migrated"], summary["left"])
     if summary["left_bytes"] != size:
         yield "%d bytes are still to migrate, told %s" % (size, summary["left_bytes"])
     states = (
@@ -212,6 +213,7 @@ def _totals(truth: Hosts, totals: dict[str, Any], rows: list[dict[str, Any]], un
     true = {
         "hosts": len(truth) + unreached,
         "migrated": len(every) - len(left),
+        "left": len(left),
         "left_bytes": sum(image.bytes or 0 for image in left),
         "interrupted": sum(image.state == "interrupted" for image in every),
         "running": sum(image.state == "running" for image in every),
@@ -219,8 +221,38 @@ def _totals(truth: Hosts, totals: dict[str, Any], rows: list[dict[str, Any]], un
     for key, value in true.items():
         if totals[key] != value:
             yield "%s is %d, told %s" % (key, value, totals[key])
-    for state in {row["state"] for row in rows}:
+    for state in {row["state"] for row in rows} - {"left"}:
         if totals.get(state) != sum(row["state"] == state for row in rows):
-            yield "%s images are %s by the total, and %d rows" % (totals.get(state), state, sum(row["state"] == state for row in rows))
-    if sum(totals[state] for state in LEFT) != len(left):
-        yield "%d are still to migrate, told %d" % (len(left), sum(totals[state] for state in LEFT))
+            yield "%s are %s, and as many rows as %d" % (totals.get(state), state, sum(row["state"] == state for row in rows))
+
+
+def differences_of_page(truth: Hosts, page: str, unreached: set[str]) -> list[str]:
+    """Where the page itself, as it is read, says something else than is true."""
+    found = []
+    shown = tables(page)
+    images = {
+        (table.caption[len("Images of ") :], row["code"]): row
+        for table in shown
+        if table.caption.startswith("Images of ")
+        for row in table.rows
+        if not row["State"].startswith("nothing to do")
+    }
+    true = {(host, path): image for host, mine in truth.items() for path, image in mine.items()}
+    found += ["%s %s is not on the page" % key for key in sorted(set(true) - set(images))]
+    found += ["%s %s is on the page, and not there" % key for key in sorted(set(images) - set(true))]
+    for (host, path), image in sorted(true.items()):
+        row = images.get((host, path), {"State": "", "Details": ""})
+        words = {"left": ("failed", "to migrate", "deferred")}.get(image.state, (image.state,))
+        if not row["State"].startswith(words):
+            found.append("%s %s is %s, and shown as %s" % (host, path, image.state, row["State"]))
+        if image.reversible != ("vmimage.qcow.rollback" in row["Details"] and str(image.record) in row["Details"]):
+            found.append("%s %s: the way back is shown as %r" % (host, path, row["Details"]))
+    hosts = {row["Host"].split()[0]: row for table in shown if table.head[:2] == ["Host", "State"] for row in table.rows}
+    for host in sorted(set(truth) | unreached):
+        mine = truth.get(host, {})
+        done = sum(image.state == "migrated" for image in mine.values())
+        numbers = {"To migrate": len(mine) - done, "Migrated": done}
+        for heading, number in numbers.items():
+            if hosts.get(host, {}).get(heading) != str(number):
+                found.append("%s: %s is %d, and shown as %s" % (host, heading, number, hosts.get(host, {}).get(heading)))
+    return found
