@@ -20,8 +20,9 @@ from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files, this_run
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.until import seconds_until
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
 
 MODULE = "vmimage.qcow.qcow_convert"
@@ -58,6 +59,8 @@ class ActionModule(ActionBase):
             self._args = self._arguments()
         except plan_files.PlanError as error:  # returned, not raised: the task says what a failure means
             return dict(super().run(tmp, task_vars), failed=True, reason="plan", msg=str(error))
+        except OptionError as error:
+            return dict(super().run(tmp, task_vars), failed=True, reason="option", msg=f"{error}. Nothing was changed.")
         watched = self._can_watch()
         if watched:
             self._notice_dead_connections()
@@ -73,11 +76,12 @@ class ActionModule(ActionBase):
         return result
 
     def _arguments(self) -> dict[str, t.Any]:
-        """The task's arguments, with the images of a plan instead of its name: the plan is on the controller.
+        """The task's arguments, with the images of a plan instead of its name: the plan is on the controller. So is the beginning of the window.
 
-        :raises PlanError: the plan cannot be carried out.
+        :raises PlanError: the plan cannot be carried out. :raises OptionError: ``until`` cannot be meant.
         """
         args = dict(self._task.args)
+        self._close_window(args)
         if not args.get("plan") or args.keys() & {"src", "images", "paths"}:
             return args
         missing_ok = boolean(args.get("missing_ok", False), strict=False)  # the module will say what is wrong with it
@@ -87,6 +91,17 @@ class ActionModule(ActionBase):
             images=wanted.images, backing_dirs=[*wanted.paths, *([backing_dirs] if isinstance(backing_dirs, str) else backing_dirs)]
         )
         return args
+
+    def _close_window(self, args: dict[str, t.Any]) -> None:
+        """Have ``max_minutes`` say what is left of the window for this host: a window is one for all hosts of a run, whenever their turn comes."""
+        until = args.pop("until", None)
+        ends = [] if until is None else [seconds_until(str(until), this_run.STARTED)]
+        try:
+            ends += [] if args.get("max_minutes") is None else [float(args["max_minutes"]) * 60]
+        except ValueError:
+            return  # the module will say what is wrong with it
+        if ends and min(ends) >= 0:
+            args["max_minutes"] = max(0.0, min(ends) - (time.time() - this_run.STARTED)) / 60
 
     def _seconds(self, option: str) -> float:
         try:

@@ -94,6 +94,15 @@ class Plan(NamedTuple):
         return self.dest == self.request.src
 
 
+Unit = Tuple[str, int]
+"""What is carried out together, as something to compare and to look up."""
+
+
+def unit_of(number: int, plan: Plan) -> Unit:
+    """What a plan is carried out together with: alone by its number in the batch, or with its chain_group."""
+    return ("image", number) if plan.chain_group is None else ("chain", plan.chain_group)
+
+
 def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:
     result = ImageResult(
         src=show(plan.request.src),

@@ -196,6 +196,12 @@ class Records:
                 if record is not None:
                     yield record
 
+    def newest(self, count: int) -> List[Record]:
+        """The last so many records, newest first; fewer where some cannot be read."""
+        names = [name for name in self._names() if name.endswith(_SUFFIX)][-count:]
+        read = [_read(os.path.join(self.directory, name)) for name in reversed(names)]
+        return [record for record in read if record is not None]
+
     def unfinished(self) -> List[Record]:
         """The records that an interrupted run left behind (or that a running one is at), oldest first."""
         return [record for record in self.all() if record.unfinished]
