@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 from typing import Any, NamedTuple, Optional
@@ -91,9 +90,9 @@ class Controller:
     ) -> None:
         self.scratch = scratch
         self.programs = environment_of(core)
+        self.record = scratch / "results.jsonl"
         self.work = scratch / "controller"
         self.work.mkdir(exist_ok=True)
-        self._record = scratch / "results.jsonl"
         here = {
             "ansible_connection": "local",
             "ansible_python_interpreter": interpreter(python) if python else "{{ ansible_playbook_python }}",
@@ -105,18 +104,18 @@ class Controller:
     def start(
         self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any
     ) -> "subprocess.Popen[str]":
-        """Start a playbook of the collection, or a file, in a process group of its own; ``variables`` are given as extra variables in JSON."""
-        self._record.unlink(missing_ok=True)
+        """Start a playbook of the collection, or a file, in a session of its own; ``variables`` are given as extra variables in JSON."""
+        self.record.unlink(missing_ok=True)
         name = playbook if playbook.endswith(".yml") else "vmimage.qcow." + playbook
+        command = [str(self.programs / "ansible-playbook"), "-i", "inventory.json", "-e", json.dumps(variables), name, *arguments]
         return subprocess.Popen(
-            [str(self.programs / "ansible-playbook"), "-i", "inventory.json", "-e", json.dumps(variables), name, *arguments],
+            command,
             cwd=self.work,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest may have been started to ignore it (`make test &`)
             env={
                 **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
                 "PWD": str(self.work),
@@ -125,21 +124,23 @@ class Controller:
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_PIPELINING": "1",
                 "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
-                "RECORD_RESULTS": str(self._record),
+                "RECORD_RESULTS": str(self.record),
                 "ANSIBLE_LOCAL_TEMP": str(self.scratch / "local"),
                 "ANSIBLE_REMOTE_TEMP": str(self.scratch / "remote"),
                 **(environment or {}),
             },
         )
 
-    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
-        """As :meth:`start`, and wait for its end."""
-        process = self.start(playbook, *arguments, environment=environment, **variables)
+    def ended(self, process: "subprocess.Popen[str]") -> Played:
+        """Wait for what was started."""
         try:
             output = process.communicate(timeout=300)[0]
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
             raise
-        lines = [json.loads(line) for line in self._record.read_text(encoding="utf-8").splitlines()] if self._record.exists() else []
+        lines = [json.loads(line) for line in self.record.read_text(encoding="utf-8").splitlines()] if self.record.exists() else []
         return Played(process.returncode, output, lines)
+
+    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
+        """Start a playbook, see :meth:`start`, and wait for it."""
+        return self.ended(self.start(playbook, *arguments, environment=environment, **variables))
