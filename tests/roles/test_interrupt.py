@@ -22,7 +22,9 @@ def test_hosts_go_on(tmp_path: pathlib.Path) -> None:
         for number, name in enumerate(IMAGES):
             build(disk(number, size=8 * MIB, filled=500)).write(tmp_path / host / (name + ".qcow"))
         hosts[host] = {"migrate_paths": str(tmp_path / host), "migrate_state_dir": str(tmp_path / ("state-" + host))}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may have been started to ignore it (`make test &`), and so would its children
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # pytest may have been started to ignore it (`make test &`), and so would its children
     process = Controller(tmp_path, hosts=hosts).start("migrate", "--forks", "2", migrate_bandwidth="1M", migrate_progress_interval="1s")
     deadline = time.monotonic() + 120
 

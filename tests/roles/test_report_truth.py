@@ -13,6 +13,8 @@ import socket
 import time
 from typing import Any, Callable, Optional
 
+import pytest
+
 from ansible_collections.vmimage.qcow.tests.support import truth
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Plain, build
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
@@ -167,6 +169,7 @@ class Night:
         return {key: row["state"] for key, row in rows.items() if row["state"] != "other"}
 
 
+@pytest.mark.timeout(1800)
 def test_the_report_says_what_is_true_on_the_hosts(tmp_path: pathlib.Path) -> None:
     require_tool("ssh")
     fleet = Fleet(tmp_path)
