@@ -45,10 +45,12 @@ notes:
   - The result gets the owner, group, mode, ACLs, extended attributes and SELinux label of the original; O(owner), O(group), O(mode) and the
     other file options override them.
   - Work that an interrupted run left on this host is finished or cleaned up first, see RV(recovered).
-  - SIGTERM, SIGINT and SIGHUP undo the work in progress and end the module; after SIGKILL or a crash the next run does so.
-  - Progress is shown for each image. The module runs on the host in the background (with C(async), which it uses itself unless the task
-    sets C(async)), so a lost connection, a cancelled job or a stopped controller does not end it. M(vmimage.qcow.qcow_stop) does, in good order. The
-    next run waits for O(lock_timeout), shows the progress of the first meanwhile, and then finds its images migrated.
+  - On the host, SIGTERM, SIGINT and SIGHUP undo the work in progress and end the module; after SIGKILL or a crash the next run does so.
+  - "Ctrl-C ends C(ansible-playbook) only: hosts that are at work go on with all their images; see how far they are with C(vmimage.qcow.status),
+    and stop them with C(vmimage.qcow.stop)."
+  - Progress is shown for each image. The module runs on the host in the background (with C(async), unless the task sets it itself), so a lost
+    connection, a cancelled job or a stopped controller does the same as Ctrl-C. The next run waits for O(lock_timeout), shows the progress of the
+    first meanwhile, and then finds its images migrated.
 """
 
 EXAMPLES = r"""

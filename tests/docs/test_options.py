@@ -48,7 +48,7 @@ def roles() -> dict[str, dict[str, dict[str, Any]]]:
 def exceptions() -> dict[str, str]:
     """The table in the documentation: role's option -> module's, or nothing."""
     text = (ROOT / "docs" / "docsite" / "rst" / "options.rst").read_text().split("Names of options")[1]
-    return dict(re.findall(r"^   \* - ``(\S+)``\n     -(?: ``(\S+)``)?$", text, re.MULTILINE))
+    return dict(re.findall(r"^   \* - (?:``|\|)([\w*]+)(?:``|\|)\n     -(?: ``(\w+)``)?$", text, re.MULTILINE))
 
 
 def exception_for(role: str, name: str) -> str | None:
