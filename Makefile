@@ -103,9 +103,19 @@ $(RELEASE)/ready: requirements/release.txt
 .venv-core-2.19/ready: $(DEV)/ready
 	@ln -sfn .venv .venv-core-2.19
 
+# The JSON callbacks that tests run playbooks with, out of the package of PyPI that has them.
+$(BUILD)/posix/ready: requirements/callbacks.txt $(DEV)/ready
+	$(call say,Fetching the collection ansible.posix)
+	@rm -rf $(BUILD)/posix && mkdir -p $(BUILD)/posix
+	@$(DEV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/callbacks.txt -d $(BUILD)/posix
+	@cd $(BUILD)/posix && $(DEV)/bin/python -c 'import glob, zipfile; \
+		packed = zipfile.ZipFile(glob.glob("*.whl")[0]); \
+		packed.extractall(members=[name for name in packed.namelist() if name.startswith("ansible_collections/ansible/posix/")])' && rm *.whl
+	@touch $@
+
 # All that `make test` uses, each on its own: most of the time goes into waiting for files.
 .PHONY: environments
-environments: $(DEV)/oracle $(RUN)/ready $(RELEASE)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK)
+environments: $(BUILD)/posix/ready $(DEV)/oracle $(RUN)/ready $(RELEASE)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK)
 
 .PHONY: lock
 lock: ## resolve requirements/*.in anew
@@ -162,7 +172,7 @@ lint: $(DEV)/ready $(LINK) ## ruff, mypy, import contracts, yamllint, shellcheck
 	$(call say,ansible-lint)
 	@PATH=$(DEV)/bin:$$PATH $(DEV)/bin/ansible-lint --offline --strict
 	$(call say,antsibull-docs)
-	@cd $(LINK) && PATH=$(DEV)/bin:$$PATH $(DEV)/bin/antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self --skip-rstcheck .
+	@cd $(LINK) && PATH=$(DEV)/bin:$$PATH $(DEV)/bin/antsibull-docs lint-collection-docs --plugin-docs --check-extra-docs-refs --validate-collection-refs self --skip-rstcheck .
 	$(call say,antsibull-changelog)
 	@$(DEV)/bin/antsibull-changelog lint
 	$(call say,shellcheck)
@@ -206,7 +216,7 @@ unit-fast: $(DEV)/ready $(LINK) ## the part of the tests that `make check` runs;
 	@$(DEV)/bin/python -m pytest -q -n 2 --dist worksteal -m 'not slow' $(FAST) $(EXTRA)
 
 .PHONY: unit
-unit: $(DEV)/oracle $(RUN)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK) ## pytest: unit, roles, differential, faults, documentation, artifact; EXTRA="-k name"
+unit: $(BUILD)/posix/ready $(DEV)/oracle $(RUN)/ready $(ALL_CORES:%=.venv-core-%/ready) $(LINK) ## pytest: unit, roles, differential, faults, documentation, artifact; EXTRA="-k name"
 	$(call say,pytest)
 	@$(DEV)/bin/python -m pytest -n 3 --dist worksteal --durations 20 $(EXTRA)
 
@@ -257,6 +267,10 @@ molecule: $(DEV)/ready $(LINK) ## the scenarios SCENARIOS="default libvirt fleet
 .PHONY: bench
 bench: setup ## measure against qemu-img and cp
 	@$(DEV)/bin/python -m ansible_collections.vmimage.qcow.bench.run $(EXTRA)
+
+.PHONY: fleet
+fleet: $(DEV)/ready $(LINK) ## measure a night with 300 hosts: a window that closes, a stop, what the page costs; it takes the better part of an hour
+	@$(DEV)/bin/python -m ansible_collections.vmimage.qcow.tests.scale.fleet $(EXTRA)
 
 .PHONY: artifact
 artifact: $(RUN)/ready ## the collection as it is published, in build/

@@ -12,6 +12,7 @@ import secrets
 import shlex
 import time
 import typing as t
+from contextlib import contextmanager
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.parsing.convert_bool import boolean
@@ -20,14 +21,18 @@ from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files, this_run
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.terminal import progress, tells
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.until import seconds_until
 
 MODULE = "vmimage.qcow.qcow_convert"
 DEFAULTS = {"progress_interval": "15s", "reconnect_timeout": "1h", "time_limit": "365d"}
 WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
 """The environment variable that tells the job the token by which its progress is found."""
+
+RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
+"""The environment variable that tells the module how long this run of ansible-playbook has been going on, in seconds."""
 
 FIRST = 2.0
 """Seconds until the first report; from there on each takes half as long again, up to the interval."""
@@ -52,12 +57,15 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
     _supports_async = True
 
+    @tells("done")
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         self._host = (task_vars or {}).get("inventory_hostname", "")
         try:
             self._args = self._arguments()
         except plan_files.PlanError as error:  # returned, not raised: the task says what a failure means
             return dict(super().run(tmp, task_vars), failed=True, reason="plan", msg=str(error))
+        except OptionError as error:
+            return dict(super().run(tmp, task_vars), failed=True, reason="option", msg=f"{error}. Nothing was changed.")
         watched = self._can_watch()
         if watched:
             self._notice_dead_connections()
@@ -67,17 +75,29 @@ class ActionModule(ActionBase):
             if answer is not None:
                 return merge_hash(result, answer)
         wrap_async = bool(self._task.async_val) and not self._connection.has_native_async
-        result = merge_hash(result, self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=wrap_async))
+        with self._telling():
+            result = merge_hash(result, self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=wrap_async))
         if not wrap_async:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
 
-    def _arguments(self) -> dict[str, t.Any]:
-        """The task's arguments, with the images of a plan instead of its name: the plan is on the controller.
+    @contextmanager
+    def _telling(self, **more: str) -> t.Iterator[None]:
+        """The module is told how old this run is, and more, by its environment."""
+        environment = self._task.environment
+        self._task.environment = [*(environment or []), {RUN_AGE: f"{this_run.age():.3f}", **more}]
+        try:
+            yield
+        finally:
+            self._task.environment = environment
 
-        :raises PlanError: the plan cannot be carried out.
+    def _arguments(self) -> dict[str, t.Any]:
+        """The task's arguments, with the images of a plan instead of its name: the plan is on the controller. So is the beginning of the window.
+
+        :raises PlanError: the plan cannot be carried out. :raises OptionError: ``until`` cannot be meant.
         """
         args = dict(self._task.args)
+        self._close_window(args)
         if not args.get("plan") or args.keys() & {"src", "images", "paths"}:
             return args
         missing_ok = boolean(args.get("missing_ok", False), strict=False)  # the module will say what is wrong with it
@@ -87,6 +107,17 @@ class ActionModule(ActionBase):
             images=wanted.images, backing_dirs=[*wanted.paths, *([backing_dirs] if isinstance(backing_dirs, str) else backing_dirs)]
         )
         return args
+
+    def _close_window(self, args: dict[str, t.Any]) -> None:
+        """Have ``max_minutes`` say what is left of the window for this host: a window is one for all hosts of a run, whenever their turn comes."""
+        until = args.pop("until", None)
+        ends = [] if until is None else [seconds_until(str(until), this_run.STARTED)]
+        try:
+            ends += [] if args.get("max_minutes") is None else [float(args["max_minutes"]) * 60]
+        except ValueError:
+            return  # the module will say what is wrong with it
+        if ends and min(ends) >= 0:
+            args["max_minutes"] = max(0.0, min(ends) - (time.time() - this_run.STARTED)) / 60
 
     def _seconds(self, option: str) -> float:
         try:
@@ -116,14 +147,12 @@ class ActionModule(ActionBase):
     def _watch(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any] | None:
         """Start the job, watch it and fetch its result; ``None`` where it could not even be started."""
         token = secrets.token_hex(8)
-        environment = self._task.environment
         self._task.async_val = int(self._seconds("time_limit"))
-        self._task.environment = [*(environment or []), {WATCHED_AS: token}]
         try:
-            job = self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=True)
+            with self._telling(**{WATCHED_AS: token}):
+                job = self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=True)
         finally:
             self._task.async_val = 0
-            self._task.environment = environment
         if not job.get("ansible_job_id") or not job.get("results_file"):
             display.vv(f"{MODULE} cannot run in the background here: {job.get('msg', job)}", host=self._host)
             return None
@@ -232,4 +261,4 @@ class ActionModule(ActionBase):
         self._connection._shell.tmpdir = None
 
     def _say(self, line: str) -> None:
-        display.display(f"  [{self._host}] {visible(line)}")
+        progress(self._host, line)

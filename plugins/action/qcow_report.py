@@ -26,13 +26,11 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils import (
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.report_files import Replacing
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.told import Run
 
-PLAYS = ["scan", "migrate", "rollback", "cleanup", "status"]
-
 ARGUMENTS: dict[str, dict[str, t.Any]] = {
     "path": {"type": "str"},
     "hosts": {"type": "list", "elements": "str", "default": []},
     "title": {"type": "str", "default": "QCOW version 1 migration"},
-    "play": {"type": "str", "choices": PLAYS},
+    "play": {"type": "str", "choices": list(host_report.PLAYS)},
     "results": {"type": "dict"},
     "requested_paths": {"type": "list", "elements": "str", "default": []},
     "limits": {"type": "dict", "default": {}},
@@ -92,13 +90,13 @@ class ActionModule(ActionBase):
         """What one host's run amounts to; kept in ``directory``, except in check mode."""
         play = args["play"]
         results = host_report.Results(**{name: host_report.ran(args["results"].get(name)) for name in host_report.Results._fields})
-        left = host_report.problems(play, results, fail_on_found=args["fail_on_found"])
+        left = host_report.problems(play, results, host, fail_on_found=args["fail_on_found"])
         if directory is not None and not self._task.check_mode:
             try:
                 _keep(args, directory, host, results)
             except OSError as error:
                 left.append(f"The report of this host cannot be written: {error}.")
-        return {"lines": host_report.lines(play, results, check_mode=self._task.check_mode), "problems": left, "reached": results.reached}
+        return host_report.told(play, host, results, left, check_mode=self._task.check_mode)
 
 
 def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_report.Results) -> None:

@@ -97,14 +97,30 @@ options:
     default: 1
   max_minutes:
     description:
-      - Start no new image after this many minutes. Images in progress are completed.
+      - Begin no image that cannot be completed within this many minutes. They count from the first task of this collection in the run
+        of C(ansible-playbook), for all hosts, whenever their turn comes.
+      - How long an image takes is estimated by what others took on the same host, in this run and in its last 100 records. Until something has
+        been measured there, 100 MiB per second and one second per image are assumed. Images in progress are completed.
       - The remaining images have RV(ignore:action=defer) and do not count as failed; the next run continues with them.
     type: float
+  until:
+    description:
+      - As O(max_minutes), but with a time at which the window closes, for instance V(05:30 Europe/Berlin), V(05:30 UTC) or
+        V(2026-12-06 05:30+01:00). It needs a time zone.
+      - A time without a date is the next one after the run was started, and must be at most 12 hours ahead, because a time that has
+        just passed would mean the next day. If both options are set, the earlier end counts.
+    type: str
   max_bytes:
     description:
       - Copy at most this many guest bytes, in the order of O(images). In bytes, or with a unit (V(500G)).
       - The first image is always converted, whatever its size. The remaining images are deferred, as with O(max_minutes).
     type: str
+  fail_on_no_space:
+    description:
+      - Whether the run fails before anything is changed if not all images fit on their filesystems together, see O(reserve).
+      - If not, as many images as possible are migrated, and the rest are deferred, as with O(max_minutes). Images of a chain stay together.
+    type: bool
+    default: true
   fail_on_in_use:
     description:
       - Whether an image that is in use counts as failed. If not, it is deferred, as with O(max_minutes), and so are the other images of its chain.
@@ -113,7 +129,8 @@ options:
   progress_interval:
     description:
       - How often to show progress. In seconds, or with a unit (V(1m)). The first lines appear sooner.
-      - V(0) shows no progress and runs the module like any other, so that it ends when the connection does.
+      - V(0) shows no progress and runs the module like any other. Whether it ends when the connection does, or with Ctrl-C, is up to the connection; if it
+        does, the image in progress is undone. Otherwise it goes on, see M(vmimage.qcow.qcow_status) and M(vmimage.qcow.qcow_stop).
     type: str
     default: 15s
   reconnect_timeout:
@@ -357,7 +374,7 @@ options:
   reserve:
     description:
       - Space that must remain free on every filesystem at the end. In bytes, with a unit (V(10G)), or as a percentage of the
-        filesystem (V(5%)). If all images together do not fit, none is started.
+        filesystem (V(5%)). If all images together do not fit, none is started, unless O(fail_on_no_space=false).
     type: str
     default: 64M
 """

@@ -291,24 +291,23 @@ class Ended(NamedTuple):
 
 
 def run_jobs(
-    function: Callable[[Any], Any], jobs: Sequence[Any], workers: int, go_on: Callable[[], bool] = lambda: True
+    function: Callable[[Any], Any], jobs: Sequence[Any], workers: int, may_begin: Callable[[int], bool] = lambda _number: True
 ) -> Iterator[Tuple[int, Ended]]:
     """Call ``function`` with each job in a worker of its own, at most ``workers`` at a time; yields (index of the job, how it ended) as they end.
 
     Whatever ends the iteration early ends the workers: they get SIGTERM, which the function sees as :class:`Interrupted`, and are waited for.
 
     :param function: raises nothing but :class:`Interrupted`; what it returns can be pickled.
-    :param go_on: asked before each job is begun; once it says no, the jobs that are left are not begun, and not yielded.
+    :param may_begin: asked with the index of each job before it is begun; those that may not are not begun, and not yielded.
     """
     waiting: List[int] = list(range(len(jobs)))
     running: Dict[Worker, int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < max(workers, 1):
-                if not go_on():
-                    waiting.clear()
-                    break
                 number = waiting.pop(0)
+                if not may_begin(number):
+                    continue
                 running[Worker(_calling(function, jobs[number]), list(running), cleans_up=True)] = number
             for worker in select.select(list(running), [], [])[0] if running else ():
                 number = running.pop(worker)

@@ -20,6 +20,7 @@ description:
   - The record is kept and says when the original was deleted. Such a migration can no longer be rolled back.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
@@ -71,7 +72,7 @@ images:
     dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
     retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
     retired_base64: {description: Its exact path in Base64 if C(retired) cannot represent it., type: str, sample: null}
-    action: {description: "V(delete), V(noop) or V(refuse).", type: str, sample: delete}
+    action: {description: "V(delete), V(noop), V(refuse) or V(defer) (the run was stopped).", type: str, sample: delete}
     reasons: {description: The reasons for the action., type: list, elements: str, sample: ["retired for 21.0 days, and the migrated image is sound"]}
     changed: {description: "Whether anything was changed, or would be in check mode.", type: bool, sample: true}
     failed: {description: Whether the image was refused or failed., type: bool, sample: false}
@@ -135,19 +136,11 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.cleanup import summary
+from ..module_utils._migration.drawn import of_cleanup
 from ..module_utils._migration.record_batch import Choice, answer_of, clean_all
 from ..module_utils._migration.record_entries import LISTED, records_of
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._options import absolute, paths_of, require_at_least, seconds_of
-
-
-def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """What diff mode shows: the file that goes, and its size."""
-    return [
-        {"before_header": image["retired"], "after_header": "deleted", "before": {"bytes": image["returns"]}, "after": {}}
-        for image in images
-        if image["changed"]
-    ]
 
 
 def main() -> None:
@@ -182,7 +175,11 @@ def main() -> None:
         module.fail_json(recovered=recovered, **dict(records_of(params), **error.result()))
     for problem in warnings_of(recovered):
         module.warn(problem)
-    answer, failure = answer_of(images, recovered, **dict(records_of(params), summary=summary(images), diff=diff_of(images)))
+    answer, failure = answer_of(
+        images,
+        recovered,
+        **dict(records_of(params), summary=summary(images), diff=[of_cleanup(image) for image in images if image["changed"]]),
+    )
     if failure:
         module.fail_json(msg=failure, **answer)
     module.exit_json(**answer)

@@ -39,14 +39,18 @@ attributes:
     support: full
 seealso:
   - module: vmimage.qcow.qcow_info
+  - module: vmimage.qcow.qcow_status
+  - module: vmimage.qcow.qcow_stop
 notes:
   - The result gets the owner, group, mode, ACLs, extended attributes and SELinux label of the original; O(owner), O(group), O(mode) and the
     other file options override them.
   - Work that an interrupted run left on this host is finished or cleaned up first, see RV(recovered).
-  - SIGTERM, SIGINT and SIGHUP undo the work in progress and end the module; after SIGKILL or a crash the next run does so.
-  - Progress is shown for each image. The module runs on the host in the background (with C(async), which it uses itself unless the task
-    sets C(async)), so a lost connection, a cancelled job or a stopped controller does not end it. The next run waits for O(lock_timeout),
-    shows the progress of the first meanwhile, and then finds its images migrated.
+  - On the host, SIGTERM, SIGINT and SIGHUP undo the work in progress and end the module; after SIGKILL or a crash the next run does so.
+  - "Ctrl-C ends C(ansible-playbook) only: hosts that are at work go on with all their images; see how far they are with C(vmimage.qcow.status),
+    and stop them with C(vmimage.qcow.stop)."
+  - Progress is shown for each image. The module runs on the host in the background (with C(async), unless the task sets it itself), so a lost
+    connection, a cancelled job or a stopped controller does the same as Ctrl-C. The next run waits for O(lock_timeout), shows the progress of the
+    first meanwhile, and then finds its images migrated.
 """
 
 EXAMPLES = r"""
@@ -181,6 +185,12 @@ chain: &chain
   type: list
   elements: dict
   sample: [{path: /srv/archive/base.qcow, path_base64: null, format: qcow}]
+domains: &domains
+  description: The disks of libvirt domains that follow to the result. Empty if none uses the image, or O(domains=ignore).
+  returned: with O(src), and in each of RV(images)
+  type: list
+  elements: dict
+  sample: [{name: web01, target: vda, format: qcow}]
 backing: &backing
   description: The backing file of a result that stays an overlay, as named in its header.
   returned: with O(src), and in each of RV(images)
@@ -240,8 +250,8 @@ images:
       src: *src, src_base64: *src_base64, dest: *dest, dest_base64: *dest_base64, action: *action, reasons: *reasons, changed: *changed, failed:
       *failed, msg: *msg, reason: *reason, details: *details, engine: *engine, verified: *verified, fingerprint: *fingerprint, retired: *retired,
       retired_base64: *retired_base64, record: *record, source: *source, copy_bytes: *copy_bytes, before: *before, after: *after, chain: *chain,
-      backing: *backing, repointed: *repointed, links: *links, lost: *lost, warnings: *warnings, seconds: *seconds, copy_seconds: *copy_seconds,
-      verify_seconds: *verify_seconds
+      backing: *backing, repointed: *repointed, links: *links, domains: *domains, lost: *lost, warnings: *warnings, seconds: *seconds,
+      copy_seconds: *copy_seconds, verify_seconds: *verify_seconds
     }
 summary:
   description: Numbers of images, and the bytes of those that were converted. With O(paths), also the numbers of files and directories searched.
@@ -302,6 +312,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
+from ..module_utils._migration import drawn
 from ..module_utils._migration.arguments import ARGUMENTS, FoundImages, common_request, requests_of, settings_of
 from ..module_utils._migration.batch import run
 from ..module_utils._migration.file_options import set_file_options
@@ -310,15 +321,6 @@ from ..module_utils._migration.record_entries import records_of
 from ..module_utils._migration.recover import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
 from ..module_utils._migration.seen_images import Searched, unsearched
-
-
-def diff_of(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """What diff mode shows: small dictionaries, not contents."""
-    return [
-        {"before_header": result["src"], "after_header": result["dest"], "before": result["before"], "after": result["after"]}
-        for result in results
-        if result["changed"]
-    ]
 
 
 def main() -> None:
@@ -386,7 +388,7 @@ def finish(
     answer.update(records_of(module.params))
     answer["searched"] = [directory.as_result() for directory in searched]
     if module._diff:  # with many images this doubles the answer
-        answer["diff"] = diff_of(results)
+        answer["diff"] = [drawn.of_migration(result) for result in results if result["changed"] and not result["failed"]]
     answer.pop("failed", None)
     answer.pop("warnings", None)  # given by module.warn already
     if problems:

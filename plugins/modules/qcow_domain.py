@@ -30,7 +30,7 @@ attributes:
   diff_mode:
     support: full
     details:
-      - Shows the disks that change, before and after, never whole definitions.
+      - Shows the path and format of the disks that change, before and after, never whole definitions.
   idempotent:
     support: full
 requirements:

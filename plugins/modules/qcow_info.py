@@ -19,6 +19,7 @@ description:
 extends_documentation_fragment:
   - vmimage.qcow.attributes
   - vmimage.qcow.attributes.info_module
+  - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.libvirt
   - vmimage.qcow.options.search

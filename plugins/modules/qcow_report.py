@@ -51,11 +51,12 @@ options:
   play:
     description: The role that O(results) are from.
     type: str
-    choices: [scan, migrate, rollback, cleanup, status]
+    choices: [scan, migrate, rollback, cleanup, status, stop]
   results:
     description:
       - What the modules returned for this host, as registered. C(found) is from M(vmimage.qcow.qcow_info), C(planned) from
-        M(vmimage.qcow.qcow_convert) in check mode, and C(done) from the module that made changes. They need C(list_records=all).
+        M(vmimage.qcow.qcow_convert) in check mode, and C(done) from the module that made changes. They need C(list_records=all). C(hooks) has in
+        C(failed) the failures of the operator's tasks.
       - Kept in O(path), except in check mode, and summarized in RV(lines) and RV(problems).
     type: dict
   requested_paths:
@@ -112,6 +113,17 @@ problems:
   type: list
   elements: str
   sample: ["/srv/archive/private: Permission denied. Leave it out with exclude."]
+ending:
+  description: What the failure of the host says at the end of a playbook; empty if there is no problem.
+  returned: with O(results)
+  type: str
+  sample: 2 problems, listed above.
+counts:
+  description: What this host adds to the total of the run, see M(vmimage.qcow.qcow_total). Sizes in bytes.
+  returned: with O(results)
+  type: dict
+  sample: {host: kvm1, state: failed, problems: 2, changed: 2, failed: 2, deferred: {window: 12}, bytes_before: 24576, bytes_after: 425984,
+           bytes_returned: 0, to_migrate: 0, to_migrate_bytes: 0, to_refuse: 0}
 reached:
   description: Whether the host was reachable throughout.
   returned: with O(results)

@@ -21,6 +21,7 @@ description:
   - An image that was rolled back can be migrated again.
 extends_documentation_fragment:
   - vmimage.qcow.attributes
+  - vmimage.qcow.attributes.action
   - vmimage.qcow.attributes.actiongroup_qcow
   - vmimage.qcow.options.records
   - vmimage.qcow.options.lock
@@ -87,7 +88,7 @@ images:
     dest_base64: {description: Its exact path in Base64 if C(dest) cannot represent it., type: str, sample: null}
     retired: {description: The name that the original was retired to., type: str, sample: /srv/archive/old.qcow.qcow1.orig}
     retired_base64: {description: Its exact path in Base64 if C(retired) cannot represent it., type: str, sample: null}
-    action: {description: "V(roll-back), V(noop) or V(refuse).", type: str, sample: roll-back}
+    action: {description: "V(roll-back), V(noop), V(refuse) or V(defer) (the run was stopped).", type: str, sample: roll-back}
     reasons: {description: The reasons for the action., type: list, elements: str, sample: [the guest sees the same bytes]}
     changed: {description: "Whether anything was changed, or would be in check mode.", type: bool, sample: true}
     failed: {description: Whether the image was refused or failed., type: bool, sample: false}
@@ -152,20 +153,6 @@ from ..module_utils._migration.recover import warnings_of
 from ..module_utils._options import absolute, paths_of, seconds_of
 
 
-def diff_of(images: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """What diff mode shows: the names of files before and after."""
-    return [
-        {
-            "before_header": image["dest"],
-            "after_header": image["src"],
-            "before": {"original": image["retired"] or image["src"], "result": image["dest"]},
-            "after": {"original": image["src"], "result": image["kept"]},
-        }
-        for image in images
-        if image["changed"]
-    ]
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -203,7 +190,8 @@ def main() -> None:
         module.fail_json(recovered=recovered, **dict(records_of(params), **error.result()))
     for problem in warnings_of(recovered):
         module.warn(problem)
-    answer, failure = answer_of(images, recovered, **dict(records_of(params), diff=diff_of(images)))
+    drawn = [image.pop("diff") for image in images]
+    answer, failure = answer_of(images, recovered, **dict(records_of(params), diff=[diff for diff in drawn if diff]))
     if failure:
         module.fail_json(msg=failure, **answer)
     module.exit_json(**answer)

@@ -72,10 +72,12 @@ def _facts(known: Facts, host: str, run: Run, results: Results) -> Facts:
         facts["unreached_since"] = known.get("unreached_since") or run.moment
         facts["unreached"] = next(str(result.get("msg") or "").strip() for result in results if result.get("unreachable"))
         return facts
-    facts.update(known_at=run.moment, unreached_since=None, unreached=None)
+    facts.update(unreached_since=None, unreached=None)
     coverage = Coverage(run, results)
-    # A scan shows where things stand; what else went wrong holds until the next run that changes something.
     looked = results.found.get("images") is not None
+    if looked or results.done.get("records") is not None:  # the module was not stopped before it saw anything
+        facts["known_at"] = run.moment
+    # A scan shows where things stand; what else went wrong holds until the next run that changes something.
     if run.play == "scan":
         facts["problems"] = [one for one in facts["problems"] if not looked or not coverage.replaces(one["path"])]
     elif run.play == "migrate":
@@ -136,13 +138,15 @@ def _results(record: Facts) -> set[bytes]:
     return {name(record, role) for role in ("dest", "retired") if record.get(role)}
 
 
-def _records(entry: Facts, listed: list[Facts], run: Run, n: int, *, at_work: bool) -> Facts:
+def _records(entry: Facts, listed: list[Facts], run: Run, n: int, *, at_work: bool | None) -> Facts:
     """The last record that has not failed decides; one that has failed after it is the last attempt."""
     known = {one["record"]: one for one in (entry.get("record"), entry.get("failed")) if one is not None}
     for one in listed:
         before = known.get(one["record"])
         same = before is not None and all(before.get(key) == one.get(key) for key in ("state", "time"))
-        known[one["record"]] = told.record(one, before["n"] if before is not None and same else n, run.moment, at_work=at_work)
+        since = before["n"] if before is not None and same else n
+        running = bool(before is not None and same and before.get("running")) if at_work is None else at_work
+        known[one["record"]] = told.record(one, since, run.moment, running=running)
     ordered = [known[identifier] for identifier in sorted(known)]
     current = next((one for one in reversed(ordered) if one["state"] != "failed"), None)
     last = ordered[-1] if ordered and ordered[-1]["state"] == "failed" else None
@@ -170,9 +174,8 @@ def _looked(image: bytes, entry: Facts, news: Told, coverage: Coverage, run: Run
             if (entry.get("tried") or {}).get("play") in ("rollback", "cleanup"):
                 del entry["tried"]
     if image in news.plans:
+        entry.pop("plan", None)
         entry.update(_present(plan=told.plan(news.plans[image], n, run.moment, run.speed)))
-        if news.plans[image].get("changed") is not True and not news.plans[image].get("failed"):
-            entry.pop("plan", None)
     return entry
 
 

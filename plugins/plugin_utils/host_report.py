@@ -10,24 +10,41 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import count, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils import next_command
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import count, duration, size
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.plan_files import refusal
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import visible
 
 Facts = t.Dict[str, t.Any]
 
-PLAYS = ("scan", "migrate", "rollback", "cleanup")
+PLAYS = ("scan", "migrate", "rollback", "cleanup", "status", "stop")
 
 _LISTED = 20
-"""Images that the message of a failed guard names."""
+"""Images that one line names."""
+
+DEFERRED = {
+    "window": "the window closed",
+    "stopped": "the run was stopped",
+    "space": "not all of them fit",
+    "in-use": "in use",
+    "limit": "the limit of a run is reached",
+}
+"""Why images are left to another run, by the reason in their results."""
+
+_FAILED = {"migrate": "FAILED", "rollback": "REFUSED", "cleanup": "KEPT"}
+_WOULD = {"migrate": "would refuse", "rollback": "would refuse", "cleanup": "would keep"}
 
 
 class Results(t.NamedTuple):
-    """What the modules of one role have returned, as registered; empty where one was not run."""
+    """What the modules of one role have returned, as registered; empty where one was not run.
+
+    ``hooks`` has in ``failed`` what stopped the operator's tasks.
+    """
 
     found: Facts = {}
     planned: Facts = {}
     done: Facts = {}
+    hooks: Facts = {}
 
     @property
     def reached(self) -> bool:
@@ -44,11 +61,11 @@ def lines(play: str, results: Results, *, check_mode: bool) -> list[str]:
     """What to show on the terminal."""
     if not results.reached:
         return ["NOT REACHED"]
-    told = {"scan": _scanned, "migrate": _migrated, "rollback": _rolled_back, "cleanup": _cleaned}[play](results, check_mode)
+    told = _LINES[play](results, check_mode)
     return [visible(line) for line in told]
 
 
-def problems(play: str, results: Results, *, fail_on_found: bool = False) -> list[str]:
+def problems(play: str, results: Results, host: str = "", *, fail_on_found: bool = False) -> list[str]:
     """Why the run on this host is no success: what could not be looked at, what was refused or failed, and what stopped all of it."""
     if not results.reached:
         message = next(str(result.get("msg")) for result in results if result.get("unreachable"))
@@ -59,27 +76,98 @@ def problems(play: str, results: Results, *, fail_on_found: bool = False) -> lis
         said.update(dict.fromkeys(error["msg"] for error in result.get("errors") or []))
     said.update(dict.fromkeys(entry["msg"] for entry in results.done.get("recovered") or [] if entry.get("failed")))
     said.update(dict.fromkeys(image["msg"] for image in results.done.get("images") or [] if image.get("failed")))
-    stopped = refusal(main)
+    stopped = _refusal(play, main)
     if stopped is not None:
         said[stopped] = None
+    said.update(dict.fromkeys(_hook_failed(host, failure) for failure in results.hooks.get("failed") or []))
     if fail_on_found:
         said.update(dict.fromkeys(_guarded(results.found)))
     return [visible(line) for line in said]
 
 
+def _hook_failed(host: str, failure: Facts) -> str:
+    """What has become of an image or a host when a task of the operator failed, and the way back."""
+    what = f"{failure['option']}, task {failure['task']!r}: {str(failure['msg']).strip().rstrip('.')}."
+    what = f"{failure['src']}: {what}" if failure["src"] else what
+    if "_before_" in failure["option"]:
+        return f"{what} Nothing was changed on this host."
+    if failure["option"] == "migrate_after_image_tasks" and failure["record"]:
+        return f"{what} To undo its migration: {next_command.rollback(host, failure['record'])}"
+    return what
+
+
+def ending(left: list[str], lines: list[str], *, check_mode: bool) -> str:
+    """What the failure of a host says at the end of a playbook: what its lines have not said, and how much they have."""
+    said: set[str] = set()
+    for line in lines:
+        for word in (*_FAILED.values(), *_WOULD.values(), "would not start:", "NOT LOOKED AT"):
+            line = line.removeprefix(word + " ")
+        said.update((line, line.partition(": ")[2]))
+    words = [problem for problem in left if problem not in said]
+    if len(words) < len(left):
+        listed = count(len(left) - len(words), "problem")
+        words.append(f"The run would end with {listed}, listed above." if check_mode else f"{listed}, listed above.")
+    return " ".join(words)
+
+
+def counts(play: str, host: str, results: Results, left: list[str]) -> Facts:
+    """What one host adds to the total of a run: numbers of images, and bytes."""
+    images = results.done.get("images") or []
+    candidates = results.found.get("candidates") or []
+    deferred: dict[str, int] = {}
+    for image in images:
+        if image["action"] == "defer":
+            deferred[image["reason"]] = deferred.get(image["reason"], 0) + 1
+    summary = results.done.get("summary") or {}
+    sizes = {image["path"]: image["allocated_size"] or 0 for image in results.found.get("images") or []}
+    return {
+        "host": host,
+        "state": "unreached" if not results.reached else "failed" if left else "left" if deferred or candidates else "done",
+        "problems": len(left),
+        "changed": sum(image["changed"] and not image["failed"] for image in images),
+        "failed": sum(image["failed"] for image in images),
+        "deferred": deferred,
+        "bytes_before": summary.get("bytes_before", 0),
+        "bytes_after": summary.get("bytes_after", 0),
+        "bytes_returned": summary.get("bytes_returned", 0),
+        "to_migrate": len(candidates),
+        "to_migrate_bytes": sum(sizes.get(image["src"], 0) for image in candidates),
+        "running": int(bool(results.done.get("running"))),
+        "migrated": summary.get("migrated", 0),
+        "interrupted": summary.get("interrupted", 0),
+        "stopped": int(play == "stop" and bool(results.done.get("running"))),
+        "not_done": results.done.get("left") or 0,
+        "to_refuse": sum(image["action"] == "refuse" for image in results.planned.get("images") or []),
+    }
+
+
+def told(play: str, host: str, results: Results, left: list[str], *, check_mode: bool) -> Facts:
+    """What a role is told of its run on one host."""
+    said = lines(play, results, check_mode=check_mode)
+    return {
+        "lines": said,
+        "problems": left,
+        "reached": results.reached,
+        "ending": ending(left, said, check_mode=check_mode),
+        "counts": counts(play, host, results, left),
+    }
+
+
 def _guarded(found: Facts) -> t.Iterator[str]:
     paths = [candidate["src"] for candidate in found.get("candidates") or []]
     if paths:
-        listed = ", ".join(paths[:_LISTED]) + (" and more" if len(paths) > _LISTED else "")
-        yield f"{len(paths)} QCOW version 1 image(s) found: {listed}. Migrate them with vmimage.qcow.migrate."
+        yield f"{len(paths)} QCOW version 1 image(s) found: {_list(paths)}. Migrate them with vmimage.qcow.migrate."
 
 
 def _scanned(results: Results, check_mode: bool) -> list[str]:
-    found = results.found
+    return (_looked_at(results.found) if results.found or not results.planned else []) + _foreseen(results.planned)
+
+
+def _looked_at(found: Facts) -> list[str]:
     summary = found.get("summary")
     if not summary:
-        return ["NOT LOOKED AT"]
-    told = [f"{summary['files']} files in {summary['directories']} directories, {len(found['images'])} reported"]
+        return [f"NOT LOOKED AT {refusal(found) or ''}".rstrip()]
+    told = [f"{count(summary['files'], 'file')} in {_directories(summary['directories'])}, {len(found['images'])} reported"]
     names = {"qcow": "QCOW v1", "unknown": "raw or unknown"}
     told += [f"{number:6d} {names.get(name, name)}" for name, number in sorted(summary["formats"].items())]
     for image in found["images"]:
@@ -90,13 +178,19 @@ def _scanned(results: Results, check_mode: bool) -> list[str]:
             told += [f"  overlay {overlay['path']}" for overlay in image["dependents"]]
             told += [f"  link {link['path']}" for link in image["links"]]
             told += [f"  named in {hit['file']}, line {hit['line']}: {hit['text']}" for hit in image["references"]]
-    told += _searched(found) if found.get("candidates") else []
-    plan = refusal(results.planned)
+    return told + (_searched(found) if found.get("candidates") else [])
+
+
+def _foreseen(planned: Facts) -> list[str]:
+    """What a migration would refuse."""
+    plan = refusal(planned)
     if plan is not None:
-        told.append(f"THE PLAN CANNOT BE CARRIED OUT: {plan}")
-    refused = [image for image in results.planned.get("images") or [] if image["action"] == "refuse"]
-    told += [f"WOULD BE REFUSED {_named(image)}" for image in refused if plan is None]
-    return told
+        return [f"the migration would not start: {plan}"]
+    return [f"would refuse {_named(image)}" for image in planned.get("images") or [] if image["action"] == "refuse"]
+
+
+def _directories(number: int) -> str:
+    return "1 directory" if number == 1 else f"{number} directories"
 
 
 _DOMAINS = {"follow": "follows", "running": "runs", "refuse": "STANDS IN THE WAY"}
@@ -122,6 +216,8 @@ def _user(user: Facts) -> str:
 
 def _migrated(results: Results, check_mode: bool) -> list[str]:
     done = results.done
+    if not done:
+        return []  # a task of the operator was against it
     images = done.get("images") or []
     told = []
     summary = done.get("summary") or {}
@@ -131,22 +227,33 @@ def _migrated(results: Results, check_mode: bool) -> list[str]:
         told.append(f"{count(len(images), 'image')} in the plan" if images else "nothing to migrate")
     told += [error["msg"] for error in done.get("errors") or []]
     stopped = refusal(done)
-    if stopped is not None:
-        told.append(f"{'WOULD FAIL' if check_mode else 'FAILED'} {stopped}")
-    told += _recovered(done)
+    told += _stopped(done, check_mode) + _recovered(done)
+    deferred: dict[str, list[str]] = {}
     for image in images:
         if image["failed"]:
             # What has stopped all of them has been said.
-            told += [] if image["msg"] == stopped else [f"{'WOULD BE REFUSED' if check_mode else 'FAILED'} {_named(image)}"]
+            told += [] if image["msg"] == stopped else [_refused("migrate", image, check_mode)]
+        elif image["action"] == "defer" and image["reason"] == "in-use":
+            told.append(f"deferred {_named(image)}")
         elif image["action"] == "defer":
-            told.append(f"deferred {_named(image)}" if image["reason"] == "in-use" else f"deferred {image['src']}")
+            deferred.setdefault(image["reason"], []).append(image["src"])
         elif not image["changed"]:
             told.append(f"unchanged {image['src']}: {', '.join(image['reasons'])}")
         else:
             told.append(_converted(image, check_mode))
             told += [f"  link {link['path']} {'would lead' if check_mode else 'leads'} to it" for link in image["links"]]
             told += [f"  overlay {path} {'would rest' if check_mode else 'rests'} on it" for path in image["repointed"]]
+    told += [f"{len(paths)} deferred: {DEFERRED.get(reason, reason)}: {_list(paths)}" for reason, paths in deferred.items()]
     return told + (_searched(done) if any(image["changed"] for image in images) else [])
+
+
+def _refused(play: str, image: Facts, check_mode: bool) -> str:
+    what = _named(image) if play == "migrate" else image["msg"]  # which of the files of a record it is about, the message says
+    return f"{(_WOULD if check_mode else _FAILED)[play]} {what}"
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _searched(done: Facts) -> list[str]:
@@ -154,8 +261,7 @@ def _searched(done: Facts) -> list[str]:
     places = [place["path"] + (" and below" if place["recurse"] else "") for place in done.get("searched") or []]
     if not places:
         return []
-    listed = ", ".join(places[:_LISTED]) + (f" and {len(places) - _LISTED} more" if len(places) > _LISTED else "")
-    return [f"overlays and links were looked for in {listed}, and not elsewhere (backing_dirs)"]
+    return [f"overlays and links were looked for in {_list(places)}, and not elsewhere (backing_dirs)"]
 
 
 def _converted(image: Facts, check_mode: bool) -> str:
@@ -177,10 +283,10 @@ def _recovered(done: Facts) -> list[str]:
 def _rolled_back(results: Results, check_mode: bool) -> list[str]:
     done = results.done
     images = done.get("images") or []
-    told = [f"{len(images)} records looked at", *_recovered(done), *_stopped(done)]
+    told = [f"{count(len(images), 'record')} looked at", *_recovered(done), *_stopped(done, check_mode)]
     for image in images:
         if image["failed"]:
-            told.append(f"REFUSED {image['msg']}")
+            told.append(_refused("rollback", image, check_mode))
         elif not image["changed"]:
             told.append(f"unchanged {image['src']}: {', '.join(image['reasons'])}")
         else:
@@ -193,10 +299,11 @@ def _cleaned(results: Results, check_mode: bool) -> list[str]:
     done = results.done
     images = done.get("images") or []
     back = size((done.get("summary") or {}).get("bytes_returned") or 0)
-    told = [f"{len(images)} records looked at, {back} {'would come' if check_mode else 'came'} back", *_recovered(done), *_stopped(done)]
+    looked_at = f"{count(len(images), 'record')} looked at, {back} {'would come' if check_mode else 'came'} back"
+    told = [looked_at, *_recovered(done), *_stopped(done, check_mode)]
     for image in images:
         if image["failed"]:
-            told.append(f"KEPT {image['msg']}")
+            told.append(_refused("cleanup", image, check_mode))
         elif image["changed"]:
             told.append(
                 f"{'would delete' if check_mode else 'deleted'} {image['retired']}: {size(image['returns'])}, {', '.join(image['reasons'])}"
@@ -206,6 +313,54 @@ def _cleaned(results: Results, check_mode: bool) -> list[str]:
     return told
 
 
-def _stopped(done: Facts) -> list[str]:
+def _stopped(done: Facts, check_mode: bool) -> list[str]:
     stopped = refusal(done)
-    return [] if stopped is None else [f"FAILED {stopped}"]
+    return [] if stopped is None else [f"{'would not start:' if check_mode else 'FAILED'} {stopped}"]
+
+
+def _status(results: Results, check_mode: bool) -> list[str]:
+    now = results.done
+    failure = _refusal("status", now)
+    if failure is not None:
+        return [f"FAILED {failure}"]
+    if now["running"] is not None:
+        return [running(now["running"], now["stopping"])]
+    numbers = now["summary"]
+    told = ["no run"] + [f"{numbers[name]} {name}" for name in ("interrupted", "migrated") if numbers[name]]
+    last = now["last_run"] or {}
+    if last.get("stopped") and last["left"]:
+        told.append(f"the last run was stopped with {count(last['left'], 'image')} left")
+    return ["; ".join(told), *now["domains"]]
+
+
+def running(facts: Facts, stopping: str | None) -> str:
+    """How far a run is, in one line."""
+    words = {
+        "recovering": "finishes what an interrupted run left",
+        "planning": f"plans {count(facts['images'], 'image')}",
+        "ending": "ends",
+    }
+    told = [words.get(facts["stage"]) or f"{facts['done']} of {count(facts['images'], 'image')} done"]
+    if facts["stage"] == "working":
+        told += [f"{facts['failed']} failed"] if facts["failed"] else []
+        told += [] if facts["percent"] is None else [f"{facts['percent']} %"]
+        told += [] if facts["seconds_left"] is None else [f"{duration(facts['seconds_left'])} left"]
+    if stopping is not None:
+        told.append("stopping now" if stopping == "now" else "stopping after the current image")
+    current = [
+        f"{image['path']} {image['stage']}" + ("" if image["percent"] is None else f" {image['percent']} %") for image in facts["current"]
+    ]
+    return ", ".join(told) + (f": {', '.join(current)}" if current else "")
+
+
+def _ended(results: Results, check_mode: bool) -> list[str]:
+    failure = _refusal("stop", results.done)
+    return [str(results.done["msg"]) if failure is None else f"FAILED {failure}"]
+
+
+def _refusal(play: str, main: Facts) -> str | None:
+    """Why a whole call has failed. A module that returns no images says that it has done its work by another key."""
+    return None if {"status": "summary", "stop": "ended"}.get(play) in main else refusal(main)
+
+
+_LINES = {"scan": _scanned, "migrate": _migrated, "rollback": _rolled_back, "cleanup": _cleaned, "status": _status, "stop": _ended}

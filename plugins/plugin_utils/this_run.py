@@ -20,3 +20,10 @@ STARTED: float = time.time()
 
 ID: str = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(STARTED)) + f"-{os.getpid()}"
 """Tells runs apart; sorts by time."""
+
+_TICKS: float = time.monotonic()
+
+
+def age() -> float:
+    """Seconds since then. Where the clock was set or the machine slept meanwhile, rather too many than too few."""
+    return max(time.time() - STARTED, time.monotonic() - _TICKS, 0.0)

@@ -46,13 +46,13 @@ class Told(t.NamedTuple):
     plans: Named
     attempts: Named
     records: dict[bytes, list[Facts]]
-    at_work: bool
-    """Whether another run was at work on the host."""
+    at_work: bool | None
+    """Whether another run was at work on the host; ``None``: nobody has asked."""
 
 
 def told_by(results: Results) -> Told:
     """What the modules have returned; the entries are the modules' own, not copies."""
-    found, planned, done = results
+    found, planned, done = results.found, results.planned, results.done
     records: dict[bytes, list[Facts]] = {}
     listed = done.get("records")
     for entry in found.get("records") or [] if listed is None else listed:
@@ -64,7 +64,14 @@ def told_by(results: Results) -> Told:
             attempts[name(entry, "src")] = entry
     looks = None if found.get("images") is None else {name(image): image for image in found["images"] if not _unseen(image)}
     plans = {name(image, "src"): image for image in planned.get("images") or []}
-    return Told(looks, plans, attempts, records, bool(done.get("running")) or done.get("reason") == "locked")
+    return Told(looks, plans, attempts, records, _at_work(found, done))
+
+
+def _at_work(found: Facts, done: Facts) -> bool | None:
+    """Whether another run was at work; whoever changes something keeps others out, and knows."""
+    if "running" in {**found, **done}:
+        return bool({**found, **done}["running"])
+    return done.get("reason") == "locked" if done else None
 
 
 def _unseen(image: Facts) -> bool:
@@ -74,7 +81,7 @@ def _unseen(image: Facts) -> bool:
 
 def problems_of(run: Run, results: Results) -> list[Facts]:
     """What concerns the host and no single image of it."""
-    found, planned, done = results
+    found, planned, done = results.found, results.planned, results.done
     listed: dict[str, Facts] = {}
 
     def add(message: t.Any, reason: str, path: str | None = None) -> None:
@@ -217,13 +224,13 @@ _OF_RECORD = ("record", "dest", "dest_base64", "retired", "retired_base64", "sta
 _MORE_OF_RECORD = ("domains", "returned", "error", "unfinished", "reversible")
 
 
-def record(entry: Facts, n: int, moment: str, *, at_work: bool) -> Facts:
+def record(entry: Facts, n: int, moment: str, *, running: bool) -> Facts:
     """What is kept of a record."""
     before, after = entry.get("before") or {}, entry.get("after") or {}
     return packed(
         n=n,
         at=moment,
-        running=bool(entry.get("unfinished")) and at_work,
+        running=running and bool(entry.get("unfinished")),
         virtual_size=before.get("virtual_size"),
         bytes=before.get("allocated_size"),
         bytes_after=after.get("allocated_size"),

@@ -76,7 +76,7 @@ def acts(text: str) -> list[str]:
 @pytest.mark.parametrize("name", EVIL)
 def test_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(qcow_convert.display, "display", shown.append)
+    monkeypatch.setattr(qcow_convert.display, "display", lambda line, **_more: shown.append(line))
     action = qcow_convert.ActionModule.__new__(qcow_convert.ActionModule)
     action._host = "hv1"
     action._say("/srv/%s: copy 3 %%" % name)

@@ -54,6 +54,23 @@ def examples(path: pathlib.Path) -> list[Example]:
     return [block for block in blocks if block.language in SHELL + DATA]
 
 
+def prose(path: pathlib.Path) -> list[tuple[int, str]]:
+    """The lines of a reStructuredText page that are neither in a code block nor a comment, with their numbers."""
+    found = []
+    inside = -1  # the indentation of a directive or comment whose block goes on
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        indentation = len(line) - len(line.lstrip())
+        if inside >= 0 and (not line.strip() or indentation > inside):
+            continue
+        inside = -1
+        hidden = re.match(r"(?:[ *-]*)(?=\.\. +(?:code|code-block|sourcecode)::|\.\. +[^_|:]+: |\.\.$)", line)
+        if hidden:
+            inside = hidden.end()
+        else:
+            found.append((number, line))
+    return found
+
+
 def _mark(comment: str, marks: dict[str, str]) -> None:
     found = re.fullmatch(r"(file|tasks|exit|not run): +(.+)", comment.strip())
     if found:

@@ -101,6 +101,13 @@ def _machine(tmp_path: pathlib.Path) -> Machine:
     work = tmp_path / "controller"
     (work / "group_vars").mkdir(parents=True)
     (work / "group_vars/all.yml").write_text(EVERYWHERE, encoding="utf-8")
+    # The inventory's first host is this machine as it is; others have directories of their own.
+    (work / "host_vars").mkdir()
+    for number, host in enumerate(("kvm2.example.org", "kvm3.example.org")):
+        small(tmp_path / "srv" / host / "disk.qcow", 20 + number)
+        own = {"%s_state_dir" % role: "/var/lib/" + host for role in ("scan", "migrate", "rollback", "cleanup", "status", "stop")}
+        own["scan_paths"] = "/srv/" + host
+        (work / "host_vars" / (host + ".yml")).write_text(yaml.safe_dump(own), encoding="utf-8")
     (work / "inventory").write_text("[vm_hosts]\nkvm1.example.org\n", encoding="utf-8")  # where a page does not make its own
     return Machine(tmp_path, work)
 

@@ -22,6 +22,8 @@ ROLES = {
     "migrate": ["qcow_convert", "qcow_report"],
     "rollback": ["qcow_rollback", "qcow_report"],
     "cleanup": ["qcow_cleanup", "qcow_report"],
+    "status": ["qcow_status", "qcow_report"],
+    "stop": ["qcow_stop", "qcow_report"],
 }
 # What says where something is, or which, depends on the module: its default and whether it is required may differ.
 SUBJECTS = {"paths", "src", "dest", "path"}
@@ -46,7 +48,7 @@ def roles() -> dict[str, dict[str, dict[str, Any]]]:
 def exceptions() -> dict[str, str]:
     """The table in the documentation: role's option -> module's, or nothing."""
     text = (ROOT / "docs" / "docsite" / "rst" / "options.rst").read_text().split("Names of options")[1]
-    return dict(re.findall(r"^   \* - ``(\S+)``\n     -(?: ``(\S+)``)?$", text, re.MULTILINE))
+    return dict(re.findall(r"^   \* - (?:``|\|)([\w*]+)(?:``|\|)\n     -(?: ``(\w+)``)?$", text, re.MULTILINE))
 
 
 def exception_for(role: str, name: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Callable
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import StateError
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Exclusive
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.lock import Exclusive
 from ansible_collections.vmimage.qcow.tests.support.faults import DENSE, Scene, Server
 
 

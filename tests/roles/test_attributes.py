@@ -20,6 +20,15 @@ from ansible_collections.vmimage.qcow.tests.support.playbook import COLLECTIONS,
 MODULES = sorted(path.stem for path in ROOT.glob("plugins/modules/*.py"))
 SYSTEM_PYTHON = {"ansible_python_interpreter": "/usr/bin/python3"}  # it has libvirt-python
 GROUP = "group/vmimage.qcow.qcow"
+AT_WORK = """
+import os, sys, time
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
+
+with Session(os.fsencode(sys.argv[1])) as session:
+    print("at work", flush=True)
+    while session.stop.request() is None:
+        time.sleep(0.1)
+"""
 
 
 def documented() -> dict[str, dict[str, Any]]:
@@ -47,6 +56,7 @@ class Bench:
         self.image = scratch / "images" / "one.qcow"
         self.image.parent.mkdir()
         self.daemon: Optional[Libvirtd] = None
+        self.at_work: Optional[subprocess.Popen[bytes]] = None
         build(ImageSpec(size=1 << 20, clusters={1: Plain(b"data")})).write(self.image)
         self.arguments: dict[str, Any] = {
             "qcow_info": {"paths": str(self.image.parent)},
@@ -54,6 +64,9 @@ class Bench:
             "qcow_rollback": {"paths": [str(self.image.parent)]},
             "qcow_cleanup": {"min_age_days": 0},
             "qcow_report": {"path": str(scratch / "reports")},
+            "qcow_status": {"list_records": "all"},
+            "qcow_stop": {},
+            "qcow_total": {"play": "scan", "hosts": ["localhost"], "counts": []},
             "qcow_domain": {"src": str(self.image), "dest": str(self.image) + "2"},
         }[module]
         if module in ("qcow_rollback", "qcow_cleanup"):
@@ -64,15 +77,24 @@ class Bench:
             Guest(self.daemon, "shop", [disk(self.image, "qcow")])
             assert self._play("qcow_convert", {"src": str(self.image)}).returncode == 0
             self.arguments["libvirt_uri"] = self.daemon.uri
+        if module == "qcow_stop":
+            run = [sys.executable, "-c", AT_WORK, str(scratch / "state")]
+            self.at_work = subprocess.Popen(run, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": COLLECTIONS})
+            assert self.at_work.stdout is not None and self.at_work.stdout.readline()
 
     def close(self) -> None:
+        if self.at_work is not None:
+            self.at_work.kill()
+            self.at_work.communicate()
         if self.daemon is not None:
             self.daemon.close()
 
     def _play(self, module: str, arguments: dict[str, Any], *options: str, **keywords: Any) -> Played:
         task = {"name": "Try it", "vmimage.qcow." + module: arguments, **keywords}
         defaults = (
-            {} if module == "qcow_report" and "module_defaults" not in keywords else {GROUP: {"state_dir": str(self.scratch / "state")}}
+            {}
+            if module in ("qcow_report", "qcow_total") and "module_defaults" not in keywords
+            else {GROUP: {"state_dir": str(self.scratch / "state")}}
         )
         play = {"name": "Try it", "hosts": "vm_hosts", "gather_facts": False, "module_defaults": defaults, "tasks": [task]}
         (self.controller.work / "try.yml").write_text(yaml.safe_dump([play], sort_keys=False))
@@ -102,7 +124,7 @@ def _bench(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Any:
 def test_what_is_claimed_is_true(bench: Bench, attributes: dict[str, dict[str, Any]]) -> None:
     claims = {name: claim.get("support") for name, claim in attributes[bench.module].items()}
     assert claims.pop("platform") == "full" and attributes[bench.module]["platform"]["platforms"] == "posix"
-    changes = bench.module != "qcow_info"
+    changes = bench.module not in ("qcow_info", "qcow_status", "qcow_total")
     before = bench.state()
 
     diff = "--diff"
@@ -116,15 +138,16 @@ def test_what_is_claimed_is_true(bench: Bench, attributes: dict[str, dict[str, A
     assert (done.returncode, done.changed) == (0, int(changes)), done.output
     assert claims.pop("async") in ("full", "none")
     assert ("--- before" in done.output) == (claims.pop("diff_mode") == "full"), done.output
-    if bench.module == "qcow_report":
+    if bench.module in ("qcow_report", "qcow_total"):
         assert bench.run(**asynchronous).returncode != 0
 
     assert claims.pop("idempotent") == "full"
     after = bench.state()
     again = bench.run()
     assert (again.returncode, again.changed) == (0, 0), again.output
-    assert {path: facts for path, facts in bench.state().items() if not path.endswith("/lock")} == {
-        path: facts for path, facts in after.items() if not path.endswith("/lock")
+    noted = ("/lock", "/stop.json")  # who had the lock last, and when a stop was asked for last
+    assert {path: facts for path, facts in bench.state().items() if not path.endswith(noted)} == {
+        path: facts for path, facts in after.items() if not path.endswith(noted)
     }
 
     member = claims.pop("action_group", None) == "full"

@@ -103,7 +103,7 @@ class Place:
         controller = Controller(self.scratch, hosts=hosts or {"localhost": {}})
         listed = []
         for number, (module, arguments) in enumerate(tasks):
-            if module != "qcow_report":
+            if module not in ("qcow_report", "qcow_total"):
                 arguments = dict(arguments, state_dir=str(self.scratch / "state"))
             task = {"name": "Task %d" % number, "vmimage.qcow." + module: arguments, "register": "done%d" % number, "ignore_errors": True}
             listed.append(dict(task, check_mode=True) if number in check else task)
@@ -150,6 +150,9 @@ def test_files(tmp_path: pathlib.Path, promised: dict[str, dict[str, Any]]) -> N
         ("qcow_cleanup", {"min_age_days": 0}),
         ("qcow_cleanup", {"min_age_days": 0, "paths": [images + "/typo"]}),
         ("qcow_cleanup", {"min_age_days": -1}),
+        ("qcow_status", {"list_records": "all"}),
+        ("qcow_stop", {}),
+        ("qcow_stop", {"wait": "soon"}),
     ]
     seen = place.play(*tasks, check=(3,))
     found = {
@@ -217,6 +220,9 @@ def test_domains(tmp_path: pathlib.Path, promised: dict[str, dict[str, Any]]) ->
         ("qcow_info", "images", results.InfoImage),
         ("qcow_info", "records", results.RecordEntry),
         ("qcow_domain", "domains", results.MovedDomain),
+        ("qcow_status", "running", results.Running),
+        ("qcow_status", "last_run", results.LastRun),
+        ("qcow_stop", "running", results.Running),
     ],
 )
 def test_types_are_the_documented_ones(module: str, key: str, kind: Any, promised: dict[str, dict[str, Any]]) -> None:

@@ -22,11 +22,13 @@ import traceback
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_move, info, search
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.recover import recover_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session import Session
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.stop_run import stop_run
 
 ANSWER_SIZE = 1 << 20
 
@@ -46,6 +48,24 @@ def migrate(state, images, workers=1, qemu_img=False, reserve=0, wait=0, **optio
     recovered = []
     results = batch.run(requests, batch.Settings(state_dir, workers=workers, reserve=reserve, wait=wait), recovered)
     return {"results": results, "recovered": recovered}
+
+
+def migrate_stopped(state, images, at, when, **options):
+    """It is stopped when it tells its progress for the ``at``-th time."""
+    told, write = [0], Progress._write
+
+    def counting(self, suffix, facts):
+        write(self, suffix, facts)
+        told[0] += 1
+        if told[0] == at:
+            ask_to_stop(state, when)
+
+    Progress._write = counting
+    return dict(migrate(state, images, **options), told=told[0])
+
+
+def ask_to_stop(state, when):
+    return stop_run(os.fsencode(state), when, wait=0, check_mode=False)._asdict()
 
 
 def roll_back(state, paths, discard=False, qemu_img=False):
@@ -94,7 +114,10 @@ def migrate_below(paths, state):
     return {"images": len(results)}
 
 
-JOBS = {function.__name__: function for function in (look, migrate, migrate_below, roll_back, clean, move, recover, states)}
+JOBS = {
+    function.__name__: function
+    for function in (look, migrate, migrate_stopped, ask_to_stop, migrate_below, roll_back, clean, move, recover, states)
+}
 
 
 def perform(question):

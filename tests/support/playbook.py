@@ -46,6 +46,8 @@ class Played(NamedTuple):
     returncode: int
     output: str
     lines: list[dict[str, Any]]
+    errors: str = ""
+    """What was printed to standard error, where that was kept apart."""
 
     @property
     def text(self) -> str:
@@ -90,6 +92,7 @@ class Controller:
     ) -> None:
         self.scratch = scratch
         self.programs = environment_of(core)
+        self.record = scratch / "results.jsonl"
         self.work = scratch / "controller"
         self.work.mkdir(exist_ok=True)
         here = {
@@ -100,21 +103,24 @@ class Controller:
         (self.work / "inventory.json").write_text(json.dumps({"vm_hosts": {"hosts": every}, "others": {"hosts": {"other": here}}}))
         (self.work / "ansible.cfg").write_text("[defaults]\ncallbacks_enabled = record_results\n")
 
-    def run(self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, **variables: Any) -> Played:
-        """Run a playbook of the collection, or a file; ``variables`` are given as extra variables in JSON."""
-        record = self.scratch / "results.jsonl"
-        record.unlink(missing_ok=True)
+    def start(
+        self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, apart: bool = False, **variables: Any
+    ) -> "subprocess.Popen[str]":
+        """Start a playbook of the collection, or a file, in a session of its own; ``variables`` are given as extra variables in JSON.
+
+        :param apart: keep standard error apart from the output.
+        """
+        self.record.unlink(missing_ok=True)
         name = playbook if playbook.endswith(".yml") else "vmimage.qcow." + playbook
         command = [str(self.programs / "ansible-playbook"), "-i", "inventory.json", "-e", json.dumps(variables), name, *arguments]
-        done = subprocess.run(
+        return subprocess.Popen(
             command,
             cwd=self.work,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if apart else subprocess.STDOUT,
             text=True,
-            check=False,
-            timeout=300,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
             env={
                 **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
                 "PWD": str(self.work),
@@ -123,11 +129,25 @@ class Controller:
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_PIPELINING": "1",
                 "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
-                "RECORD_RESULTS": str(record),
+                "RECORD_RESULTS": str(self.record),
                 "ANSIBLE_LOCAL_TEMP": str(self.scratch / "local"),
                 "ANSIBLE_REMOTE_TEMP": str(self.scratch / "remote"),
                 **(environment or {}),
             },
         )
-        lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
-        return Played(done.returncode, done.stdout, lines)
+
+    def ended(self, process: "subprocess.Popen[str]") -> Played:
+        """Wait for what was started."""
+        try:
+            output, errors = process.communicate(timeout=300)
+        except BaseException:
+            process.kill()
+            raise
+        lines = [json.loads(line) for line in self.record.read_text(encoding="utf-8").splitlines()] if self.record.exists() else []
+        return Played(process.returncode, output, lines, errors or "")
+
+    def run(
+        self, playbook: str, *arguments: str, environment: Optional[dict[str, str]] = None, apart: bool = False, **variables: Any
+    ) -> Played:
+        """Start a playbook, see :meth:`start`, and wait for it."""
+        return self.ended(self.start(playbook, *arguments, environment=environment, apart=apart, **variables))

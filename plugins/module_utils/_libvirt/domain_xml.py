@@ -59,6 +59,13 @@ class Change(NamedTuple):
     kind: str = "file"
 
 
+def drawn(domain: str, change: Change) -> str:
+    """One layer of a disk on a line, as diff mode shows it."""
+    where = "{0}, backing file {1}".format(change.target, change.depth) if change.depth else change.target
+    what = change.path if change.volume is None else "volume {0} of pool {1}".format(change.volume, change.pool)
+    return "domain {0}, {1}: {2} ({3})".format(domain, where, what, change.format)
+
+
 def identity(xml: str) -> Tuple[str, str]:
     """Name and UUID of a domain."""
     found = {element.name: element.text.strip() for element in reversed(parse(xml).children)}
@@ -287,16 +294,3 @@ def mask(xml: str) -> str:
         if element.name in _SECRET_ELEMENTS and not element.children and element.close > element.body:
             edit.replace(element, "<{0}>********</{0}>".format(element.name))
     return edit.result().decode("utf-8")
-
-
-def disk_texts(xml: str, targets: Iterable[str]) -> str:
-    """The disk elements of these targets as they stand, secrets masked: what a diff shows of a domain."""
-    masked = mask(xml).encode("utf-8")
-    wanted = set(targets)
-    pieces = []
-    for disk in _disk_elements(parse_bytes(masked)):
-        if _target(disk) in wanted:
-            line = masked.rfind(b"\n", 0, disk.start) + 1
-            start = disk.start if masked[line : disk.start].strip() else line
-            pieces.append(masked[start : disk.end].decode("utf-8"))
-    return "\n".join(pieces) + ("\n" if pieces else "")

@@ -48,13 +48,13 @@ class Repoint(NamedTuple):
         return xml_text.canonical(self.before) != xml_text.canonical(self.after)
 
     def diff(self) -> Dict[str, str]:
-        """The disks before and after, secrets masked, as Ansible shows a diff."""
-        return {
-            "before_header": "domain {0} (before)".format(self.domain),
-            "after_header": "domain {0} (after)".format(self.domain),
-            "before": domain_xml.disk_texts(self.before, self.targets),
-            "after": domain_xml.disk_texts(self.after, self.targets),
-        }
+        """What the disks name before and after, as Ansible shows a diff."""
+        texts = [
+            "".join(domain_xml.drawn(self.domain, change) + "\n" for change in changes)
+            for changes in (domain_xml.reverse(self.before, self.changes), self.changes)
+        ]
+        header = "domain {0}".format(self.domain)
+        return {"before_header": header, "after_header": header, "before": texts[0], "after": texts[1]}
 
 
 def obstacles(answer: Inventory, uses: Iterable[DomainUse], move: Optional[Move] = None) -> List[str]:

@@ -5,10 +5,21 @@
 """The options of qcow_convert as requests and settings."""
 
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from .._directories import real_path
-from .._options import absolute, bytes_of, cluster_size_of, exact_path, path_of, paths_of, require_at_least, reserve_of, seconds_of
+from .._options import (
+    OptionError,
+    absolute,
+    bytes_of,
+    cluster_size_of,
+    exact_path,
+    path_of,
+    paths_of,
+    require_at_least,
+    reserve_of,
+    seconds_of,
+)
 from .._paths import decode_exact, to_path
 from .batch import Settings
 from .domain_policy import Policy
@@ -21,6 +32,10 @@ from .seen_images import SeenImages
 WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
 """The environment variable in which the action plugin names the token that it finds the progress of its job by. No option: it means nothing to
 anybody else."""
+
+RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
+"""The environment variable in which the action plugin says how old its run of ``ansible-playbook`` is, in seconds. A length of time, not a moment: the
+clocks of the controller and the host need not agree."""
 
 
 ARGUMENTS = {
@@ -48,8 +63,10 @@ ARGUMENTS = {
     },
     "workers": {"type": "int", "default": 1},
     "max_minutes": {"type": "float"},
+    "until": {"type": "str"},  # the action plugin's
     "max_bytes": {"type": "str"},
     "fail_on_in_use": {"type": "bool", "default": True},
+    "fail_on_no_space": {"type": "bool", "default": True},
     "progress_interval": {"type": "str", "default": "15s"},  # the action plugin's
     "reconnect_timeout": {"type": "str", "default": "1h"},  # the action plugin's
     "time_limit": {"type": "str", "default": "365d"},  # the action plugin's
@@ -206,6 +223,10 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
     :raises OptionError: an option cannot be meant.
     """
     require_at_least(params, workers=1, max_minutes=0)
+    if params["until"] is not None:
+        raise OptionError(
+            "until: only the controller knows when this run began. Set max_minutes where the module runs without its action plugin"
+        )
     for name, least in (("progress_interval", 0), ("reconnect_timeout", 0), ("time_limit", 1)):  # the action plugin's
         seconds_of(params, name, least)
     reserve, percent = reserve_of(params)
@@ -217,7 +238,9 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
         max_minutes=params["max_minutes"],
         max_bytes=bytes_of(params, "max_bytes"),
         fail_on_in_use=params["fail_on_in_use"],
+        fail_on_no_space=params["fail_on_no_space"],
         watched_as=os.environ.get(WATCHED_AS),
+        run_age=_run_age(),
         domains=params["domains"],
         libvirt_uri=params["libvirt_uri"],
         reference_dirs=paths_of(params, "reference_dirs"),
@@ -228,3 +251,10 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
         reserve=reserve,
         reserve_percent=percent,
     )
+
+
+def _run_age() -> Optional[float]:
+    try:
+        return float(os.environ[RUN_AGE])
+    except (KeyError, ValueError):
+        return None  # called by something else than the action plugin

@@ -20,14 +20,17 @@ from .chains import plan_chains, refuse_together
 from .domain_references import FOLLOW
 from .execute import execute, execute_chain
 from .moved_files import AUTO
-from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned
-from .preflight import Reserve, Window, defer_beyond, deferred, preflight, unit_of
+from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned, unit_of
+from .preflight import Reserve, preflight
 from .recover import explain_all, recover_all, recover_waiting
 from .reference_policy import refuse_referenced
 from .request import READ, Request
 from .results import Outcome
 from .seen_images import Searched, SeenImages
 from .session import Session
+from .stop import Stopped
+from .stop_results import results_of_stopped, why_stopped
+from .window import Deferral, Estimates, Window, defer_beyond, deferred
 
 
 class Settings(NamedTuple):
@@ -42,10 +45,12 @@ class Settings(NamedTuple):
     reserve: int = 64 << 20
     reserve_percent: float = 0.0
     check_mode: bool = False
-    max_minutes: Optional[float] = None  # start no image later than this
+    max_minutes: Optional[float] = None  # begin no image that cannot be completed by then
     max_bytes: Optional[int] = None  # copy no more guest bytes than this
+    fail_on_no_space: bool = True  # where not all images fit together, none is migrated; otherwise as many as fit
     fail_on_in_use: bool = True  # an image that is in use has failed; otherwise it is left to another run
     watched_as: Optional[str] = None  # the token of who reads how far it has come
+    run_age: Optional[float] = None  # seconds that the run of ansible-playbook is older than this process
     domains: str = FOLLOW  # what becomes of the libvirt domains that use the images
     libvirt_uri: str = api.DEFAULT_URI
     raw_allowed: bool = False  # images that a domain declares raw may be QCOW v1 images all the same
@@ -64,9 +69,13 @@ class Settings(NamedTuple):
             moved_files=self.moved_files,
             raw_allowed=self.raw_allowed,
             watched_as=self.watched_as,
+            run_age=self.run_age,
             passes=passes,
         )
 
+
+_MEASURED = 100
+"""Records of earlier migrations that tell how fast the host is."""
 
 Requests = Union[List[Request], Callable[[SeenImages], List[Request]]]
 """What to migrate; a callable finds it, tells what else it has seen, and is asked again after an interrupted run has been looked after."""
@@ -84,32 +93,37 @@ def run(
     :param searched: gets the directories in which overlays of the images and links to them were looked for.
     :raises NoSpace: where the whole plan does not fit; nothing has been written then.
     :raises StateError: where another run is at work on this host, or the state directory cannot be used.
-    :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far.
+    :raises QcowError: with reason ``interrupted`` where a signal asked us to end; its details hold the results so far. Where the signal came from
+        who stopped the run, what is left is deferred instead.
     """
     wanted, around = _asked(requests)
     recovered = [] if recovered is None else recovered
     searched = [] if searched is None else searched
     session = settings.session(passes=2 if any(request.verify for request in wanted) else 1)
     batch = _Batch(session, settings)
+    plans: List[Plan] = []
     if settings.check_mode:
         recovered.extend(explain_all(session))
-        plans = batch.plan(wanted, recovered, around)
+        plans = batch.within_window(batch.plan(wanted, recovered, around))
         searched.extend(around.searched.values())
         return _tolerated(plans, [planned(plan) for plan in plans], settings)
     if not wanted and not session.anything_left:
         return []
     try:
         with session:
-            session.progress.stage("recovering")
             recovered.extend(recover_all(session))
             if recovered and callable(requests):
                 wanted, around = _asked(requests)
+            session.stop.check()
             session.progress.stage("planning", images=len(wanted))
             plans = batch.plan(wanted, recovered, around)
             searched.extend(around.searched.values())
             batch.execute(plans)
             recovered.extend(recover_waiting(session))
-    except Interrupted as error:
+    except (Stopped, Interrupted) as error:
+        request = session.stop.request()
+        if request is not None:
+            return _tolerated(plans, results_of_stopped(request, wanted, plans, batch.results, session.records), settings)
         raise QcowError(
             "{0}; the work in progress was undone".format(error),
             reason="interrupted",
@@ -169,7 +183,10 @@ class _Batch:
     def __init__(self, session: Session, settings: Settings) -> None:
         self._session = session
         self._settings = settings
-        self._window = Window(settings.max_minutes)
+        self._window = Window(
+            settings.max_minutes, Estimates(session.records.newest(_MEASURED) if settings.max_minutes is not None else ())
+        )
+        self._deferrals: Dict[int, Deferral] = {}  # why a job was not begun, by its place
         self._around: Optional[SeenImages] = None  # what the plans have seen of other images
         self.results: Dict[int, Dict[str, Any]] = {}
         """By the place of the request; what is there already when a run is interrupted has been done."""
@@ -204,6 +221,7 @@ class _Batch:
                     Reserve(settings.reserve, settings.reserve_percent),
                     settings.workers,
                     look_only=settings.check_mode,
+                    as_many_as_fit=not settings.fail_on_no_space,
                 )
             )
         except NoSpace as error:
@@ -212,6 +230,19 @@ class _Batch:
                 for plan in plans
             ]
             raise
+
+    def within_window(self, plans: List[Plan]) -> List[Plan]:
+        """The plans, with those deferred for which the window is foreseen to be too short. When they are carried out, measured times decide."""
+        plans = list(plans)
+        passed = 0.0
+        for job in self._jobs([(number, plan) for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)]):
+            why = self._window.closed_for([plan for _number, plan in job], passed / self._settings.workers)
+            if why is None:
+                passed += self._window.estimates.seconds([plan for _number, plan in job])
+                continue
+            for number, plan in job:
+                plans[number] = deferred(plan, why)
+        return plans
 
     def execute(self, plans: List[Plan]) -> None:
         """Carry them out; :attr:`results` then has one entry for each."""
@@ -224,7 +255,8 @@ class _Batch:
         progress.begin([(plan.request.src, plan.guest_bytes) for _number, plan in work])
         for number, result in self._work(work):
             self.results[number] = result
-            progress.ended(plans[number].guest_bytes, failed=result["failed"])
+            if result["action"] != DEFER:
+                progress.ended(plans[number].guest_bytes, failed=result["failed"])
         progress.stage("ending")
         self._refresh_pools(plans)
 
@@ -236,35 +268,47 @@ class _Batch:
         problems = self._session.domains.refreshed([path for number in moved for path in (plans[number].request.src, plans[number].dest)])
         self.results[moved[0]]["warnings"].extend(problems)
 
-    def _work(self, work: List[Tuple[int, Plan]]) -> Iterator[Tuple[int, Dict[str, Any]]]:
+    def _jobs(self, work: List[Tuple[int, Plan]]) -> List[List[Tuple[int, Plan]]]:
+        """What is carried out together, by the place of the request."""
         units: Dict[Tuple[str, int], List[Tuple[int, Plan]]] = {}
         for number, plan in work:
             # A chain is one worker's: its images are converted on top of one another.
             units.setdefault(unit_of(number, plan), []).append((number, plan))
-        jobs = domain_policy.together(list(units.values()), self._session.domains)
-        begun = set()
+        return domain_policy.together(list(units.values()), self._session.domains)
+
+    def _work(self, work: List[Tuple[int, Plan]]) -> Iterator[Tuple[int, Dict[str, Any]]]:
+        jobs = self._jobs(work)
         for index, ended in self._jobs_done(jobs):
-            begun.add(index)
             for place, (number, plan) in enumerate(jobs[index]):
                 if ended.died is None:
                     yield number, ended.result[place]
                 else:  # the next run cleans up after it
                     message = "{0}: the process that converted it {1}".format(show(plan.request.src), ended.died)
                     yield number, failed(plan, "worker", message, {})
-        for index, job in enumerate(jobs):
-            for number, plan in job if index not in begun else ():
-                yield number, planned(deferred(plan, "{0:g} minutes".format(self._settings.max_minutes or 0)))
+        for index, why in self._deferrals.items():
+            for number, plan in jobs[index]:
+                yield number, planned(deferred(plan, why))
 
     def _jobs_done(self, jobs: List[List[Tuple[int, Plan]]]) -> Iterator[Tuple[int, Ended]]:
         tasks = [[plan for _number, plan in job] for job in jobs]
+
+        def may_begin(index: int) -> bool:
+            request = self._session.stop.request()
+            why = self._window.closed_for(tasks[index]) if request is None else why_stopped(request)
+            if why is not None:
+                self._deferrals[index] = why
+            return why is None
+
         if self._settings.workers > 1 and len(jobs) > 1:
             # Processes, not threads: tables are walked in Python.
-            yield from run_jobs(self._job, tasks, self._settings.workers, self._window.is_open)
-            return
-        for index, plans in enumerate(tasks):
-            if not self._window.is_open():
-                return
-            yield index, Ended(self._job(plans), None)
+            ends = run_jobs(self._job, tasks, self._settings.workers, may_begin)
+        else:
+            ends = ((index, Ended(self._job(plans), None)) for index, plans in enumerate(tasks) if may_begin(index))
+        for index, ended in ends:
+            if ended.died is None:
+                seconds = max(result["seconds"] for result in ended.result)
+                self._window.estimates.learn(sum(plan.guest_bytes for plan in tasks[index]), seconds, len(tasks[index]))
+            yield index, ended
 
     def _job(self, plans: List[Plan]) -> List[Dict[str, Any]]:
         """The results of images that are carried out together."""

@@ -80,11 +80,15 @@ def _judged(plan: Plan, domains: Domains, policy: Policy) -> Plan:
             why = str(error)
         if why is not None:
             return _refused(plan, "domain", why)
-    follow = sorted({"{0} ({1})".format(use.domain, use.target) for use in domains.definitions(plan.request.src)})
+    uses = sorted({(use.domain, use.target, use.declared_format) for use in domains.definitions(plan.request.src)}, key=str)
+    follow = sorted({"{0} ({1})".format(*use) for use in uses})
     how = "follows"
     if running:
         how = "is shut down and started again" if policy.running == SHUTDOWN else "is moved live"
-    return plan._replace(reasons=plan.reasons + ["domain {0} {1}".format(", ".join(follow), how)]) if follow else plan
+    if not follow:
+        return plan
+    disks = tuple({"name": name, "target": target, "format": declared} for name, target, declared in uses)
+    return plan._replace(reasons=plan.reasons + ["domain {0} {1}".format(", ".join(follow), how)], domains=disks)
 
 
 def _refused(plan: Plan, code: str, why: str) -> Plan:

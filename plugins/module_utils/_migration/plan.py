@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     needed_by: Tuple[bytes, ...] = ()  # QCOW v1 overlays of the same chain_group
     searched: Tuple[bytes, ...] = ()  # trees in which overlays were looked for
     links: Tuple[SymbolicLink, ...] = ()  # to be re-pointed
+    domains: Tuple[Dict[str, Any], ...] = ()  # disks that follow: name of the domain, target, declared format
     users: Tuple[bytes, ...] = ()  # all overlays and links that were seen
     warnings: Tuple[str, ...] = ()
     unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
@@ -94,6 +95,15 @@ class Plan(NamedTuple):
         return self.dest == self.request.src
 
 
+Unit = Tuple[str, int]
+"""What is carried out together, as something to compare and to look up."""
+
+
+def unit_of(number: int, plan: Plan) -> Unit:
+    """What a plan is carried out together with: alone by its number in the batch, or with its chain_group."""
+    return ("image", number) if plan.chain_group is None else ("chain", plan.chain_group)
+
+
 def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:
     result = ImageResult(
         src=show(plan.request.src),
@@ -112,6 +122,7 @@ def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:
         backing=None if plan.backing is None else named(plan.backing.name, format=plan.backing.format),
         repointed=[show(item.path) for item in plan.dependents],
         links=[named(link.path, target=show(link.target)) for link in plan.links],
+        domains=list(plan.domains),
         lost=plan.lost_ranges,
         msg="; ".join(plan.reasons),
     )

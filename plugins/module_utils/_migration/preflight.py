@@ -2,70 +2,20 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Everything that stands in the way of a whole batch, found before the first byte is written; and where a run ends before all is done."""
+"""Everything that stands in the way of a whole batch, found before the first byte is written."""
 
 import os
-import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from .._errors import NoSpace, QcowError
 from .._host import filesystem, free_space
 from .._host.renames import can_replace_keeping, irreplaceable
 from .._paths import show
-from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan, way_out_of_size
-
-Unit = Tuple[str, int]
-
-
-def unit_of(number: int, plan: Plan) -> Unit:
-    """What a plan is carried out together with: alone by its number in the batch, or with its chain_group."""
-    return ("image", number) if plan.chain_group is None else ("chain", plan.chain_group)
-
-
-def defer_beyond(plans: List[Plan], limit: Optional[int]) -> List[Plan]:
-    """The plans, with those deferred that would take a run over ``limit`` guest bytes copied.
-
-    The first image always stays, or one larger than the limit would never be migrated; chains stay whole.
-    """
-    if limit is None:
-        return plans
-    sizes: Dict[Unit, int] = {}
-    for number, plan in enumerate(plans):
-        if plan.action in (CONVERT, RETIRE):
-            unit = unit_of(number, plan)
-            sizes[unit] = sizes.get(unit, 0) + (plan.guest_bytes if plan.action == CONVERT else 0)
-    total = 0
-    kept: Set[Unit] = set()
-    for unit, size in sizes.items():
-        if not kept or total + size <= limit:
-            total += size
-            kept.add(unit)
-    return [
-        plan if plan.action not in (CONVERT, RETIRE) or unit_of(number, plan) in kept else deferred(plan, "{0} bytes".format(limit))
-        for number, plan in enumerate(plans)
-    ]
-
-
-def deferred(plan: Plan, limit: str) -> Plan:
-    """The plan, left to another run."""
-    return plan._replace(action=DEFER, code="deferred", reasons=["deferred: this run ends at {0}; run again to go on".format(limit)])
-
-
-class Window:
-    """The time in which a run may begin with an image. What is under way at its end is completed.
-
-    :param minutes: from now; ``None`` for no end.
-    """
-
-    def __init__(self, minutes: Optional[float]) -> None:
-        self._end = None if minutes is None else time.monotonic() + minutes * 60
-
-    def is_open(self) -> bool:
-        """Whether the next image may be begun."""
-        return self._end is None or time.monotonic() < self._end
-
+from .plan import CONVERT, REFUSE, RETIRE, Plan, Unit, unit_of, way_out_of_size
+from .window import Deferral, deferred
 
 _RECORD_BYTES = 1 << 16
+_FULL = ("no-space", "no-inodes")
 
 
 class Reserve:
@@ -76,33 +26,74 @@ class Reserve:
         self.percent = percent
 
 
-def preflight(plans: List[Plan], state_dir: bytes, reserve: Reserve, workers: int = 1, *, look_only: bool = False) -> List[Plan]:
+def preflight(
+    plans: List[Plan], state_dir: bytes, reserve: Reserve, workers: int = 1, *, look_only: bool = False, as_many_as_fit: bool = False
+) -> List[Plan]:
     """The plans, with those refused that could not be carried out for reasons of their own: the others need not wait for them.
 
     :param workers: how many images are under way at a time.
     :param look_only: try nothing with files of our own; what would have been tried is said in the plan's reasons.
+    :param as_many_as_fit: where everything together does not fit, as few as possible are deferred.
     :raises NoSpace: where everything together does not fit. Its details' ``problems`` name this and all else that was found.
     """
     plans = _not_too_large(_distinct(plans))
-    demands = _demands(plans, state_dir) + _temporary_demands(plans, workers)
-    found = free_space.problems(demands, reserve_bytes=reserve.size, reserve_percent=reserve.percent)
-    closed = {problem.directory: problem for problem in found if problem.reason not in ("no-space", "no-inodes")}
+
+    def obstacles(kept: Reserve) -> List[free_space.Problem]:
+        demands = _demands(plans, state_dir) + _temporary_demands(plans, workers)
+        return free_space.problems(demands, reserve_bytes=kept.size, reserve_percent=kept.percent)
+
+    found = obstacles(reserve)
+    closed = {problem.directory: problem for problem in found if problem.reason not in _FULL}
     plans = [_possible(plan, closed) for plan in plans]
-    too_little = [problem for problem in found if problem.reason in ("no-space", "no-inodes")]
+    too_little = [problem for problem in found if problem.reason in _FULL]
+    while too_little and as_many_as_fit:
+        plans = _without_largest(plans, too_little[0], workers)
+        too_little = [problem for problem in obstacles(reserve) if problem.reason in _FULL]
     if too_little:
         others = [
             {"reason": plan.code, "path": show(plan.request.src), "msg": "; ".join(plan.reasons)} for plan in plans if plan.action == REFUSE
         ]
         problems = [{"reason": p.reason, "path": show(p.directory), "msg": str(p), "missing_bytes": p.missing_bytes} for p in too_little]
-        fits = not any(problem.reason in ("no-space", "no-inodes") for problem in free_space.problems(demands))
+        fits = not any(problem.reason in _FULL for problem in obstacles(Reserve(0)))
         raise NoSpace(
             "the plan does not fit: {0}".format(" ".join(str(problem) for problem in too_little)),
-            hint="Nothing was changed. Free the space, {0}choose another destination, or migrate fewer images at a time.".format(
+            hint="Nothing was changed. Free the space, {0}choose another destination, or set fail_on_no_space=false to migrate those that fit.".format(
                 "let less stay free (it fits with reserve=0), " if fits else ""
             ),
             problems=problems + others,
         )
     return _replaceable(plans, look_only=look_only)
+
+
+def _without_largest(plans: List[Plan], problem: free_space.Problem, workers: int) -> List[Plan]:
+    """The plans, with those deferred that a filesystem lacks the space for: the smallest that makes up for it, or else the largest ones.
+
+    Images that are migrated together are deferred together. At least one is.
+    """
+    full = free_space.filesystem(problem.directory).key
+    keys: Dict[bytes, Tuple[int, int]] = {}
+    sizes: Dict[Unit, int] = {}
+    for number, plan in enumerate(plans):
+        if plan.action == CONVERT:
+            for demand in _demands([plan], _directory(plan)) + _temporary_demands([plan], workers):
+                if demand.directory not in keys:
+                    keys[demand.directory] = free_space.filesystem(demand.directory).key
+                if keys[demand.directory] == full:
+                    unit = unit_of(number, plan)
+                    sizes[unit] = sizes.get(unit, 0) + demand.bytes
+    ascending = sorted(sizes, key=lambda unit: sizes[unit])
+    missing = problem.missing_bytes
+    dropped: Set[Unit] = set()
+    while ascending and (missing > 0 or not dropped):
+        unit = next((unit for unit in ascending if sizes[unit] >= missing), ascending[-1])
+        ascending.remove(unit)
+        dropped.add(unit)
+        missing -= sizes[unit]
+    why = Deferral("space", "there is no space for it beside the others. {0}".format(str(problem).rstrip(".")))
+    return [
+        deferred(plan, why) if plan.action in (CONVERT, RETIRE) and (not dropped or unit_of(number, plan) in dropped) else plan
+        for number, plan in enumerate(plans)
+    ]
 
 
 def _refused(plan: Plan, code: str, reason: str, **details: Any) -> Plan:

@@ -4,19 +4,20 @@
 
 """How far a call has come, in small files that can be read with ``cat`` while it works.
 
-``STATE_DIR/progress/TOKEN.json`` tells of the call, ``TOKEN-PID.json`` of what each worker is at: one line of JSON each, replaced as a whole at most
-once a second. They are for whoever watches and never decide anything: one that cannot be written is left out, and one that a killed call has left
-is removed by the next.
+``STATE_DIR/progress/TOKEN.json`` tells of the call, ``TOKEN-PID.json`` of what each worker is at: one line of JSON each, replaced as a whole. They are
+for whoever watches and never decide anything: one that cannot be written is left out, and one that a killed call has left is removed by the next.
 """
 
 import json
 import os
+import re
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from .._directories import make_directory, require_ours
 from .._errors import StateError
-from .._paths import show
+from .._paths import encode_exact, show
+from .calls import Call, call_of
 
 INTERVAL = 1.0
 """Seconds between two writes of the same file."""
@@ -28,20 +29,18 @@ Image = Tuple[bytes, int]
 
 
 class Progress:
-    """The status of one call; writes nothing where nobody has given a token to watch it by.
+    """The status of one call.
 
-    :param token: letters and digits, chosen by who watches.
     :param passes: how often the bytes of an image are gone through: copied, and verified.
     """
 
-    def __init__(self, state_dir: bytes, token: Optional[str], passes: int = 2) -> None:
-        self._directory = os.path.join(state_dir, b"progress")
-        self._token = token if token and token.isalnum() else None
+    def __init__(self, state_dir: bytes, call: Call, passes: int = 2) -> None:
+        self._directory = _directory(state_dir)
+        self._token = call.token
         self._passes = passes
         self._facts: Dict[str, Any] = {
-            "token": token,
-            "pid": os.getpid(),
-            "start": started(os.getpid()) if self._token else None,
+            **call.facts(),
+            "since": None,
             "stage": "waiting",
             "images": 0,
             "done": 0,
@@ -51,18 +50,17 @@ class Progress:
         }
 
     def stage(self, name: str, **facts: Any) -> None:
-        """The call has come to ``waiting`` (for another run to end), ``recovering``, ``planning``, ``working`` or ``ending``."""
+        """The call has come to ``waiting`` (for another run to end), ``recovering``, ``planning``, ``working`` or ``ending``.
+
+        :param facts: ``since``: when it has begun to work, in UTC; and the numbers that are known with the stage.
+        """
         self._facts.update(facts, stage=name)
         self._write(b"", self._facts)
 
     def sweep(self) -> None:
         """Remove what killed calls have left; only while no other can be at work."""
-        try:
-            for name in os.listdir(self._directory):
-                if not name.startswith((self._token or " ").encode("ascii")):
-                    _remove(os.path.join(self._directory, name))
-        except OSError:
-            pass
+        kept = {self._token} | {call.token for call in map(call_of, _read(self._directory)) if call is not None and call.alive}
+        self._remove_all(lambda token: token not in kept)
 
     def begin(self, images: Sequence[Image]) -> None:
         """Work begins on these."""
@@ -79,20 +77,22 @@ class Progress:
         suffix = "-{0}".format(os.getpid()).encode("ascii")
         return Meter(images, self._passes, lambda facts: self._write(suffix, facts and dict(facts, token=self._token)))
 
+    def numbers(self) -> Dict[str, Any]:
+        """How far the call has come, in images. ``left`` is ``None`` where it is not known yet which there are."""
+        facts = self._facts
+        left = facts["images"] - facts["done"] if facts["stage"] in ("working", "ending") else None
+        return {"left": left, **{key: facts[key] for key in ("since", "images", "done", "failed")}}
+
     def close(self) -> None:
         """Remove the files of this call."""
-        if self._token is None:
-            return
-        try:
-            for name in os.listdir(self._directory):
-                if name.startswith(self._token.encode("ascii")):
-                    _remove(os.path.join(self._directory, name))
-        except OSError:
-            pass
+        self._remove_all(lambda token: token == self._token)
+
+    def _remove_all(self, unwanted: Callable[[str], bool]) -> None:
+        for name in _names(self._directory):
+            if unwanted(os.fsdecode(re.split(b"[-.]", name)[0])):
+                _remove(os.path.join(self._directory, name))
 
     def _write(self, suffix: bytes, facts: Optional[Dict[str, Any]]) -> None:
-        if self._token is None:
-            return
         path = os.path.join(self._directory, self._token.encode("ascii") + suffix + b".json")
         if facts is None:
             _remove(path)
@@ -152,22 +152,56 @@ class Meter:
         return {
             "pid": os.getpid(),
             "path": show(self._path or b""),
+            "path_base64": encode_exact(self._path or b""),
             "stage": self._stage,
             "percent": min(100, self._passed * 100 // size) if size else None,
             "speed": speed,
             "left": left // speed if speed else None,
+            "bytes": self._passed,
             "done": self._before + min(self._done, size * self._passes),
             "size": size,
         }
 
 
-def started(pid: int) -> Optional[int]:
-    """When a process was started, in the kernel's ticks: with it, a process's number means this process and no later one."""
+class Seen(NamedTuple):
+    """What the files of a host say: of calls, and of what their workers are at."""
+
+    calls: List[Dict[str, Any]]
+    workers: List[Dict[str, Any]]
+
+
+def seen(state_dir: bytes) -> Seen:
+    """What they say now; what cannot be read is left out.
+
+    :raises StateError: others may have written there.
+    """
+    require_ours(state_dir, b"progress")
+    found = _read(_directory(state_dir))
+    return Seen([facts for facts in found if "path" not in facts], [facts for facts in found if "path" in facts])
+
+
+def _directory(state_dir: bytes) -> bytes:
+    return os.path.join(state_dir, b"progress")
+
+
+def _names(directory: bytes) -> List[bytes]:
     try:
-        with open("/proc/{0}/stat".format(pid), "rb") as stream:
-            return int(stream.read().rsplit(b")", 1)[1].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _read(directory: bytes) -> List[Dict[str, Any]]:
+    found = []
+    for name in _names(directory):
+        try:
+            with open(os.path.join(directory, name), encoding="ascii") as stream:
+                facts = json.load(stream)
+        except (OSError, ValueError):
+            continue
+        if isinstance(facts, dict) and name.endswith(b".json"):
+            found.append(facts)
+    return found
 
 
 def _remove(path: bytes) -> None:

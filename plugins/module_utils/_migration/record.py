@@ -9,7 +9,6 @@ a later one says otherwise; a line that a crash cut off does not count.
 """
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -196,6 +195,12 @@ class Records:
                 if record is not None:
                     yield record
 
+    def newest(self, count: int) -> List[Record]:
+        """The last so many records, newest first; fewer where some cannot be read."""
+        names = [name for name in self._names() if name.endswith(_SUFFIX)][-count:]
+        read = [_read(os.path.join(self.directory, name)) for name in reversed(names)]
+        return [record for record in read if record is not None]
+
     def unfinished(self) -> List[Record]:
         """The records that an interrupted run left behind (or that a running one is at), oldest first."""
         return [record for record in self.all() if record.unfinished]
@@ -208,7 +213,7 @@ class Records:
     def sweep(self) -> None:
         """Remove journals whose first line never became durable: nothing had been done for those.
 
-        Only while no other run is at work (see :class:`Exclusive`).
+        Only while no other run is at work (see :class:`.lock.Exclusive`).
         """
         for name in self._names():
             if name.endswith(_SUFFIX + _NEW):
@@ -277,49 +282,6 @@ class DomainJournal:
             except (OSError, ValueError):
                 continue
         return [entry for entry in found if isinstance(entry, dict) and "key" in entry]
-
-
-class Exclusive:
-    """Keeps two runs on one host from changing things at the same time (context manager).
-
-    :param wait: seconds to wait for the other run to end.
-    """
-
-    def __init__(self, state_dir: bytes, wait: float = 0) -> None:
-        self._path = os.path.join(state_dir, b"lock")
-        self._wait = wait
-        self._fd = -1
-
-    def __enter__(self) -> "Exclusive":
-        """:raises StateError: with reason ``locked`` where another run holds the lock; the directory is not ours."""
-        require_ours(os.path.dirname(self._path))
-        try:
-            make_directory(os.path.dirname(self._path))
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise StateError(
-                "the state directory cannot be used: {0}".format(error.strerror),
-                self._path,
-                hint="Nothing was changed. Run with the rights to write there, or choose another state_dir.",
-            ) from error
-        deadline = time.monotonic() + self._wait
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return self
-            except OSError:
-                if time.monotonic() >= deadline:
-                    os.close(self._fd)
-                    raise StateError(
-                        "another migration is running on this host",
-                        self._path,
-                        reason="locked",
-                        hint="Nothing was changed. Wait until it ends and run again.",
-                    ) from None
-                time.sleep(0.2)
-
-    def __exit__(self, *dummy: Any) -> None:
-        os.close(self._fd)
 
 
 def now() -> str:

@@ -13,7 +13,7 @@ from .._errors import QcowError, StateError, reason_of
 from .._libvirt.api import DEFAULT_URI
 from .._paths import decode_exact, encode_exact, show
 from .._signals import Interrupted
-from . import cleanup, rollback
+from . import cleanup, drawn, rollback
 from .domain_references import FOLLOW
 from .link_references import LEFT, links_of
 from .moved_files import AUTO
@@ -23,6 +23,7 @@ from .recover import explain_all, recover_all
 from .results import Undone
 from .seen_images import NewDependents
 from .session import Session
+from .stop import REASON, Stopped, StopRequest
 
 _ROLES = ("src", "dest", "retired", "retire_to")
 
@@ -116,7 +117,9 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             record, session.references, discard_changes=discard_changes, keep=record.path_of("src") in below_kept, moved=session.moved
         )
         ignored: List[str] = []
+        diff = None
         if reversal.action == rollback.ROLL_BACK:
+            diff = drawn.of_rollback(record, reversal.kept)
             adopted = record.facts.get("adopted")  # a result that was there before stays, whatever rests on it
             if not adopted:
                 ignored = dependents.require_none(record)
@@ -138,12 +141,13 @@ def roll_back_all(choice: Choice, *, discard_changes: bool, recovered: Optional[
             "discarded": reversal.changed,
             "kept": None if kept is None else show(kept),
             "kept_base64": None if kept is None else encode_exact(kept),
+            "diff": diff,
         }
 
     session = choice.session()
     dependents = NewDependents(session.domains)
     below_kept: Set[bytes] = set()
-    return _run(choice, session, handle, {"discarded": False, "kept": None, "kept_base64": None}, recovered)
+    return _run(choice, session, handle, {"discarded": False, "kept": None, "kept_base64": None, "diff": None}, recovered)
 
 
 def clean_all(choice: Choice, *, min_age: float, recovered: Optional[List[Dict[str, Any]]] = None) -> List[Dict[str, Any]]:
@@ -174,13 +178,15 @@ def _run(
     nothing_migrated = next(session.records.all(), None) is None and not session.anything_left
     if choice.check_mode or (nothing_migrated and not choice.records):  # where nothing was ever migrated no lock is left behind either
         recovered.extend(explain_all(session))
-        _handle_all(choice, session.records, handle, missing, results)
+        _handle_all(choice, session, handle, missing, results)
         return results
     try:
         with session:
             recovered.extend(recover_all(session))
-            _handle_all(choice, session.records, handle, missing, results)
+            _handle_all(choice, session, handle, missing, results)
             _refresh_pools(session, results)
+    except Stopped:
+        _handle_all(choice, session, handle, missing, results)
     except Interrupted as error:
         raise QcowError(
             str(error), reason="interrupted", hint="Run again to continue; unfinished work is completed first.", images=results
@@ -188,13 +194,22 @@ def _run(
     return results
 
 
-def _handle_all(choice: Choice, records: Records, handle: Handle, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
-    chosen, unknown = select(records, choice.paths, choice.records, missing_ok=choice.missing_ok)
+def _handle_all(choice: Choice, session: Session, handle: Handle, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
+    chosen, unknown = select(session.records, choice.paths, choice.records, missing_ok=choice.missing_ok)
     for error in unknown:
         refused = Undone("refuse", [str(error)], str(error), failed=True, reason=error.reason)
         results.append(dict(refused._asdict(), **missing))
+    if choice.check_mode:
+        results.extend(_result_of(record, handle, missing) for record in chosen)
+        return
+    session.progress.begin([(record.file("src") or b"", 0) for record in chosen])
     for record in chosen:
+        stop = session.stop.request()
+        if stop is not None:
+            results.append(_deferred(record, stop, missing))
+            continue
         results.append(_result_of(record, handle, missing))
+        session.progress.ended(0, failed=results[-1]["failed"])
 
 
 def _refresh_pools(session: Session, results: List[Dict[str, Any]]) -> None:
@@ -206,9 +221,19 @@ def _refresh_pools(session: Session, results: List[Dict[str, Any]]) -> None:
         changed[0]["reasons"].extend(problems)
 
 
+_NAMES = ("record", "src", "src_base64", "dest", "dest_base64", "retired", "retired_base64", "time")
+
+
+def _deferred(record: Record, stop: StopRequest, missing: Dict[str, Any]) -> Dict[str, Any]:
+    """The result of a record that is left to another run."""
+    known = explain(record)
+    left = Undone("defer", stop.reasons, "; ".join(stop.reasons), reason=REASON, state=record.state, **{key: known[key] for key in _NAMES})
+    return dict(left._asdict(), **missing)
+
+
 def _result_of(record: Record, handle: Handle, missing: Dict[str, Any]) -> Dict[str, Any]:
     before = explain(record)
-    names = {key: before[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "retired", "retired_base64", "time")}
+    names = {key: before[key] for key in _NAMES}
     try:
         more = handle(record)
         done = Undone(more.pop("action"), more.pop("reasons"), "", more.pop("changed"), **names)

@@ -51,6 +51,7 @@ class ImageResult(NamedTuple):
     backing: Optional[Dict[str, Any]] = None
     repointed: List[str] = []
     links: List[Dict[str, Any]] = []
+    domains: List[Dict[str, Any]] = []
     lost: List[Dict[str, Any]] = []
     seconds: float = 0.0
     copy_seconds: float = 0.0
@@ -97,6 +98,32 @@ class Recovered(NamedTuple):
     src_base64: Optional[str] = None
     dest: Optional[str] = None
     dest_base64: Optional[str] = None
+
+
+class Running(NamedTuple):
+    """How far a call is. Times in seconds, sizes in bytes; what cannot be told is ``None``."""
+
+    pid: Optional[int]
+    since: Optional[str]
+    stage: str
+    images: int
+    done: int
+    failed: int
+    percent: Optional[int]
+    seconds_left: Optional[int]
+    current: List[Dict[str, Any]]
+
+
+class LastRun(NamedTuple):
+    """How the last run has ended, as it has left it."""
+
+    since: Optional[str] = None
+    time: Optional[str] = None
+    images: int = 0
+    done: int = 0
+    failed: int = 0
+    left: Optional[int] = None
+    stopped: bool = False
 
 
 class Undone(NamedTuple):

@@ -9,14 +9,17 @@ from typing import Any, Optional, Set
 
 from .._libvirt.api import DEFAULT_URI
 from .._signals import Interruptible
+from .calls import this_call
 from .domain_references import FOLLOW, IGNORE, REFUSE, Domains, IgnoredDomains, LostDomains, RefusingDomains
 from .link_references import LinkUpdater
+from .lock import Exclusive
 from .moved_files import AUTO, MovedFiles
 from .overlay_headers import NeededBases, OverlayHeaders
 from .progress import Progress
-from .record import DomainJournal, Exclusive, Records
+from .record import DomainJournal, Records, now
 from .references import References
 from .seen_images import RecentLooks
+from .stop import Stop
 
 _MIGRATING = {FOLLOW: Domains, REFUSE: RefusingDomains, IGNORE: IgnoredDomains}
 _UNDOING = {FOLLOW: Domains, REFUSE: RefusingDomains, IGNORE: LostDomains}
@@ -32,7 +35,8 @@ class Session:
     :param undoing: the run rolls back or cleans up: ``ignore`` then leaves definitions as they are.
     :param moved_files: what to do with a file that has another inode number or time than recorded, see :class:`.MovedFiles`.
     :param raw_allowed: a v1 image may be followed as an image although a domain declares it raw.
-    :param watched_as: the token by which progress is watched.
+    :param watched_as: the token by which progress is watched, see :func:`.calls.this_call`.
+    :param run_age: seconds that the run of ``ansible-playbook`` is older than this process.
     :param passes: how often the bytes of each image are gone through.
     """
 
@@ -47,6 +51,7 @@ class Session:
         moved_files: str = AUTO,
         raw_allowed: bool = False,
         watched_as: Optional[str] = None,
+        run_age: Optional[float] = None,
         passes: int = 2,
     ) -> None:
         self.state_dir = state_dir
@@ -56,7 +61,9 @@ class Session:
         self.waiting: Set[str] = set()  # records of interrupted runs that wait for overlays to be migrated
         self.references = References(NeededBases(), OverlayHeaders(), LinkUpdater(), self.domains)
         self.looks = RecentLooks(self.domains)
-        self.progress = Progress(state_dir, watched_as, passes)
+        self._call = this_call(watched_as, run_age)
+        self.stop = Stop(state_dir, self._call)
+        self.progress = Progress(state_dir, self._call, passes)
         self._wait = wait
         self._held = ExitStack()
 
@@ -72,13 +79,20 @@ class Session:
         return bool(records.unfinished() or records.unreadable() or self.journal.entries())
 
     def __enter__(self) -> "Session":
-        """:raises StateError: with reason ``locked`` where another run is at work, or the state directory cannot be used."""
+        """:raises StateError: with reason ``locked`` where another run is at work, or the state directory cannot be used.
+
+        :raises Stopped: the run was stopped before, or while it waited for another one.
+        """
+        self.stop.check()
         with ExitStack() as held:
             held.callback(self.progress.close)
             self.progress.stage("waiting")
             held.enter_context(Interruptible())
-            held.enter_context(Exclusive(self.state_dir, self._wait))
+            lock = held.enter_context(Exclusive(self.state_dir, self._wait, self._call, self.stop.check))
+            self.stop.check()
             self.progress.sweep()
+            self.progress.stage("recovering", since=now())
+            held.callback(lambda: lock.ended.update(self.progress.numbers(), time=now(), stopped=self.stop.heeded))
             self._held = held.pop_all()
         self.moved.writes = True
         return self

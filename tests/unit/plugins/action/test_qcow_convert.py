@@ -129,6 +129,22 @@ def test_two_hosts_tell_how_far_they_are_at_the_same_time(tmp_path):
     assert all(os.listdir(f"{folder}-state/progress") == [] for folder in play.hosts.values())
 
 
+def test_the_window_is_one_for_all_hosts(tmp_path):
+    """Each takes 16 seconds at least, one after the other: the second cannot be ready within 30 of the beginning, whatever the machine does."""
+    play = Play(tmp_path, ("h1", "h2", "h3"))
+    code, output = play.run("--forks", "1", bandwidth="1M", max_minutes=0.5)
+    assert code == 0, output
+    assert [(folder / "disk.qcow2").exists() for folder in play.hosts.values()] == [True, False, False], output
+    code, output = play.run("--forks", "3", until="{{ '%Y-%m-%d %H:%M UTC' | strftime(now().timestamp() | int + 600, utc=true) }}")
+    assert code == 0 and all((folder / "disk.qcow2").exists() for folder in play.hosts.values()), output
+
+
+@pytest.mark.parametrize("until", ["05:30", "2001-01-01 05:30 UTC"])
+def test_a_window_that_cannot_be_meant(play, until):
+    code, output = play.run(until=until)
+    assert code == 2 and "until: " in output and "Nothing was changed." in output and os.listdir(play.hosts["h1"]) == ["disk.qcow"], output
+
+
 def test_a_killed_job_is_told_of_and_the_next_run_migrates(play):
     process = play.start()
     os.kill(play.status()["pid"], signal.SIGKILL)

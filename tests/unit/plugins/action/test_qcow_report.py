@@ -194,6 +194,19 @@ def test_the_report_is_not_made_for_each_batch(folder, batch, every, last, monke
     assert "-i '/etc/my hosts' vmimage.qcow.rollback -l hv1" in (folder / "images.jsonl").read_text()
 
 
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_run_is_kept_unless_in_check_mode(tmp_path, check_mode, monkeypatch):
+    action = qcow_report.ActionModule.__new__(qcow_report.ActionModule)
+    monkeypatch.setattr(action, "_task", types.SimpleNamespace(check_mode=check_mode), raising=False)
+    summary = {"files": 1, "directories": 1, "formats": {"qcow": 1}}
+    results = {"found": {"images": [found("/i/a")], "records": [], "errors": [], "summary": summary}, "planned": {"skipped": True}}
+    args = {"play": "scan", "results": results, "requested_paths": ["/i"], "limits": {}, "write_plan": True, "plan_speed": 1e6}
+    told = action._of_host(dict(args, fail_on_found=False), str(tmp_path / "reports"), "hv1")
+    assert told["reached"] and told["problems"] == []
+    there = sorted(os.listdir(tmp_path / "reports")) if (tmp_path / "reports").exists() else []
+    assert there == ([] if check_mode else [".lock", "host-hv1.jsonl", "plan-hv1.yml", "runs.jsonl"])
+
+
 def test_each_image_is_on_the_page_once(folder):
     make(str(folder), ["hv4"], "Fleet", inventory=["/etc/my hosts"])
     page = html.unescape((folder / "index.html").read_text())

@@ -236,6 +236,12 @@ def test_interrupted_and_finished(kept: Kept, state: str) -> None:
     assert kept.states() == {A: ("interrupted", "unfinished")} and kept.rows()[A]["message"] == "the next run goes on"
     kept.migrate([], [record], play="status", running={"pid": 1})
     assert kept.states() == {A: ("running", None)} and kept.host["state"] == "running"
+    kept.scan([looked_at(A)], [record])  # nobody has asked who is at work
+    assert kept.states() == {A: ("running", None)}
+    kept.run("migrate", done={"reason": "locked", "msg": "another migration is running", "records": [record]})
+    assert kept.states() == {A: ("running", None)}
+    kept.migrate([], [record], play="cleanup")
+    assert kept.states() == {A: ("interrupted", "unfinished")}
     kept.migrate([], [dict(record, state="done", unfinished=None, time="2026-11-02T00:00:00Z")])
     assert kept.states() == {A: ("migrated", None)}
 
@@ -319,6 +325,7 @@ def test_scan_that_failed_keeps_everything(kept: Kept, failure: Entry) -> None:
     kept.scan([looked_at(A)], plan=[converted(A)])
     kept.run("scan", found=failure)
     assert kept.states() == {A: PLANNED} and kept.host["state"] == "failed" and kept.host["problems"] == [failure["msg"]]
+    assert (kept.host["known_at"], kept.host["last_run_at"]) == ("2026-11-01T02:01:00Z", "2026-11-01T02:02:00Z")
     kept.scan([looked_at(A)], plan=[converted(A)])
     assert kept.states() == {A: PLANNED} and kept.host["state"] == "left"
 

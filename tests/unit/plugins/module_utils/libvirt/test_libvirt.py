@@ -119,7 +119,8 @@ def test_repoint_changes_the_disk_alone_and_comes_back(daemon: Libvirtd, connect
     after = guest.xml()
     assert after == before.replace("type='qcow'", "type='qcow2'").replace("a.qcow'", "a.qcow2'")
     assert "s3cret" in after and "s3cret" not in str(planned.diff())
-    assert "type='qcow2'" in planned.diff()["after"] and "vdb" not in planned.diff()["after"]
+    assert planned.diff()["before"] == "domain shop, vda: %s (qcow)\n" % image
+    assert planned.diff()["after"] == "domain shop, vda: %s (qcow2)\n" % new
     assert guest.boot() == seen
 
     (again,) = redefine.plan(connection, survey_connection(connection), moves)

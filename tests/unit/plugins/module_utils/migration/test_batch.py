@@ -6,18 +6,26 @@
 
 import json
 import os
+import pathlib
 
+import pytest
+
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import NoSpace
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import identity
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import started
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import summary
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress, started
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records, State, named
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.tests.support.builder import build
+from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
 
 
 def images(folder, number, *, filled=64):
     paths = []
+    folder.mkdir(exist_ok=True)
     for index in range(number):
         paths.append(os.fsencode(folder / f"{index}.qcow"))
         build(disk(index, size=MIB, filled=filled)).write(os.fsdecode(paths[-1]))
@@ -57,8 +65,62 @@ def test_check_mode_tells_what_would_be_deferred(tmp_path):
 def test_no_image_is_begun_after_the_window(tmp_path):
     for workers in (1, 2):
         results = run(requests(tmp_path, images(tmp_path, 3)), settings(tmp_path, max_minutes=0, workers=workers))
-        assert [result["reason"] for result in results] == ["deferred"] * 3
+        assert [(result["action"], result["reason"], result["msg"]) for result in results] == [
+            ("defer", "window", "deferred: the window of this run has closed; run again to go on")
+        ] * 3
         assert not any(name.endswith(".tmp") for name in os.listdir(tmp_path))
+
+
+def took(folder, seconds):
+    """A record of an earlier migration on this host: 64 clusters of 4 KiB took so long."""
+    src, dest = named(b"/gone/old.qcow", ino=1, size=1, mtime_ns=1), named(b"/gone/old.qcow2")
+    record = Records(os.fsencode(folder / "state")).begin(src, dest)
+    record.note(State.VERIFIED, copy_bytes=64 * 4096, seconds=seconds)
+    record.note(State.CLEANED)
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_would_not_be_ready_in_time_is_not_begun(tmp_path, workers, check_mode):
+    took(tmp_path, 3600.0)
+    results = run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, max_minutes=30, workers=workers, check_mode=check_mode))
+    assert [(result["action"], result["reason"]) for result in results] == [("defer", "window")] * 2
+    assert "it would take about 1 h 00 min, and the window of this run closes in 30 min" in results[0]["msg"]
+    assert len(os.listdir(tmp_path / "state" / "records")) == 1
+
+
+def test_an_estimate_that_was_wrong_is_mended_by_what_is_measured(tmp_path):
+    took(tmp_path, 70.0)
+    results = run(requests(tmp_path, images(tmp_path, 3)), settings(tmp_path, max_minutes=2, check_mode=True))
+    assert [result["action"] for result in results] == ["convert", "defer", "defer"]
+    results = run(requests(tmp_path, images(tmp_path, 3)), settings(tmp_path, max_minutes=2))
+    assert [result["action"] for result in results] == ["convert"] * 3
+
+
+def test_a_smaller_image_may_still_be_begun(tmp_path):
+    (large,) = images(tmp_path, 1)
+    small = os.fsencode(tmp_path / "small.qcow")
+    build(disk(1, size=MIB, filled=1)).write(os.fsdecode(small))
+    results = run(requests(tmp_path, [large, small], bandwidth=4096), settings(tmp_path, max_minutes=0.1, check_mode=True))
+    assert [result["action"] for result in results] == ["defer", "convert"]  # 128 and 2 seconds, by the limit alone
+
+
+def test_as_many_as_fit(tmp_path):
+    with mounted("tmpfs", str(tmp_path)) as point:
+        folder = pathlib.Path(point)
+        wanted = requests(tmp_path, [*images(folder, 3, filled=200), *images(folder / "small", 2, filled=1)])
+        needs = [result["after"]["file_size"] for result in run(wanted, settings(tmp_path, check_mode=True, reserve=0))]
+        free = os.statvfs(point)
+        reserve = free.f_bavail * free.f_frsize - sum(needs[1:])
+        for check_mode in (True, False):
+            with pytest.raises(NoSpace) as refused:
+                run(wanted, settings(tmp_path, reserve=reserve, check_mode=check_mode))
+            assert "fail_on_no_space=false" in str(refused.value) and not list(folder.rglob("*.qcow2"))
+        for check_mode in (True, False):
+            results = run(wanted, settings(tmp_path, reserve=reserve, fail_on_no_space=False, check_mode=check_mode))
+            assert [result["action"] for result in results].count("convert") == 4, results  # of the large ones, one is too many
+            (left,) = [result for result in results if result["action"] == "defer"]
+            assert left["reason"] == "space" and left["src"].endswith(("/0.qcow", "/1.qcow", "/2.qcow")) and "are missing" in left["msg"]
 
 
 def test_an_image_changed_since_the_plan_is_refused_and_the_others_are_done(tmp_path):
@@ -76,7 +138,9 @@ def test_an_image_changed_since_the_plan_is_refused_and_the_others_are_done(tmp_
     assert os.path.exists(paths[0]) and second["changed"]
 
 
-def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
+@pytest.mark.parametrize("token", ["abc", None, "../../x"])
+def test_status_files_tell_and_go_away(tmp_path, monkeypatch, token):
+    """Also where nobody watches; a token is no path."""
     seen = []
     write = Progress._write
 
@@ -87,8 +151,9 @@ def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
             seen.extend(json.loads(path.read_text()) for path in folder.glob("*.json"))
 
     monkeypatch.setattr(Progress, "_write", spy)
-    run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, watched_as="abc"))
+    run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, watched_as=token))
     assert os.listdir(tmp_path / "state" / "progress") == []
+    assert {facts["token"].isalnum() and (facts["token"] == "abc") == (token == "abc") for facts in seen} == {True}
     calls = [facts for facts in seen if "path" not in facts]
     workers = [facts for facts in seen if "path" in facts]
     assert [
@@ -100,19 +165,9 @@ def test_status_files_tell_and_go_away(tmp_path, monkeypatch):
     assert calls[0]["start"] == started(os.getpid())
 
 
-def test_nobody_watches_nothing_is_written(tmp_path):
-    run(requests(tmp_path, images(tmp_path, 1)), settings(tmp_path))
-    assert not (tmp_path / "state" / "progress").exists()
-
-
 def test_what_a_killed_call_has_left_is_swept(tmp_path):
     folder = tmp_path / "state" / "progress"
     folder.mkdir(parents=True)
     (folder / "dead.json").write_text("{}")
     run(requests(tmp_path, images(tmp_path, 1)), settings(tmp_path, watched_as="abc"))
     assert os.listdir(folder) == []
-
-
-def test_a_token_is_no_path(tmp_path):
-    run(requests(tmp_path, images(tmp_path, 1)), settings(tmp_path, watched_as="../../x"))
-    assert not (tmp_path / "state" / "progress").exists()

@@ -1,0 +1,38 @@
+# Copyright: (c) 2026, vmimage.qcow contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a run that was stopped says of the images that it has left to another one."""
+
+from typing import Any, Dict, List
+
+from .plan import CONVERT, NOOP, RETIRE, Plan, planned
+from .planner import make_plan
+from .record import Records, State
+from .request import Request, result_path
+from .stop import REASON, StopRequest
+from .window import Deferral, deferred
+
+
+def why_stopped(request: StopRequest) -> Deferral:
+    """Why a stopped run leaves an image to another one."""
+    return Deferral(REASON, request.words)
+
+
+def results_of_stopped(
+    request: StopRequest, wanted: List[Request], plans: List[Plan], done: Dict[int, Dict[str, Any]], records: Records
+) -> List[Dict[str, Any]]:
+    """The results of a run that was stopped, where not all of it is ``done``, and not even planned maybe."""
+
+    def left(plan: Plan) -> Dict[str, Any]:
+        if plan.action not in (CONVERT, RETIRE):
+            return planned(plan)
+        if [record.state for record in records.of_source(plan.request.src)[-1:]] == [State.DONE]:
+            anew = make_plan(plan.request, records)
+            if anew.action == NOOP:  # it was done, and the signal came before that could be noted
+                return dict(planned(anew), changed=True)
+        return planned(deferred(plan, why_stopped(request)))
+
+    if not plans:
+        return [planned(deferred(Plan(CONVERT, image, result_path(image), [], ""), why_stopped(request))) for image in wanted]
+    return [done.get(number) or left(plan) for number, plan in enumerate(plans)]
