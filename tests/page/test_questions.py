@@ -62,7 +62,9 @@ def test_what_is_left(page):
     assert counted.pop("still to migrate") + counted["migrated"] == len(ROWS) == sum(counted.values())
     assert f"{number(len(left))} images ({told[2]}) still to migrate" in page.get_by_role("banner").inner_text()
     table.get_by_role("row", name="still to migrate").get_by_role("link").click()
-    page.get_by_role("status").filter(has_text=f"{number(len(left))} of 12\u202f000 images").filter(has_text=f", {told[2]} on disk").wait_for()
+    page.get_by_role("status").filter(has_text=f"{number(len(left))} of 12\u202f000 images").filter(
+        has_text=f", {told[2]} on disk"
+    ).wait_for()
 
 
 def test_which_vm_is_it(page):
