@@ -24,7 +24,7 @@ options:
   play:
     description: The role that ran.
     type: str
-    choices: [scan, migrate, rollback, cleanup]
+    choices: [scan, migrate, rollback, cleanup, status, stop]
     required: true
   hosts:
     description: All hosts of the run. One without an entry in O(counts) ended early.

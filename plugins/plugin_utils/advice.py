@@ -74,6 +74,9 @@ ADVICE = {
     ),
     "retired": Advice("It is the original of a migrated image", "Nothing: it waits for a cleanup."),
     "rolled-back": Advice("It was migrated and rolled back", "Migrate it again when you like."),
+    "running": Advice(
+        "The run has not ended in the time that was given", "See how far it is with status; stop it again with more time, or now."
+    ),
     "shutdown-timeout": Advice("A guest did not shut down in time", "Shut it down by hand, or raise migrate_shutdown_timeout."),
     "snapshot": Advice("A snapshot of a running domain was left", "Commit it as the message says before anything else."),
     "space": Advice("It did not fit beside the others", "Clean up earlier originals or free space, and migrate again."),

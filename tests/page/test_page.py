@@ -96,6 +96,7 @@ def test_a_name_is_a_name(name, visit, write_page, tmp_path):
     link = opened.get_by_role("table", name="Hosts", exact=True).get_by_role("link")
     link.click()
     assert opened.evaluate("location.hash").startswith("#host=") and opened.title() == "QCOW version 1 migration"
+    opened.get_by_role("status").filter(has_text="3 of 3 images").wait_for()
     assert opened.get_by_role("row", name=shown).count() >= 2, "the link to the host finds it"
 
 

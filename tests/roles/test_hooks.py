@@ -137,9 +137,12 @@ def test_a_path_is_relative_to_the_playbook(place: Place) -> None:
     project = place.controller.work / "project"
     project.mkdir()
     (place.controller.work / "hooks" / "after_host.yml").rename(project / "mine.yml")
-    (project / "site.yml").write_text("- name: Migrate\n  ansible.builtin.import_playbook: vmimage.qcow.migrate\n")
-    played = place.controller.run("project/site.yml", migrate_after_host_tasks="mine.yml")
+    (project / "own.yml").write_text("- hosts: vm_hosts\n  gather_facts: false\n  roles: [vmimage.qcow.migrate]\n")
+    played = place.controller.run("project/own.yml", migrate_after_host_tasks="mine.yml")
     assert played.returncode == 0 and place.order() == ["after_host"], played.output
+    (project / "site.yml").write_text("- name: Migrate\n  ansible.builtin.import_playbook: vmimage.qcow.migrate\n")
+    imported = place.controller.run("project/site.yml", migrate_after_host_tasks="project/mine.yml")
+    assert imported.returncode == 0 and place.order() == ["after_host", "after_host"], imported.output
 
 
 class Inbox(http.server.BaseHTTPRequestHandler):
@@ -188,6 +191,7 @@ def test_the_documented_example(place: Place, tmp_path: pathlib.Path) -> None:
     finally:
         daemon.close()
         inbox.shutdown()
+        inbox.server_close()
         guest.close()
     assert played.returncode == 0, played.output
     assert "=> (item=shop)" in played.output, "nobody has asked the guest: " + played.output

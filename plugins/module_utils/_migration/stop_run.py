@@ -76,8 +76,8 @@ def _would(before: Status, when: str) -> str:
 
 
 def _ended(before: Status, left: Optional[int]) -> str:
-    if before.running is not None or before.waiting:
-        words = "The run has ended"
+    if before.running is not None or before.waiting or left is not None:
+        words = "The run has ended"  # where it was stopped, also if that was a moment ago
     else:
         words = "No run is at work on this host; runs that were started before now begin nothing here any more"
     if left == 0:
