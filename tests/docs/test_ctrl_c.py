@@ -12,8 +12,15 @@ SENTENCE = (
     "Ctrl-C ends ansible-playbook only: hosts that are at work go on with all their images; "
     "see how far they are with vmimage.qcow.status, and stop them with vmimage.qcow.stop."
 )
-# A name for a case, in a heading or in a sentence about something else, tells nothing of what it does.
-NAMES = ("Ctrl-C, and when the connection is lost", "Ctrl-C, a cancelled job,", "the same as Ctrl-C", "is a Ctrl-C:")
+# A name for a case tells nothing of what it does; and the option that takes the job away tells what is different then.
+NAMES = (
+    "Ctrl-C, and when the connection is lost",
+    "Ctrl-C, a closed lid, a lost VPN",
+    "Ctrl-C, a cancelled job,",
+    "the same as Ctrl-C",
+    "is a Ctrl-C:",
+    "Whether it ends when the connection does, or with Ctrl-C, is up to the connection",
+)
 PLACES = ("*.md", "docs/docsite/rst/*.rst", "roles/*/README.md", "roles/*/meta/*.yml", "plugins/**/*.py", "playbooks/*.yml")
 
 
