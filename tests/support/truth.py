@@ -248,7 +248,7 @@ def differences_of_page(truth: Hosts, page: str, unreached: set[str]) -> list[st
         if image.reversible != ("vmimage.qcow.rollback" in row["Details"] and str(image.record) in row["Details"]):
             found.append("%s %s: the way back is shown as %r" % (host, path, row["Details"]))
     left = sum(image.state != "migrated" for image in true.values())
-    sums = [row["Images"] for table in shown for row in table.rows if "still to migrate" in row.values()]
+    sums = [row["Images"] for table in shown for row in table.rows if row.get("State of QCOW v1 images") == "still to migrate"]
     found += ["%d are still to migrate, and shown as %s" % (left, number) for number in sums or ["nothing"] if number != str(left)]
     hosts = {row["Host"].split()[0]: row for table in shown if table.head[:2] == ["Host", "State"] for row in table.rows}
     for host in sorted(set(truth) | unreached):
