@@ -225,12 +225,15 @@ _MORE_OF_RECORD = ("domains", "returned", "error", "unfinished", "reversible")
 
 
 def record(entry: Facts, n: int, moment: str, *, running: bool) -> Facts:
-    """What is kept of a record."""
+    """What is kept of a record.
+
+    :param running: whether a run was at work on the host; a status says of each record whether that run is at it.
+    """
     before, after = entry.get("before") or {}, entry.get("after") or {}
     return packed(
         n=n,
         at=moment,
-        running=running and bool(entry.get("unfinished")),
+        running=bool(entry.get("in_progress", running and entry.get("unfinished"))),
         virtual_size=before.get("virtual_size"),
         bytes=before.get("allocated_size"),
         bytes_after=after.get("allocated_size"),

@@ -246,6 +246,13 @@ def test_interrupted_and_finished(kept: Kept, state: str) -> None:
     assert kept.states() == {A: ("migrated", None)}
 
 
+def test_a_status_tells_what_the_run_is_at_from_what_an_earlier_one_has_left(kept: Kept) -> None:
+    at_it = dict(recorded(A, state="copying", unfinished=None), in_progress=True)
+    left = dict(recorded(B, 2, state="copying", unfinished="interrupted"), in_progress=False)
+    kept.migrate([], [at_it, left], play="status", running={"pid": 1})
+    assert kept.states() == {A: ("running", None), B: ("interrupted", "unfinished")}
+
+
 def test_interrupted_copy_that_a_rollback_has_cleaned_up(kept: Kept) -> None:
     kept.scan([looked_at(A)], plan=[converted(A)])
     kept.migrate([], [recorded(A, state="failed", error="interrupted", reversible=False)], play="rollback")
