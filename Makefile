@@ -170,7 +170,7 @@ lint: $(DEV)/ready $(LINK) ## ruff, mypy, import contracts, yamllint, shellcheck
 	$(call say,yamllint)
 	@$(DEV)/bin/yamllint --strict .
 	$(call say,ansible-lint)
-	@PATH=$(DEV)/bin:$$PATH $(DEV)/bin/ansible-lint --offline --strict
+	@ANSIBLE_HOME=$(BUILD)/ansible-home ANSIBLE_COLLECTIONS_PATH=$(BUILD) PATH=$(DEV)/bin:$$PATH $(DEV)/bin/ansible-lint --offline --strict
 	$(call say,antsibull-docs)
 	@cd $(LINK) && PATH=$(DEV)/bin:$$PATH $(DEV)/bin/antsibull-docs lint-collection-docs --plugin-docs --check-extra-docs-refs --validate-collection-refs self --skip-rstcheck .
 	$(call say,antsibull-changelog)
