@@ -8,6 +8,7 @@ Examples are all code blocks in a shell language, YAML or INI. A comment before 
     file: NAME      write it into the page's directory (YAML and INI have to say this, or why not)
     tasks: NAME     write these tasks there as a play for vm_hosts, and run it
     exit: CODE      its last command ends with this exit code
+    tomorrow: DATE  this date stands for that of tomorrow
     not run: WHY    leave it out
 
 A shell block is a list of commands after ``$ `` (``> `` goes on with one), each with what it prints, where ``...`` stands for
@@ -72,7 +73,7 @@ def prose(path: pathlib.Path) -> list[tuple[int, str]]:
 
 
 def _mark(comment: str, marks: dict[str, str]) -> None:
-    found = re.fullmatch(r"(file|tasks|exit|not run): +(.+)", comment.strip())
+    found = re.fullmatch(r"(file|tasks|exit|tomorrow|not run): +(.+)", comment.strip())
     if found:
         marks[found.group(1)] = found.group(2)
 

@@ -7,6 +7,7 @@ Each page has a machine to itself: a mount namespace with a /srv, a /var/lib and
 of the examples' inventories are this machine.
 """
 
+import datetime
 import os
 import pathlib
 import re
@@ -142,8 +143,9 @@ def test_examples_do_what_they_say(page: pathlib.Path, machine: Machine) -> None
             assert "file" in example.marks, "%s: a file without a name, and not marked as not run" % where
             (machine.work / example.marks["file"]).write_text(example.text, encoding="utf-8")
             continue
+        tomorrow = str(datetime.date.today() + datetime.timedelta(days=1))
         for number, (command, said) in enumerate(example.commands, 1):
-            done = machine.run(command)
+            done = machine.run(command.replace(example.marks.get("tomorrow", tomorrow), tomorrow))
             printed = done.stdout.decode("utf-8", "replace")
             expected = int(example.marks.get("exit", 0)) if number == len(example.commands) else 0
             assert done.returncode == expected, "%s: %s ended with %d\n%s" % (where, command, done.returncode, printed)

@@ -226,6 +226,11 @@ def _totals(truth: Hosts, totals: dict[str, Any], rows: list[dict[str, Any]], un
             yield "%s are %s, and as many rows as %d" % (totals.get(state), state, sum(row["state"] == state for row in rows))
 
 
+def _digits(text: str) -> str:
+    """A number without what groups its digits."""
+    return "".join(filter(str.isdigit, text))
+
+
 def differences_of_page(truth: Hosts, page: str, unreached: set[str]) -> list[str]:
     """Where the page itself, as it is read, says something else than is true."""
     found = []
@@ -249,13 +254,13 @@ def differences_of_page(truth: Hosts, page: str, unreached: set[str]) -> list[st
             found.append("%s %s: the way back is shown as %r" % (host, path, row["Details"]))
     left = sum(image.state != "migrated" for image in true.values())
     sums = [row["Images"] for table in shown for row in table.rows if row.get("State of QCOW v1 images") == "still to migrate"]
-    found += ["%d are still to migrate, and shown as %s" % (left, number) for number in sums or ["nothing"] if number != str(left)]
+    found += ["%d are still to migrate, and shown as %s" % (left, number) for number in sums or ["nothing"] if _digits(number) != str(left)]
     hosts = {row["Host"].split()[0]: row for table in shown if table.head[:2] == ["Host", "State"] for row in table.rows}
     for host in sorted(set(truth) | unreached):
         mine = truth.get(host, {})
         done = sum(image.state == "migrated" for image in mine.values())
         numbers = {"To migrate": len(mine) - done, "Migrated": done}
         for heading, number in numbers.items():
-            if hosts.get(host, {}).get(heading) != str(number):
+            if _digits(hosts.get(host, {}).get(heading, "")) != str(number):
                 found.append("%s: %s is %d, and shown as %s" % (host, heading, number, hosts.get(host, {}).get(heading)))
     return found
