@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import shutil
 import socket
 import subprocess
@@ -68,11 +69,12 @@ class Fleet(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one step took: seconds, bytes of memory of the controller's main process, bytes. ``late``: images that were begun after the window had closed,
-    or after the stop had been carried out."""
+    """What one step took: seconds, seconds of a processor (of the jobs on the hosts, only what started them), bytes of memory of the controller's main
+    process, bytes. ``late``: images that were begun after the window had closed, or after the stop had been carried out."""
 
     name: str
     seconds: float
+    processor: float
     memory: int
     printed: int
     page: int
@@ -154,6 +156,12 @@ def resident(pid: int) -> int:
         return 0
 
 
+def processor() -> float:
+    """Seconds of a processor that all processes took which were started from here and have been waited for."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
 def begun(fleet: Fleet) -> list[datetime]:
     """When each migration was begun, by the records of the hosts: their names hold the moment."""
     found = []
@@ -177,7 +185,7 @@ def take(fleet: Fleet, step: str) -> Step:
     """Take one step."""
     log = step + ".log"
     variables: dict[str, Any] = {}
-    started = time.monotonic()
+    started, used = time.monotonic(), processor()
     closes: Optional[datetime] = None
     if step == "window":
         closes = datetime.now(timezone.utc) + timedelta(seconds=fleet.window)
@@ -202,6 +210,7 @@ def take(fleet: Fleet, step: str) -> Step:
     return Step(
         step,
         seconds,
+        processor() - used,
         memory,
         os.path.getsize(fleet.path(log)),
         os.path.getsize(reports / "index.html"),
@@ -232,8 +241,10 @@ def night(fleet: Fleet, steps: tuple[str, ...] = STEPS) -> Iterator[Step]:
         yield take(fleet, step)
 
 
-ROW = "{:8} {:>8} {:>8} {:>12} {:>9} {:>12} {:>8} {:>9} {:>8}  {}"
-HEAD = ROW.format("step", "seconds", "a host", "memory MiB", "page MiB", "reports MiB", "printed", "migrated", "left", "begun too late")
+ROW = "{:8} {:>8} {:>14} {:>11} {:>9} {:>12} {:>12} {:>9} {:>6}  {}"
+HEAD = ROW.format(
+    "step", "seconds", "CPU s a host", "memory MiB", "page MiB", "reports MiB", "printed MiB", "migrated", "left", "begun too late"
+)
 
 
 def line(fleet: Fleet, step: Step) -> str:
@@ -242,7 +253,7 @@ def line(fleet: Fleet, step: Step) -> str:
     return ROW.format(
         step.name,
         f"{step.seconds:.0f}",
-        f"{step.seconds / fleet.hosts:.2f}",
+        f"{step.processor / fleet.hosts:.2f}",
         f"{step.memory / MIB:.0f}",
         *sizes,
         step.migrated,
