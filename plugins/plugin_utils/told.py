@@ -230,7 +230,7 @@ def record(entry: Facts, n: int, moment: str, *, running: bool) -> Facts:
     return packed(
         n=n,
         at=moment,
-        running=running and bool(entry.get("unfinished")),
+        running=bool(entry["in_progress"]) if "in_progress" in entry else running and bool(entry.get("unfinished")),
         virtual_size=before.get("virtual_size"),
         bytes=before.get("allocated_size"),
         bytes_after=after.get("allocated_size"),
