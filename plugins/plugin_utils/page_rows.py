@@ -17,7 +17,7 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import IMA
 
 Facts = t.Dict[str, t.Any]
 
-EXAMPLES = 10
+IN_A_GROUP = 10
 """Images that are named with a reason; the list of images has all."""
 
 _RANK = {state: rank for rank, state in enumerate(IMAGES)}
@@ -47,7 +47,7 @@ class Reason:
             self.images += 1
             self.bytes += size
             self.states[state] = self.states.get(state, 0) + 1
-        if len(self.examples) < EXAMPLES:
+        if len(self.examples) < IN_A_GROUP:
             self.examples.append({"host": host, "path": path, "message": message, "domains": domains})
 
     @property

@@ -233,7 +233,7 @@ def record(entry: Facts, n: int, moment: str, *, running: bool) -> Facts:
     return packed(
         n=n,
         at=moment,
-        running=bool(entry.get("in_progress", running and entry.get("unfinished"))),
+        running=bool(entry["in_progress"]) if "in_progress" in entry else running and bool(entry.get("unfinished")),
         virtual_size=before.get("virtual_size"),
         bytes=before.get("allocated_size"),
         bytes_after=after.get("allocated_size"),

@@ -9,7 +9,7 @@ import os
 import pathlib
 import threading
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import pytest
 
@@ -107,7 +107,7 @@ def test_a_rollback_and_a_cleanup_heed_it_between_records(
     choice, note = Choice(state, paths=(os.fsencode(tmp_path),)), stop.Stop.request
     asked: list[None] = []
 
-    def later(self: stop.Stop) -> stop.StopRequest | None:
+    def later(self: stop.Stop) -> Optional[stop.StopRequest]:
         asked.append(None)
         if len(asked) == 4:  # at the start, with the lock, for the first record, for the second one
             stop.write(state, stop.AFTER_IMAGE)
@@ -152,7 +152,7 @@ def test_what_an_interrupted_run_left_and_what_the_running_one_is_at(tmp_path: p
 
     write = progress.Progress._write
 
-    def looking(self: progress.Progress, suffix: bytes, facts: dict[str, Any] | None) -> None:
+    def looking(self: progress.Progress, suffix: bytes, facts: Optional[dict[str, Any]]) -> None:
         write(self, suffix, facts)
         if facts is not None and facts.get("stage") == "copy":
             records.begin(named(os.fsencode(new)), named(os.fsencode(new) + b"2"))
