@@ -19,8 +19,10 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils import (
     fleet_files,
     host_merge,
     host_report,
+    next_command,
     plan_files,
     run_history,
+    terminal,
     this_run,
 )
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.report_files import Replacing
@@ -96,6 +98,7 @@ class ActionModule(ActionBase):
                 _keep(args, directory, host, results)
             except OSError as error:
                 left.append(f"The report of this host cannot be written: {error}.")
+        terminal.tell(f"[{host}] {line}" for line in host_report.ways_back(results, host))
         return host_report.told(play, host, results, left, check_mode=self._task.check_mode)
 
 
@@ -103,7 +106,9 @@ def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_repor
     """Take what was returned into what is kept of the host and of the run, and write its plan."""
     os.makedirs(directory, exist_ok=True)
     play, paths = args["play"], args["requested_paths"]
-    run = Run(play, _moment(time.time()), paths, args["limits"], args["plan_speed"], this_run.ID, _moment(this_run.STARTED))
+    run = Run(
+        play, _moment(time.time()), paths, args["limits"], args["plan_speed"], this_run.ID, _moment(this_run.STARTED), next_command.given()
+    )
     host_merge.keep(directory, host, run, results)
     run_history.add(directory, run_history.line_of(host, run, results))
     if play == "scan" and args["write_plan"] and results.reached:

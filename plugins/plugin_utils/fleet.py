@@ -15,8 +15,9 @@ import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.chain_forest import ChainForest
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_file import Facts, HostFile
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.image_row import COLUMNS, command, row_of
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.image_row import COLUMNS, row_of
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.image_state import STATES, TO_MIGRATE
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.next_command import Hosts, play_of
 
 __all__ = ["COLUMNS", "HOST_COLUMNS", "HOST_STATES", "ROWS", "SCHEMA", "STATES", "Fleet"]
 
@@ -69,13 +70,13 @@ def _zeros() -> dict[str, float]:
 class Fleet:
     """All hosts, as far as they have been added.
 
-    :param inventory: of the controller, for the commands that are told.
+    :param commands: that are told.
     :param runs: the history, see :mod:`.run_history`.
     """
 
-    def __init__(self, inventory: t.Sequence[str] = (), runs: t.Sequence[Facts] = ()) -> None:
+    def __init__(self, commands: Hosts | None = None, runs: t.Sequence[Facts] = ()) -> None:
         self.hosts: list[Facts] = []
-        self._inventory = inventory
+        self._commands = commands or Hosts()
         self._runs = list(runs)
         self._totals: dict[str, float] = {"hosts": 0, "missing": 0, "unreached": 0, "files": 0, **_zeros()}
         self._formats: dict[str, list[int]] = {}
@@ -93,8 +94,9 @@ class Fleet:
         :return: the rows of its images.
         """
         counts, domains, forest = _zeros(), set(), ChainForest()
+        self._commands.keep(host, kept.facts)
         for name, entry in kept.images():
-            row = row_of(host, entry, self._inventory)
+            row = row_of(host, entry, self._commands.undo)
             if row is None:
                 continue
             self._count(row, counts)
@@ -162,15 +164,7 @@ class Fleet:
         self._totals["unreached"] += state == "unreached"
         self._totals["files"] += files or 0
         if state != "done" and len(self._retry) < PROBLEMS:
-            self._retry.append({"host": host, "command": self._command(host, facts, bool(counts["left"]))})
-
-    def _command(self, host: str, facts: Facts, left: bool) -> str:
-        """What to run next for a host where something is left to do."""
-        again = facts.get("last_play") or "scan"
-        play = "migrate" if left and not facts.get("unreached_since") else again
-        known = facts.get("paths") or {}
-        paths = known.get(play) or (known.get("scan") if play == "migrate" else None)
-        return command(self._inventory, play, host, {f"{play}_paths": paths} if paths else {})
+            self._retry.append({"host": host, "command": self._commands.one(play_of(told), host).command})
 
     def _rank(self, row: Facts) -> None:
         self._number += 1

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import host_file, host_merge, metrics, run_history
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet import COLUMNS, HOST_COLUMNS, Fleet
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.next_command import Hosts
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page import render
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.report_files import Replacing, locked
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import cell
@@ -39,7 +40,8 @@ def make(
         if write:
             host_merge.expect(directory, hosts)
             stack.enter_context(locked(directory, PAGE))
-        everything = Fleet(inventory, run_history.latest(directory))
+        commands = Hosts(inventory, directory)
+        everything = Fleet(commands, run_history.latest(directory))
         files = {
             name: stack.enter_context(Replacing(directory, name, write))
             for name in ("images.csv", "images.jsonl", "hosts.csv", "report.json", "metrics.prom")
@@ -67,6 +69,6 @@ def make(
         if write and (changed or not os.path.exists(os.path.join(directory, PAGE))):
             changed = True
             with Replacing(directory, PAGE) as page:
-                for piece in render(summary, everything.rows(), title, datetime.now(timezone.utc), inventory):
+                for piece in render(summary, everything.rows(), title, datetime.now(timezone.utc), commands):
                     page.stream.write(piece)
     return changed, summary["totals"]

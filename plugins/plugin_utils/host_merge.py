@@ -68,6 +68,7 @@ def _facts(known: Facts, host: str, run: Run, results: Results) -> Facts:
         "last_run_at": run.moment,
     }
     facts["runs"] = known.get("runs", 0) + 1
+    facts["given"] = {**known.get("given", {}), run.play: run.given}
     if not results.reached:
         facts["unreached_since"] = known.get("unreached_since") or run.moment
         facts["unreached"] = next(str(result.get("msg") or "").strip() for result in results if result.get("unreachable"))

@@ -96,6 +96,14 @@ def _hook_failed(host: str, failure: Facts) -> str:
     return what
 
 
+def ways_back(results: Results, host: str) -> list[str]:
+    """Failures of the operator's tasks that name a command: Ansible would show it in JSON, where it cannot be copied."""
+    failed = results.hooks.get("failed") or []
+    return [
+        visible(_hook_failed(host, failure)) for failure in failed if failure["option"] == "migrate_after_image_tasks" and failure["record"]
+    ]
+
+
 def ending(left: list[str], lines: list[str], *, check_mode: bool) -> str:
     """What the failure of a host says at the end of a playbook: what its lines have not said, and how much they have."""
     said: set[str] = set()
@@ -137,13 +145,14 @@ def counts(play: str, host: str, results: Results, left: list[str]) -> Facts:
         "interrupted": summary.get("interrupted", 0),
         "stopped": int(play == "stop" and bool(results.done.get("running"))),
         "not_done": results.done.get("left") or 0,
+        "checks_failed": len({_hook_failed(host, one) for one in results.hooks.get("failed") or [] if "_after_" in one["option"]}),
         "to_refuse": sum(image["action"] == "refuse" for image in results.planned.get("images") or []),
     }
 
 
 def told(play: str, host: str, results: Results, left: list[str], *, check_mode: bool) -> Facts:
     """What a role is told of its run on one host."""
-    said = lines(play, results, check_mode=check_mode)
+    said = lines(play, results, check_mode=check_mode) + ways_back(results, host)
     return {
         "lines": said,
         "problems": left,

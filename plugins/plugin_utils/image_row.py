@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._paths import show
@@ -46,18 +44,10 @@ COLUMNS = (
 """What is told of each image, in the order of the CSV file."""
 
 
-def command(inventory: t.Sequence[str], play: str, host: str, variables: Facts) -> str:
-    """A command to run a playbook of the collection on one host, quoted for the shell."""
-    words = ["ansible-playbook", *(word for source in inventory for word in ("-i", source)), f"vmimage.qcow.{play}", "-l", host]
-    if variables:
-        words += ["-e", json.dumps(variables)]
-    return " ".join(map(shlex.quote, words))
-
-
-def row_of(host: str, entry: Facts, inventory: t.Sequence[str] = ()) -> Facts | None:
+def row_of(host: str, entry: Facts, undo: t.Callable[[str, str], str]) -> Facts | None:
     """The row of an image that is kept as in :mod:`.host_file`; ``None`` where it is gone.
 
-    :param inventory: of the controller, for the command that undoes a migration.
+    :param undo: tells the command that undoes the migration with a record on a host.
     """
     told = state_of(entry)
     if told is None:
@@ -96,16 +86,12 @@ def row_of(host: str, entry: Facts, inventory: t.Sequence[str] = ()) -> Facts | 
         "rests_on": [member["path"] for member in seen.get("below") or ()],
         "used_by": list(beside.get("used_by") or ()),
         "record": record.get("record") if done or told.state in ("interrupted", "running") else None,
-        "rollback": _rollback(host, record, inventory) if done else None,
+        "rollback": undo(host, record["record"]) if done and record.get("reversible") else None,
         "known_at": told.known_at,
         "planned_seconds": plan.get("seconds", 0) if planned else None,
         "planned_bytes": plan.get("bytes", 0) if planned else None,
         "damage": told.damage,
     }
-
-
-def _rollback(host: str, record: Facts, inventory: t.Sequence[str]) -> str | None:
-    return command(inventory, "rollback", host, {"rollback_records": [record["record"]]}) if record.get("reversible") else None
 
 
 def _first(*values: t.Any) -> t.Any:

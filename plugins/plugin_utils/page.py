@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import page_rows, page_words, standing
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.next_command import Hosts
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.visible import finalize
 
 Facts = t.Dict[str, t.Any]
@@ -35,13 +36,13 @@ RUNS = 20
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 
 
-def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: datetime, inventories: t.Sequence[str] = ()) -> t.Iterator[str]:
+def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: datetime, commands: Hosts) -> t.Iterator[str]:
     """The page, piece by piece.
 
     :param summary: see :meth:`fleet.Fleet.summary`.
     :param rows: all images; no more than :data:`ROWS` of them are kept in memory.
     :param moment: when the report was made, with its time zone.
-    :param inventories: of the controller, for the commands that the page offers.
+    :param commands: that the page offers.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -62,7 +63,7 @@ def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: datetime
         moment=moment,
         report=summary,
         totals=summary["totals"],
-        stands=standing.Standing(summary, listed, inventories),
+        stands=standing.Standing(summary, listed, commands),
         reasons=listed.reasons(hosts, summary["problems"]),
         listed=listed,
         groups=itertools.groupby(listed.rows, key=lambda row: row["host"]),

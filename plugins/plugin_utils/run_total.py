@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import typing as t
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils import next_command
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_report import DEFERRED
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import count, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.next_command import Next, after_this_run
 
 Facts = t.Dict[str, t.Any]
 
@@ -64,28 +65,44 @@ class Run(t.NamedTuple):
         words = _SCANNED if self.play == "scan" else _FORESEEN if self.check_mode else STATES
         states = [f"{len(hosts)} {words[state]}" for state, hosts in self.by_state().items() if hosts]
         told = [f"{count(len(self.hosts), 'host')}: {', '.join(states)}", _IMAGES[self.play](self)]
-        page, command = self.page(), self.command()
+        page, following = self.page(), self.following()
         told += [f"report: {page}"] if page else []
-        return told + ([f"next: {command}"] if command else [])
+        if following is not None:
+            told += [f"next: {following.command}", *([f"      {following.note}"] if following.note else [])]
+        elif self._checked():
+            told.append("next: look into what your own tasks found, listed above, before you go on")
+        return told
 
     def command(self) -> str | None:
         """What to run next; ``None`` where there is nothing to do."""
-        playbook = f"vmimage.qcow.{self.play}"
-        states = self.by_state()
-        troubled = [host for state in ("failed", "ended", "unreached") for host in states[state]]
+        following = self.following()
+        return following.command if following is not None else None
+
+    def _checked(self) -> set[str]:
+        """Hosts where nothing but checks after the migration failed: to migrate again would pass over that."""
+        return {one["host"] for one in self.counts if one["checks_failed"] and one["checks_failed"] == one["problems"]}
+
+    def following(self) -> Next | None:
+        """What to run next, with what is to be known of it; ``None`` where there is nothing to do."""
+        again = functools.partial(after_this_run, self.play, self.play, directory=None if self.check_mode else self.directory)
+        states, checked = self.by_state(), self._checked()
+        troubled = [host for state in ("failed", "ended", "unreached") for host in states[state] if host not in checked]
         if self.play == "scan":
-            some = [entry["host"] for entry in self.counts if entry["to_migrate"]]
+            some = any(entry["to_migrate"] for entry in self.counts)
             if some and self.planned and not troubled:
-                return next_command.playbook("vmimage.qcow.migrate", "-e", f"migrate_plan={self.directory}", "--check")
-            return next_command.again(playbook, hosts=troubled) if troubled else None
+                plan: Facts = {"migrate_plan": self.directory, "migrate_paths": []}
+                return after_this_run("migrate", "scan", variables=plan, check=True)
+            return again(hosts=troubled) if troubled else None
         if troubled:
-            return next_command.again(playbook, hosts=troubled, check=self.check_mode)
+            return again(hosts=troubled, check=self.check_mode)
+        if checked:
+            return None
         if self.play in ("status", "stop"):
-            return next_command.again(playbook) if self.play == "status" and self.total("running") else None
+            return again() if self.play == "status" and self.total("running") else None
         if states["left"] or (self.check_mode and self.total("changed")):
-            return next_command.again(playbook)
+            return again()
         if self.play == "migrate" and self.total("changed"):
-            return next_command.playbook("vmimage.qcow.cleanup", "--check")
+            return after_this_run("cleanup", "migrate", check=True)
         return None
 
 

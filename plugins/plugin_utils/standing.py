@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
-import shlex
 import typing as t
 
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.next_command import Hosts, play_of
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_rows import Listed
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import (
     HOSTS,
@@ -25,10 +25,6 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import (
 
 Facts = t.Dict[str, t.Any]
 
-LIMIT = 10
-"""Hosts that a command names; where it is about more, it runs for all: what is done costs a look."""
-
-
 _CHANGING = ("migrate", "rollback", "cleanup")
 
 
@@ -42,13 +38,12 @@ class Step(t.NamedTuple):
 class Standing:
     """Before a migration, while it runs, or after."""
 
-    def __init__(self, summary: Facts, listed: Listed, inventories: t.Sequence[str] = ()) -> None:
-        """:param inventories: of the controller, for the commands."""
+    def __init__(self, summary: Facts, listed: Listed, commands: Hosts) -> None:
+        """:param commands: for the hosts."""
         self._totals = summary["totals"]
         self._hosts = summary["hosts"]
-        self._retry = summary["retry"]
         self._listed = listed
-        self._inventories = inventories
+        self._commands = commands
         self.hosts = {state: sum(host["state"] == state for host in self._hosts) for state in HOSTS}
         self.pending = self._totals["left"]
         """Images still to migrate, in any state."""
@@ -107,37 +102,26 @@ class Standing:
     @property
     def steps(self) -> list[Step]:
         """Commands that come next, the first one first."""
-        away = {host["host"] for host in self._hosts if host["state"] in ("unreached", "missing")}
+        away = {host["host"]: play_of(host) for host in self._hosts if host["state"] in ("unreached", "missing")}
+        every = [host["host"] for host in self._hosts]
         if self.phase == "during":
-            return [
-                Step("See how far every host is, without disturbing it:", self._command("status")),
-                Step("Stop in good order, after the current images:", self._command("stop")),
-            ]
-        again = self._together({host["host"] for host in self._hosts if host["left"]} - away)
+            status = self._steps("See how far every host is, without disturbing it:", "status", every)
+            return status + self._steps("Stop in good order, after the current images:", "stop", every)
         why = "Migrate what is left, when the reasons below are dealt with:"
         if self.phase == "before":
             why = "Migrate what can go:" if self._listed.refused else "Migrate:"
-        steps = [Step(why, command) for command in again]
+        steps = self._steps(why, "migrate", [host["host"] for host in self._hosts if host["left"] and host["host"] not in away])
         which = "the host that was" if len(away) == 1 else f"the {len(away)} hosts that were"
-        steps += [Step(f"Try again {which} not reached:", command) for command in self._together(away, limit=True)]
+        for play in sorted({*away.values()}):
+            steps += self._steps(f"Try again {which} not reached:", play, [host for host, one in away.items() if one == play])
         if self._listed.reversible and not self.pending and not away:
-            steps.append(Step("When the guests have run well, delete the originals (this ends every way back):", self._command("cleanup")))
+            migrated = [host["host"] for host in self._hosts if host["migrated"]]
+            steps += self._steps(
+                "When the guests have run well, delete the originals (this ends every way back):", "cleanup", migrated, again=False
+            )
         return steps
 
-    def _command(self, play: str) -> str:
-        return shlex.join(
-            ["ansible-playbook", *(word for inventory in self._inventories for word in ("-i", inventory)), f"vmimage.qcow.{play}"]
-        )
-
-    def _together(self, hosts: set[str], *, limit: bool = False) -> list[str]:
-        """The commands to retry some hosts, those that differ in nothing but the host as one.
-
-        :param limit: name the hosts however many they are.
-        """
-        alike: dict[tuple[str, str], list[str]] = {}
-        for entry in self._retry:
-            if entry["host"] in hosts:
-                before, _host, after = entry["command"].partition(f" -l {shlex.quote(entry['host'])}")
-                alike.setdefault((before, after), []).append(entry["host"])
-        every = len(alike) == 1 and not limit and (len(hosts) > LIMIT or len(hosts) == len(self._hosts))
-        return [before + ("" if every else f" -l {shlex.quote(','.join(named))}") + after for (before, after), named in alike.items()]
+    def _steps(self, why: str, play: str, hosts: t.Iterable[str], *, again: bool = True) -> list[Step]:
+        """Commands for some hosts, all of them named: nobody has looked at the others of the inventory."""
+        found = self._commands.together(play, list(hosts), again=again)
+        return [Step(f"{why[:-1]} {told.note}:" if told.note else why, told.command) for told in found]

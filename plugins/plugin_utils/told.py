@@ -37,6 +37,8 @@ class Run(t.NamedTuple):
     """Bytes a second that the times of plans are estimated with."""
     id: str = ""
     started: str = ""
+    given: Facts = {}
+    """On the command line, see :func:`.next_command.given`."""
 
 
 class Told(t.NamedTuple):

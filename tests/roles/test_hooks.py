@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import pathlib
+import shlex
 import socket
 import threading
 from typing import Any
@@ -107,10 +108,13 @@ def test_a_failure_after_names_the_way_back(place: Place) -> None:
     assert place.order()[-2:] == ["after_image two.qcow convert", "after_host"], "a failure has kept the others from being run"
     converted = [image for result in played.results("qcow_convert") for image in result["images"] if image["record"]]
     (record,) = [image["record"] for image in converted if image["src"].endswith("one.qcow")]
-    end = played.text[played.text.index("PLAY [List what is left]") :]
-    assert "%s/one.qcow: migrate_after_image_tasks, task 'Check after_image': after_image is against it." % place.images in end, end
-    assert "vmimage.qcow.rollback -e '{" in end and record in end and "-l kvm1" in end
-    back = place.controller.run("rollback", "-e", json.dumps({"rollback_records": [record], "rollback_paths": []}))
+    # On a line of its own, not in JSON: people copy it.
+    (told,) = [line for line in played.output.splitlines() if line.startswith("  [kvm1] ") and "To undo its migration: " in line]
+    assert "%s/one.qcow: migrate_after_image_tasks, task 'Check after_image': after_image is against it." % place.images in told, told
+    assert "1 problem, listed above." in played.text and "vmimage.qcow.migrate" not in played.text.partition("TASK [Show the total]")[2]
+    words = shlex.split(told.partition("To undo its migration: ")[2])
+    assert record in words[-1] and words[-4:-1] == ["-l", "kvm1", "-e"], told
+    back = place.controller.run("rollback", *words[words.index("vmimage.qcow.rollback") + 1 :], rollback_paths=str(place.images))
     assert back.returncode == 0 and "one.qcow" in place.names() and "two.qcow2" in place.names(), back.output
 
 

@@ -6,6 +6,7 @@
 import json
 import os
 import pathlib
+import shlex
 from typing import Any
 
 import pytest
@@ -197,4 +198,22 @@ def test_secrets_of_the_command_line_are_not_told_again(tmp_path: pathlib.Path) 
     fleet = Fleet(tmp_path, names=("damaged",))
     played = fleet.run("migrate", "-e", "db_password=geheim", "-e", "migrate_workers=2")
     command = next(line for line in played.output.splitlines() if line.startswith("  next: "))
-    assert "migrate_workers=2" in command and "geheim" not in played.output, played.output
+    assert '{"migrate_workers": "2"}' in command and "geheim" not in played.output, played.output
+    assert "(other options of your run are left out)" in played.text, played.output
+
+
+def test_the_next_command_goes_no_further_than_the_run(tmp_path: pathlib.Path) -> None:
+    fleet = Fleet(tmp_path, names=("canary", "prod"))
+
+    def pasted(played: Played) -> Played:
+        words = shlex.split(next(line for line in played.output.splitlines() if line.startswith("  next: ")))
+        playbook = next(word for word in words if word.startswith("vmimage.qcow."))
+        return fleet.run(playbook.rpartition(".")[2], *words[words.index(playbook) + 1 :])
+
+    scanned = fleet.run("scan", "--limit", "canary", "-e", json.dumps({"scan_report_dir": str(tmp_path / "my reports")}))
+    checked = pasted(scanned)  # of the plan, although the inventory has paths
+    assert checked.returncode == 0 and "1 image would be migrated" in checked.text, checked.output
+    done = pasted(checked)
+    assert done.returncode == 0 and "1 image migrated" in done.text, done.output
+    assert [sorted(os.listdir(fleet.trees[host])) for host in ("canary", "prod")] == [["one.qcow.qcow1.orig", "one.qcow2"], ["one.qcow"]]
+    assert "1 host: " in pasted(done).text

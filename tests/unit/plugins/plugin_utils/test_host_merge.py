@@ -96,7 +96,9 @@ def test_migrate_and_migrate_again(kept: Kept) -> None:
     assert kept.states() == {A: ("migrated", None), B: ("migrated", None)} and kept.host["state"] == "done"
     row = kept.rows()[A]
     assert (row["dest"], row["retired"], row["verified"], row["producer"]) == (A + ".qcow2", A + ".qcow1.orig", True, "qemu")
-    assert row["rollback"] == "ansible-playbook vmimage.qcow.rollback -l h -e '%s'" % json.dumps({"rollback_records": [row["record"]]})
+    assert row["rollback"] == "ansible-playbook vmimage.qcow.rollback -l h -e '%s'" % json.dumps(
+        {"rollback_records": [row["record"]], "rollback_paths": []}
+    )
     kept.migrate([], [recorded(A), recorded(B, 2)])
     kept.scan(after(A) + after(B), [recorded(A), recorded(B, 2)])
     assert kept.states() == {A: ("migrated", None), B: ("migrated", None)} and kept.host["files"] == 4
