@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import typing as t
 
@@ -54,6 +55,26 @@ def command(inventory: t.Sequence[str], play: str, host: str, variables: Facts) 
     return " ".join(map(shlex.quote, words))
 
 
+_NUMBERS = ("virtual_size", "bytes", "bytes_after", "seconds", "planned_seconds", "planned_bytes")
+_TEXTS = ("path", "reason", "message", "format", "producer", "record", "known_at")
+
+
+def checked(row: Facts) -> Facts:
+    """A row whose values are of the types that it should have.
+
+    :raises TypeError: one is not; the host has returned it, or the file was changed.
+    """
+    for key in _NUMBERS:
+        if row[key] is not None and not (isinstance(row[key], (int, float)) and math.isfinite(row[key])):
+            raise TypeError(f"{key} is no number")
+    for key in _TEXTS:
+        if row[key] is not None and not isinstance(row[key], str):
+            raise TypeError(f"{key} is no text")
+    if not all(isinstance(text, str) for key in ("domains", "rests_on", "used_by") for text in row[key]):
+        raise TypeError("a name is no text")
+    return row
+
+
 def row_of(host: str, entry: Facts, inventory: t.Sequence[str] = ()) -> Facts | None:
     """The row of an image that is kept as in :mod:`.host_file`; ``None`` where it is gone.
 
@@ -96,7 +117,7 @@ def row_of(host: str, entry: Facts, inventory: t.Sequence[str] = ()) -> Facts | 
         "rests_on": [member["path"] for member in seen.get("below") or ()],
         "used_by": list(beside.get("used_by") or ()),
         "record": record.get("record") if done or told.state in ("interrupted", "running") else None,
-        "rollback": _rollback(host, record, inventory) if done else None,
+        "rollback": _rollback(host, record, inventory) if done and not beside.get("no_way_back") else None,
         "known_at": told.known_at,
         "planned_seconds": plan.get("seconds", 0) if planned else None,
         "planned_bytes": plan.get("bytes", 0) if planned else None,
