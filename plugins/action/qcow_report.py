@@ -82,7 +82,7 @@ class ActionModule(ActionBase):
             os.makedirs(directory, exist_ok=True)
         elif not os.path.isdir(directory):
             return {"changed": True, "report": page, "totals": fleet.Fleet().summary()["totals"]}
-        if write and not _last_batch(variables) and _age(page) < OFTEN:
+        if write and not _last_batch(variables) and _goes_on(variables) and _age(page) < OFTEN:
             return {"report": page}
         inventory = [str(source) for source in variables.get("ansible_inventory_sources") or []]
         changed, totals = fleet_files.make(directory, args["hosts"], args["title"], inventory=inventory, write=write)
@@ -96,7 +96,7 @@ class ActionModule(ActionBase):
         if directory is not None and not self._task.check_mode:
             try:
                 _keep(args, directory, host, results)
-            except OSError as error:
+            except Exception as error:  # what this host has returned must not end the report of the others
                 left.append(f"The report of this host cannot be written: {error}.")
         terminal.tell(f"[{host}] {line}" for line in host_report.ways_back(results, host))
         return host_report.told(play, host, results, left, check_mode=self._task.check_mode)
@@ -110,7 +110,8 @@ def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_repor
         play, _moment(time.time()), paths, args["limits"], args["plan_speed"], this_run.ID, _moment(this_run.STARTED), next_command.given()
     )
     host_merge.keep(directory, host, run, results)
-    run_history.add(directory, run_history.line_of(host, run, results))
+    if play not in ("status", "stop"):
+        run_history.add(directory, run_history.line_of(host, run, results))
     if play == "scan" and args["write_plan"] and results.reached:
         with Replacing(directory, plan_files.name_of(host)) as replaced:
             replaced.stream.write(plan_files.text(host, directory, run.moment, paths, results.planned, args["plan_speed"]))
@@ -124,6 +125,16 @@ def _last_batch(variables: Variables) -> bool:
     """Whether no batch of hosts (``serial``) comes after this one."""
     batch, every = variables.get("ansible_play_batch") or [], variables.get("ansible_play_hosts") or []
     return not batch or not every or batch[-1] == every[-1]
+
+
+def _goes_on(variables: Variables) -> bool:
+    """Whether there is no sign that the run ends with this batch of hosts: one that has failed may end it."""
+    if len(variables.get("ansible_play_hosts") or []) < len(variables.get("ansible_play_hosts_all") or []):
+        return False
+    names = [f"__{play}_told" for play in host_report.PLAYS]
+    known, batch = variables.get("hostvars", {}), variables.get("ansible_play_batch") or []
+    told = (known[host].get(name) for host in batch if host in known for name in names)
+    return not any(one.get("problems") for one in told if isinstance(one, dict))
 
 
 def _age(path: str) -> float:

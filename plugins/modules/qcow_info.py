@@ -256,6 +256,11 @@ summary:
   type: dict
   sample: {directories: 12, files: 4711, formats: {qcow: 3, qcow2: 70}, v1: 3, candidates: 3, candidate_bytes: 1073741824, retired: 0, damaged: 0,
            overlays: 1, in_use: 1, errors: 0, used_by_domains: 1, kept_back_by_domains: 0, referenced: 0}
+running:
+  description: Whether a run is at work on this host, or V(null) if that cannot be known. See M(vmimage.qcow.qcow_status) for how far it is.
+  returned: always
+  type: bool
+  sample: false
 records:
   description: Records of migrations on this host, oldest first.
   returned: always
@@ -304,6 +309,7 @@ from ..module_utils._migration.record import Records
 from ..module_utils._migration.record_entries import LISTED, listed_records
 from ..module_utils._migration.search import message_of
 from ..module_utils._migration.seen_images import unsearched
+from ..module_utils._migration.status import at_work
 from ..module_utils._options import absolute, paths_of
 from ..module_utils._paths import to_path
 
@@ -367,6 +373,7 @@ def main() -> None:
         "errors": errors,
         "searched": [directory.as_result() for directory in searched],
         "summary": summary,
+        "running": at_work(records.state_dir),
         "records": listed,
     }
     if errors:

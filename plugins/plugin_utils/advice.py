@@ -47,6 +47,11 @@ ADVICE = {
     "exists": Advice("The name of the result is taken", f"Look at what has the name, move it away, {_MIGRATE}"),
     "file-too-large": Advice("The file system does not take so large a file", "Set migrate_dest_dir on another file system."),
     "format-unknown": Advice("The format of a backing file is unknown", "If it is raw, declare it in migrate_backing_formats."),
+    "hook": Advice(
+        "A task of yours failed",
+        "See the message: which task, and for which image. What a task before the migration stopped was not migrated; what one after it "
+        "has found, look at on the host, and roll back if it does not run.",
+    ),
     "in-use": Advice("The image is in use", f"Shut the guest down, or let the run do it (migrate_running), {_MIGRATE}"),
     "interrupted": Advice("A run was interrupted", "Run migrate again: unfinished work is completed or undone first."),
     "libvirt": _LIBVIRT,

@@ -15,6 +15,8 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._paths import show
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_file import Facts, name
 
 _DEEPEST = 50
+_MOST = 2000
+"""Images that the trees of one host have."""
 
 
 class ChainForest:
@@ -39,9 +41,15 @@ class ChainForest:
         """
         overlays = {over for overs in self._above.values() for over in overs}
         bases = sorted(base for base in self._above if base not in overlays)
-        return [self._tree(base, 0) for base in bases[: max(0, most)]]
+        drawn: set[bytes] = set()
+        return [self._tree(base, 0, drawn) for base in bases[: max(0, most)]]
 
-    def _tree(self, path: bytes, depth: int) -> Facts:
+    def _tree(self, path: bytes, depth: int, drawn: set[bytes]) -> Facts:
+        """:param drawn: an image rests on one file: what looks (of several times, or of a hostile host) say beyond that is not drawn again."""
         kind, state = self._known.get(path, (None, None))
-        overs = sorted(self._above.get(path, ())) if depth < _DEEPEST else []
-        return {"path": show(path), "format": kind, "state": state, "overlays": [self._tree(over, depth + 1) for over in overs]}
+        tree: Facts = {"path": show(path), "format": kind, "state": state, "overlays": []}
+        for over in sorted(self._above.get(path, ())) if depth < _DEEPEST else ():
+            if over not in drawn and len(drawn) < _MOST:
+                drawn.add(over)
+                tree["overlays"].append(self._tree(over, depth + 1, drawn))
+        return tree

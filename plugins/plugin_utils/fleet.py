@@ -15,9 +15,10 @@ import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.chain_forest import ChainForest
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_file import Facts, HostFile
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.image_row import COLUMNS, row_of
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.image_row import COLUMNS, checked, row_of
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.image_state import STATES, TO_MIGRATE
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.next_command import Hosts, play_of
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_rows import Tally
 
 __all__ = ["COLUMNS", "HOST_COLUMNS", "HOST_STATES", "ROWS", "SCHEMA", "STATES", "Fleet"]
 
@@ -83,6 +84,9 @@ class Fleet:
         self._producers: dict[str, list[int]] = {}
         self._reasons: dict[str, int] = {}
         self._problems: list[Facts] = []
+        self._problems_of_hosts: list[Facts] = []
+        self.tally = Tally()
+        """What all images amount to by reason, for the page."""
         self._chains: list[Facts] = []
         self._retry: list[Facts] = []
         self._rows: list[tuple[int, int, int, str]] = []
@@ -95,21 +99,34 @@ class Fleet:
         """
         counts, domains, forest = _zeros(), set(), ChainForest()
         self._commands.keep(host, kept.facts)
+        wrong = 0
         for name, entry in kept.images():
-            row = row_of(host, entry, self._commands.undo)
-            if row is None:
+            try:
+                row = row_of(host, entry, self._commands.undo)
+                if row is None:
+                    continue
+                checked(row)
+                forest.add(name, row, (entry.get("seen") or {}).get("below") or ())
+                # To put off a rollback or a cleanup is no failure of the host.
+                wrong += row["state"] == "migrated" and bool(row["reason"]) and not (entry.get("tried") or {}).get("deferred")
+            except Exception as error:  # one host must not keep all the others from being told
+                kept.unreadable = f"What is kept of an image of this host cannot be used ({type(error).__name__}: {error})."
                 continue
             self._count(row, counts)
             domains.update(row["domains"])
-            forest.add(name, row, (entry.get("seen") or {}).get("below") or ())
             if row["message"] and (row["state"] != "deferred"):
                 self._problem(host, row["path"], row["reason"] or "error", row["message"])
             self._rank(row)
+            self.tally.add(row)
             yield row
         for key, value in counts.items():
             self._totals[key] += value
         self._chains.extend({"host": host, **tree} for tree in forest.trees(CHAINS - len(self._chains)))
-        self._host(host, kept, counts, len(domains))
+        try:
+            self._host(host, kept.facts, kept.unreadable, counts, len(domains), wrong)
+        except Exception as error:
+            unusable = f"What is kept of this host cannot be used ({type(error).__name__}: {error}). Run vmimage.qcow.scan for this host."
+            self._host(host, {}, unusable, counts, len(domains), wrong)
 
     def _count(self, row: Facts, counts: dict[str, float]) -> None:
         """The one place where images are counted: still to migrate is whatever has one of these states."""
@@ -134,18 +151,18 @@ class Fleet:
                 counted[0] += 1
                 counted[1] += size
 
-    def _host(self, host: str, kept: HostFile, counts: dict[str, float], domains: int) -> None:
-        facts = kept.facts
+    def _host(self, host: str, facts: Facts, unreadable: str | None, counts: dict[str, float], domains: int, wrong: int) -> None:
+        """:param wrong: images that are migrated, and something is the matter with them."""
         problems = list(facts.get("problems") or ())
-        if kept.unreadable is not None:
-            problems.append({"path": None, "reason": "report", "message": kept.unreadable})
-        for one in problems:
-            self._problem(host, one["path"], one["reason"], one["message"])
-        state = _state(facts, counts, bool(problems))
+        if unreadable is not None:
+            problems.append({"path": None, "reason": "report", "message": unreadable})
+        state = _state(facts, counts, bool(problems or wrong))
+        of_host = [(one["path"], one["reason"], str(one["message"])) for one in problems]
         if state == "missing":
-            self._problem(host, None, "missing", "Nothing is known of this host: it was not reached, or its run ended early.")
+            of_host.append((None, "missing", "Nothing is known of this host: it was not reached, or its run ended early."))
         if state == "unreached":
-            self._problem(host, None, "unreached", f"Not reached since {facts['unreached_since']}: {facts.get('unreached') or 'no answer'}")
+            away = f"Not reached since {facts['unreached_since']}: {facts.get('unreached') or 'no answer'}"
+            of_host.append((None, "unreached", away))
         scans = facts.get("scans")
         files = sum(scan["files"] for scan in scans) if scans else None
         kinds = ("known_at", "unreached_since", "last_play", "last_run_at")
@@ -155,16 +172,19 @@ class Fleet:
             **{key: facts.get(key) for key in kinds},
             "files": files,
             **{key: round(value, 3) for key, value in counts.items()},
-            "problems": [one["message"] for one in problems],
+            "problems": [str(one["message"]) for one in problems],
             "domains": domains,
         }
+        retry = {"host": host, "command": self._commands.one(play_of(told), host).command}
+        for path, reason, message in of_host:
+            self._problem(host, path, reason, message, self._problems_of_hosts)
         self.hosts.append({key: told[key] for key in HOST_COLUMNS})
         self._totals["hosts"] += 1
         self._totals["missing"] += state == "missing"
         self._totals["unreached"] += state == "unreached"
         self._totals["files"] += files or 0
         if state != "done" and len(self._retry) < PROBLEMS:
-            self._retry.append({"host": host, "command": self._commands.one(play_of(told), host).command})
+            self._retry.append(retry)
 
     def _rank(self, row: Facts) -> None:
         self._number += 1
@@ -174,13 +194,14 @@ class Fleet:
         elif rank > self._rows[0][:3]:
             heapq.heapreplace(self._rows, (*rank, json.dumps(row, ensure_ascii=False)))
 
-    def _problem(self, host: str, path: str | None, reason: str, message: str) -> None:
+    def _problem(self, host: str, path: str | None, reason: str, message: str, among: list[Facts] | None = None) -> None:
+        among = self._problems if among is None else among
         reason = sys.intern(reason)
         self._reasons[reason] = self._reasons.get(reason, 0) + 1
         if path is not None and message.startswith(path + ": "):
             message = message[len(path) + 2 :]
-        if len(self._problems) < PROBLEMS:
-            self._problems.append({"host": host, "path": path, "reason": reason, "message": message})
+        if len(among) < PROBLEMS:
+            among.append({"host": host, "path": path, "reason": reason, "message": message})
 
     def rows(self) -> t.Iterator[Facts]:
         """The images that matter most, the most pressing state first, the larger before the smaller; at most :data:`ROWS`."""
@@ -197,7 +218,7 @@ class Fleet:
             "formats": _table(self._formats),
             "producers": _table(self._producers),
             "reasons": dict(sorted(self._reasons.items())),
-            "problems": self._problems,
+            "problems": sorted([*self._problems_of_hosts, *self._problems][:PROBLEMS], key=lambda one: str(one["host"])),
             "chains": self._chains,
             "retry": self._retry,
         }

@@ -54,21 +54,21 @@ def make(
             for row in everything.add(host, host_file.HostFile(path)):
                 damage = row["damage"] and row["damage"]["text"].replace("\n", "; ")
                 table.writerow([cell(value) for value in {**row, "damage": damage}.values()])
-                files["images.jsonl"].stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                files["images.jsonl"].stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         table = csv.writer(files["hosts.csv"].stream)
         table.writerow(HOST_COLUMNS)
         table.writerows([cell(host[column]) for column in HOST_COLUMNS] for host in everything.hosts)
         summary = everything.summary()
-        json.dump(dict(summary, title=title), files["report.json"].stream, indent=1, ensure_ascii=False)
+        json.dump(dict(summary, title=title), files["report.json"].stream, indent=1, ensure_ascii=False, allow_nan=False)
         files["report.json"].stream.write("\n")
         files["metrics.prom"].stream.writelines(metrics.lines(summary))
-        changed = False
-        for one in files.values():
-            one.finish()
-            changed = changed or one.changed
+        changed = any(one.compare() for one in files.values())
+        # The page comes first: where this is cut short, the tables still differ, and the next report makes the page again.
         if write and (changed or not os.path.exists(os.path.join(directory, PAGE))):
             changed = True
             with Replacing(directory, PAGE) as page:
-                for piece in render(summary, everything.rows(), title, datetime.now(timezone.utc), commands):
+                for piece in render(summary, everything.rows(), everything.tally, title, datetime.now(timezone.utc), commands):
                     page.stream.write(piece)
+        for one in files.values():
+            one.finish()
     return changed, summary["totals"]

@@ -50,31 +50,47 @@ class HostFile:
     """The file of one host. Images are read one at a time.
 
     :param path: of the file; it need not exist.
+    :param ignored: why nothing is to be read of it.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, ignored: str | None = None) -> None:
         self._path = path
-        self.unreadable: str | None = None
+        self._ignored = ignored is not None
+        self.unreadable: str | None = ignored
         """What cannot be read of it, in words; complete once all images have been read."""
         self.facts: Facts = next(self._lines(), {})
+
+    def highest(self) -> int:
+        """The number of the last run that has told of anything; :attr:`unreadable` is complete then."""
+        numbers = [self.facts.get("runs", 0)]
+        for _name, entry in self.images():
+            numbers.append(max((part["n"] for part in entry.values() if isinstance(part, dict)), default=0))
+        return max(numbers)
 
     def images(self) -> t.Iterator[tuple[bytes, Facts]]:
         """The images with their exact names, sorted by these."""
         lines = self._lines()
         next(lines, None)
         for entry in lines:
-            yield name(entry), entry
+            try:
+                image = name(entry)
+            except (AttributeError, TypeError):
+                self.unreadable = f"{self._path}: the name of an image cannot be read."
+                continue
+            yield image, entry
 
     def _lines(self) -> t.Iterator[Facts]:
+        if self._ignored:
+            return
         try:
             with open(self._path, encoding="utf-8", errors="surrogateescape") as stream:
                 for number, line in enumerate(stream, 1):
                     try:
-                        facts = json.loads(line)
+                        facts = json.loads(line, parse_constant=_no_number)
                     except ValueError:
                         facts = None
                     if not isinstance(facts, dict):
-                        self.unreadable = f"{self._path}, line {number}, cannot be read. Run vmimage.qcow.scan for this host."
+                        self.unreadable = f"{self._path}, line {number}, cannot be read."
                         if number > 1:
                             continue
                         facts = {}
@@ -85,6 +101,13 @@ class HostFile:
             self.unreadable = f"{self._path} cannot be read: {error.strerror}."
 
 
+def _no_number(text: str) -> t.NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def dump(facts: Facts) -> str:
-    """One line."""
-    return json.dumps(facts, separators=(",", ":"), ensure_ascii=False) + "\n"
+    """One line.
+
+    :raises ValueError: JSON has no such number.
+    """
+    return json.dumps(facts, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"

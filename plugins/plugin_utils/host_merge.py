@@ -12,6 +12,7 @@ Every run of any play does that. Nothing is compared by clocks, of which each ho
 from __future__ import annotations
 
 import os
+import shutil
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._paths import encode_exact, show
@@ -21,24 +22,53 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_report import Re
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.report_files import Replacing, locked
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.told import Coverage, Run, Told
 
-_FOUND_BY_TRYING = ("verification-failed", "storage", "worker", "error", "tool-failed")
+_FOUND_BY_TRYING = ("verification-failed", "storage", "process", "error", "tool-failed")
 """Reasons of failures that no plan foresees: a plan that sees nothing in the way does not make up for them."""
 
 
 def keep(directory: str, host: str, run: Run, results: Results) -> None:
     """Take a run into the file of a host.
 
+    What was damaged in the file is kept beside it.
+
     :param directory: of the reports; it is there.
     :raises OSError: the file cannot be written; it is as it was then.
     """
     with locked(directory, host):
-        kept = HostFile(os.path.join(directory, host_file.name_of(host)))
-        facts = _facts(kept.facts, host, run, results)
-        with Replacing(directory, host_file.name_of(host)) as replaced:
-            replaced.stream.write(host_file.dump(facts))
-            entries = merged(kept, told.told_by(results), Coverage(run, results), run, facts["runs"]) if results.reached else kept.images()
-            for _name, entry in entries:
-                replaced.stream.write(host_file.dump(entry))
+        path = os.path.join(directory, host_file.name_of(host))
+        try:
+            damaged = _merge(directory, HostFile(path), host, run, results)
+        except OSError:
+            raise
+        except Exception as error:  # either of them is not what it should be
+            whole = f"{path} cannot be used ({type(error).__name__}: {error})."
+            try:
+                damaged = _merge(directory, HostFile(path, ignored=whole), host, run, results)
+            except OSError:
+                raise
+            except Exception as other:
+                raise OSError(f"what the modules have returned cannot be used ({type(other).__name__}: {other})") from other
+        if damaged:
+            os.replace(path + _NEW_BAD, path + _BAD)
+
+
+_BAD, _NEW_BAD = ".bad", ".bad.new"
+
+
+def _merge(directory: str, kept: HostFile, host: str, run: Run, results: Results) -> bool:
+    """:return: whether the old file was damaged; it is kept then."""
+    last, name_ = kept.highest(), host_file.name_of(host)
+    damage = kept.unreadable
+    if damage is not None:
+        shutil.copyfile(os.path.join(directory, name_), os.path.join(directory, name_ + _NEW_BAD))
+        damage = f"{damage} What it was is in {name_}{_BAD}. Run vmimage.qcow.scan for this host, on all its paths."
+    facts = _facts({**kept.facts, "runs": last}, host, run, results, damage)
+    with Replacing(directory, name_) as replaced:
+        replaced.stream.write(host_file.dump(facts))
+        entries = merged(kept, told.told_by(results), Coverage(run, results), run, facts["runs"]) if results.reached else kept.images()
+        for _name, entry in entries:
+            replaced.stream.write(host_file.dump(entry))
+    return damage is not None
 
 
 def expect(directory: str, hosts: t.Iterable[str]) -> None:
@@ -56,8 +86,11 @@ def expect(directory: str, hosts: t.Iterable[str]) -> None:
                     replaced.stream.write(host_file.dump({"schema": host_file.SCHEMA, "host": host}))
 
 
-def _facts(known: Facts, host: str, run: Run, results: Results) -> Facts:
-    """What is kept of the host itself."""
+def _facts(known: Facts, host: str, run: Run, results: Results, damage: str | None) -> Facts:
+    """What is kept of the host itself.
+
+    :param damage: of what is known, in words.
+    """
     facts = {
         "schema": host_file.SCHEMA,
         "scans": [],
@@ -69,6 +102,8 @@ def _facts(known: Facts, host: str, run: Run, results: Results) -> Facts:
     }
     facts["runs"] = known.get("runs", 0) + 1
     facts["given"] = {**known.get("given", {}), run.play: run.given}
+    if damage is not None:
+        facts["problems"] = [*facts["problems"], {"play": "scan", "path": None, "reason": "report", "message": damage}]
     if not results.reached:
         facts["unreached_since"] = known.get("unreached_since") or run.moment
         facts["unreached"] = next(str(result.get("msg") or "").strip() for result in results if result.get("unreachable"))
@@ -78,13 +113,8 @@ def _facts(known: Facts, host: str, run: Run, results: Results) -> Facts:
     looked = results.found.get("images") is not None
     if looked or results.done.get("records") is not None:  # the module was not stopped before it saw anything
         facts["known_at"] = run.moment
-    # A scan shows where things stand; what else went wrong holds until the next run that changes something.
-    if run.play == "scan":
-        facts["problems"] = [one for one in facts["problems"] if not looked or not coverage.replaces(one["path"])]
-    elif run.play == "migrate":
-        facts["problems"] = [one for one in facts["problems"] if one["play"] == "scan" and not coverage.replaces(one["path"])]
-    elif run.play != "status":
-        facts["problems"] = [one for one in facts["problems"] if one["play"] == "scan"]
+    everything = looked and coverage.limit is None and all(coverage.replaces(path) for scan in facts["scans"] for path in scan["paths"])
+    facts["problems"] = [one for one in facts["problems"] if _holds(one, run.play, coverage, looked, everything)]
     fresh = told.problems_of(run, results)
     facts["problems"] = [one for one in facts["problems"] if one["message"] not in {new["message"] for new in fresh}] + fresh
     if looked:
@@ -96,6 +126,20 @@ def _facts(known: Facts, host: str, run: Run, results: Results) -> Facts:
     return facts
 
 
+def _holds(problem: Facts, play: str, coverage: Coverage, looked: bool, everything: bool) -> bool:
+    """Whether a run leaves a problem of its host as it is.
+
+    :param everything: whether all that was ever looked at has been looked at now.
+    """
+    if problem["reason"] == "report":
+        return not (play == "scan" and everything)
+    if play in ("status", "stop"):
+        return True
+    if play == "scan":  # it shows where things stand; but it runs none of the operator's tasks
+        return problem["reason"] == "hook" or not looked or not coverage.replaces(problem["path"])
+    return problem["play"] == "scan" and (play != "migrate" or not coverage.replaces(problem["path"]))
+
+
 def merged(kept: HostFile, news: Told, coverage: Coverage, run: Run, n: int) -> t.Iterator[tuple[bytes, Facts]]:
     """The images of a host with what a run has told of them, sorted by their exact names.
 
@@ -103,18 +147,20 @@ def merged(kept: HostFile, news: Told, coverage: Coverage, run: Run, n: int) -> 
 
     :param n: number of the run.
     """
-    belongs: dict[bytes, bytes] = {}
+    belongs: dict[bytes, Facts] = {}
     for image, entry in _beside(kept.images(), news.records):
-        current = _records(entry, news.records.get(image) or [], run, n, at_work=news.at_work).get("record")
+        current = _records(entry, image, news, run, n).get("record")
         if current is not None and image_state.in_place(current):
-            belongs.update(dict.fromkeys(_results(current) - {image}, image))
+            for result in _results(current) - {image}:
+                belongs[result] = current
     given = {*(news.looks or ()), *news.plans, *news.attempts, *news.records}
     for image, entry in _beside(kept.images(), given):
-        entry = _records(entry, news.records.get(image) or [], run, n, at_work=news.at_work)
+        entry = _records(entry, image, news, run, n)
         current = entry.get("record")
-        if image in belongs and (current is None or not (image_state.in_place(current) or image_state.unfinished(current))):
-            continue
         entry = _attempted(_looked(image, entry, news, coverage, run, n), news.attempts.get(image), run, n)
+        own = current is not None and (image_state.in_place(current) or image_state.unfinished(current))
+        if image in belongs and not own and not _took_the_name(entry.get("seen") or {}, belongs[image], image):
+            continue
         if any(key in entry for key in ("seen", "plan", "tried", "record", "failed")) and not _is_gone(entry):
             yield image, {"path": show(image), "path_base64": encode_exact(image), **entry}
 
@@ -139,18 +185,50 @@ def _results(record: Facts) -> set[bytes]:
     return {name(record, role) for role in ("dest", "retired") if record.get(role)}
 
 
-def _records(entry: Facts, listed: list[Facts], run: Run, n: int, *, at_work: bool | None) -> Facts:
+def _took_the_name(seen: Facts, record: Facts, image: bytes) -> bool:
+    """Whether a version 1 image has been found under the name of a result since."""
+    original = seen.get("format") == "qcow" and not seen.get("retired") and not seen.get("gone")
+    return original and name(record, "dest") == image and seen["n"] >= record["n"]
+
+
+_RECORD_IS_GONE = (
+    "The record of this migration is not in the state directory any more, or another state directory was given. "
+    "Without it, it can be neither rolled back nor cleaned up. Restore the state directory from a backup, or name the right one."
+)
+
+
+def _still_there(record: Facts, listed: list[Facts], all_told: bool) -> Facts | None:
+    """A record that is kept, if it is on the host; of one that is not, only that its result has its name."""
+    if not all_told or any(one["record"] == record["record"] for one in listed):
+        return record
+    if image_state.unfinished(record) or not image_state.in_place(record):
+        return None
+    return record if record["state"] == "cleaned" else {**record, "gone": _RECORD_IS_GONE, "reversible": False}
+
+
+def _records(entry: Facts, image: bytes, news: Told, run: Run, n: int) -> Facts:
     """The last record that has not failed decides; one that has failed after it is the last attempt."""
-    known = {one["record"]: one for one in (entry.get("record"), entry.get("failed")) if one is not None}
+    listed, at_work, was = news.records.get(image) or [], news.at_work, entry.get("record")
+    kept = [_still_there(one, listed, news.all_records) for one in (was, entry.get("failed")) if one is not None]
+    known = {one["record"]: one for one in kept if one is not None}
     for one in listed:
         before = known.get(one["record"])
         same = before is not None and all(before.get(key) == one.get(key) for key in ("state", "time"))
         since = before["n"] if before is not None and same else n
         running = bool(before is not None and same and before.get("running")) if at_work is None else at_work
-        known[one["record"]] = told.record(one, since, run.moment, running=running)
-    ordered = [known[identifier] for identifier in sorted(known)]
+        known[one["record"]] = {
+            **told.record(one, since, run.moment, running=running),
+            "first": n if before is None else before.get("first", before["n"]),
+        }
+    # Names of records have the time of the host, whose clock may have been set back.
+    ordered = sorted(known.values(), key=lambda one: (one.get("first", one["n"]), one["record"]))
     current = next((one for one in reversed(ordered) if one["state"] != "failed"), None)
     last = ordered[-1] if ordered and ordered[-1]["state"] == "failed" else None
+    entry = {key: value for key, value in entry.items() if key not in ("record", "failed")}
+    if was is not None and (current is None or current["record"] != was["record"]):
+        entry.pop("lost", None)
+    if was is not None and (current is None or current["n"] != was["n"]):
+        entry.pop("result", None)
     return {**entry, **_present(record=current, failed=last)}
 
 
@@ -167,17 +245,33 @@ def _looked(image: bytes, entry: Facts, news: Told, coverage: Coverage, run: Run
         elif coverage.includes(image, was):
             entry["seen"] = {**(was or {}), "gone": True, "n": n}
             entry.pop("plan", None)
-            entry.pop("tried", None)
-        beside = news.looks.get(name(result, "dest")) if result is not None and name(result, "dest") != image else None
-        if beside is not None:
-            now = told.seen(beside, n, run.moment, None)
-            entry["result"] = told.packed(**{key: now.get(key) for key in ("n", "used_by", "domains", "reason", "message")})
-            if (entry.get("tried") or {}).get("play") in ("rollback", "cleanup"):
-                del entry["tried"]
+            if result is None:
+                entry.pop("tried", None)
+        if result is not None:
+            _look_beside(entry, result, news.looks, coverage, run, n)
     if image in news.plans:
         entry.pop("plan", None)
         entry.update(_present(plan=told.plan(news.plans[image], n, run.moment, run.speed)))
     return entry
+
+
+def _look_beside(entry: Facts, record: Facts, looks: told.Named, coverage: Coverage, run: Run, n: int) -> None:
+    """What a scan has found, or has not found, of the result of a migration and of its retired original."""
+    dest, retired = name(record, "dest"), name(record, "retired") if record.get("retired") else None
+    look, tried, shown = looks.get(dest), entry.get("tried") or {}, show(dest)
+    if look is not None:
+        now = told.seen(look, n, run.moment, None)
+        entry["result"] = told.packed(**{key: now.get(key) for key in ("n", "used_by", "domains", "reason", "message")})
+        if now.get("format") == "qcow":
+            entry["result"].update(reason="missing", message=f"{shown}: a QCOW version 1 image has the name of the result.")
+        if tried.get("play") in ("rollback", "cleanup") or (tried.get("reason") == "start-failed" and now.get("runs")):
+            del entry["tried"]
+    elif record.get("format") == "qcow2" and not image_state.unfinished(record) and coverage.includes(dest, {"format": "qcow2"}):
+        entry["result"] = {"n": n, "reason": "missing", "message": f"{shown}: the result of the migration is not there any more."}
+    if retired is not None:
+        entry.setdefault("result", {"n": n}).pop("no_way_back", None)
+        if retired not in looks and coverage.includes(retired, {"format": "qcow"}):
+            entry["result"]["no_way_back"] = True
 
 
 def _contradict(entry: Facts, was: Facts | None, planned: bool, n: int) -> None:
@@ -185,6 +279,8 @@ def _contradict(entry: Facts, was: Facts | None, planned: bool, n: int) -> None:
     tried, now = entry.get("tried"), entry["seen"]
     if tried is None:
         return
+    if now.get("format") != "qcow" and tried["play"] == "migrate" and "record" in entry and image_state.in_place(entry["record"]):
+        return  # the look is at the result, which has the name of the image
     other_file = was is not None and "mtime" in was and was["mtime"] != now.get("mtime")
     free = tried["reason"] == "in-use" and "used_by" not in now
     foreseen = planned and tried["reason"] not in _FOUND_BY_TRYING

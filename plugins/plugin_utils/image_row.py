@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._paths import show
@@ -42,6 +43,26 @@ COLUMNS = (
     "damage",
 )
 """What is told of each image, in the order of the CSV file."""
+
+
+_NUMBERS = ("virtual_size", "bytes", "bytes_after", "seconds", "planned_seconds", "planned_bytes")
+_TEXTS = ("path", "reason", "message", "format", "producer", "record", "known_at")
+
+
+def checked(row: Facts) -> Facts:
+    """A row whose values are of the types that it should have.
+
+    :raises TypeError: one is not; the host has returned it, or the file was changed.
+    """
+    for key in _NUMBERS:
+        if row[key] is not None and not (isinstance(row[key], (int, float)) and math.isfinite(row[key])):
+            raise TypeError(f"{key} is no number")
+    for key in _TEXTS:
+        if row[key] is not None and not isinstance(row[key], str):
+            raise TypeError(f"{key} is no text")
+    if not all(isinstance(text, str) for key in ("domains", "rests_on", "used_by") for text in row[key]):
+        raise TypeError("a name is no text")
+    return row
 
 
 def row_of(host: str, entry: Facts, undo: t.Callable[[str, str], str]) -> Facts | None:
@@ -86,7 +107,7 @@ def row_of(host: str, entry: Facts, undo: t.Callable[[str, str], str]) -> Facts 
         "rests_on": [member["path"] for member in seen.get("below") or ()],
         "used_by": list(beside.get("used_by") or ()),
         "record": record.get("record") if done or told.state in ("interrupted", "running") else None,
-        "rollback": undo(host, record["record"]) if done and record.get("reversible") else None,
+        "rollback": undo(host, record["record"]) if done and record.get("reversible") and not beside.get("no_way_back") else None,
         "known_at": told.known_at,
         "planned_seconds": plan.get("seconds", 0) if planned else None,
         "planned_bytes": plan.get("bytes", 0) if planned else None,

@@ -55,6 +55,8 @@ def state_of(entry: Facts) -> State | None:
         beside = entry.get("result") or {}
         if told is not None:
             return told._replace(state="migrated", damage=entry.get("lost"))
+        if record.get("gone"):
+            return State("migrated", "state", record["gone"], entry.get("lost"), record["at"])
         return State("migrated", beside.get("reason"), beside.get("message"), entry.get("lost"), record["at"])
     return _of_original(entry, seen, since)
 

@@ -36,11 +36,14 @@ RUNS = 20
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 
 
-def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: datetime, commands: Hosts) -> t.Iterator[str]:
+def render(
+    summary: Facts, rows: t.Iterable[Facts], tally: page_rows.Tally, title: str, moment: datetime, commands: Hosts
+) -> t.Iterator[str]:
     """The page, piece by piece.
 
     :param summary: see :meth:`fleet.Fleet.summary`.
-    :param rows: all images; no more than :data:`ROWS` of them are kept in memory.
+    :param rows: images to list; no more than :data:`ROWS` of them are kept in memory.
+    :param tally: of all images.
     :param moment: when the report was made, with its time zone.
     :param commands: that the page offers.
     """
@@ -63,9 +66,10 @@ def render(summary: Facts, rows: t.Iterable[Facts], title: str, moment: datetime
         moment=moment,
         report=summary,
         totals=summary["totals"],
-        stands=standing.Standing(summary, listed, commands),
-        reasons=listed.reasons(hosts, summary["problems"]),
+        stands=standing.Standing(summary, tally, commands),
+        reasons=tally.reasons(hosts, summary["problems"]),
         listed=listed,
+        tally=tally,
         groups=itertools.groupby(listed.rows, key=lambda row: row["host"]),
         hosts=hosts[:HOSTS],
         runs=sorted(summary["runs"], key=lambda run: str(run["started"]))[-RUNS:],

@@ -52,15 +52,14 @@ class Reason:
 
     @property
     def pressing(self) -> tuple[int, int, str]:
-        """For sorting: what has failed before what waits, the most frequent first."""
-        return (min((_RANK[state] for state in self.states), default=0), -(self.images or len(self.hosts)), self.code)
+        """For sorting: what stands against whole hosts first, then what has failed before what waits, the most frequent first."""
+        return (min((_RANK[state] for state in self.states), default=-1), -(self.images or len(self.hosts)), self.code)
 
 
-class Listed:
-    """The images that matter most, by host; and what all of them amount to."""
+class Tally:
+    """What all images amount to, whether a page lists them or not."""
 
-    def __init__(self, rows: t.Iterable[Facts], most: int) -> None:
-        """:param most: images to keep."""
+    def __init__(self) -> None:
         self.total = 0
         self.refused = 0
         """Images that the plan would refuse."""
@@ -68,25 +67,15 @@ class Listed:
         self.bytes = dict.fromkeys(IMAGES, 0)
         """On disk, of the images in each state."""
         self._reasons: dict[str, Reason] = {}
-        kept = heapq.nsmallest(most, self._counted(rows), key=lambda row: (_RANK[row[_STATE]], -(row[_BYTES] or 0)))
-        kept.sort(key=lambda row: (row[_HOST], _RANK[row[_STATE]], row[_PATH]))
-        self._kept = kept
-        self.listed = len(kept)
 
-    @property
-    def rows(self) -> t.Iterator[Facts]:
-        """The images to list, by host."""
-        return (dict(zip(COLUMNS, row)) for row in self._kept)
-
-    def _counted(self, rows: t.Iterable[Facts]) -> t.Iterator[tuple[t.Any, ...]]:
-        for row in rows:
-            self.total += 1
-            self.reversible += bool(row["rollback"])
-            self.bytes[row["state"]] += row["bytes"] or 0
-            if row["reason"] and (row["message"] if row["state"] in _QUIET else row["state"] in PENDING):
-                self.refused += row["state"] == "left"
-                self._reason(row["reason"]).add(row["host"], row["state"], told(row), row["path"], row["bytes"] or 0, row["domains"] or ())
-            yield tuple(row[column] for column in COLUMNS)
+    def add(self, row: Facts) -> None:
+        """Count an image."""
+        self.total += 1
+        self.reversible += bool(row["rollback"])
+        self.bytes[row["state"]] += row["bytes"] or 0
+        if row["reason"] and (row["message"] if row["state"] in _QUIET else row["state"] in PENDING):
+            self.refused += row["state"] == "left"
+            self._reason(row["reason"]).add(row["host"], row["state"], told(row), row["path"], row["bytes"] or 0, row["domains"] or ())
 
     def _reason(self, code: str) -> Reason:
         return self._reasons.setdefault(code, Reason(code))
@@ -112,6 +101,31 @@ class Listed:
                 of_hosts.setdefault(code, Reason(code)).add(problem["host"], None, problem["message"])
         found = [reason for reason in of_hosts.values() if reason.hosts] + list(self._reasons.values())
         return sorted(found, key=lambda reason: reason.pressing)
+
+
+def tally_of(rows: t.Iterable[Facts]) -> Tally:
+    """What these images amount to."""
+    tally = Tally()
+    for row in rows:
+        tally.add(row)
+    return tally
+
+
+class Listed:
+    """The images that matter most, by host."""
+
+    def __init__(self, rows: t.Iterable[Facts], most: int) -> None:
+        """:param most: images to keep."""
+        values = (tuple(row[column] for column in COLUMNS) for row in rows)
+        kept = heapq.nsmallest(most, values, key=lambda row: (_RANK[row[_STATE]], -(row[_BYTES] or 0)))
+        kept.sort(key=lambda row: (row[_HOST], _RANK[row[_STATE]], row[_PATH]))
+        self._kept = kept
+        self.listed = len(kept)
+
+    @property
+    def rows(self) -> t.Iterator[Facts]:
+        """The images to list, by host."""
+        return (dict(zip(COLUMNS, row)) for row in self._kept)
 
 
 def told(row: Facts) -> str:

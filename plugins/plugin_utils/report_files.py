@@ -43,16 +43,22 @@ class Replacing:
             if os.path.exists(self._temporary):
                 os.unlink(self._temporary)
 
+    def compare(self) -> bool:
+        """Nothing more is written; :attr:`changed` is returned, and tells whether it is another than the old one.
+
+        :raises OSError: it cannot be written.
+        """
+        if not self.stream.closed:
+            self.stream.close()
+            self.changed = not _same(self._temporary, self._target)
+        return self.changed
+
     def finish(self) -> None:
-        """Have it appear now; :attr:`changed` then tells whether it is another.
+        """Have it appear now.
 
         :raises OSError: it is the old one.
         """
-        if self.stream.closed:
-            return
-        self.stream.close()
-        self.changed = not _same(self._temporary, self._target)
-        if self.changed and self._write:
+        if self.compare() and self._write and os.path.exists(self._temporary):
             os.chmod(self._temporary, 0o644)
             os.replace(self._temporary, self._target)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.next_command import Hosts, play_of
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_rows import Listed
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_rows import Tally
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_words import (
     HOSTS,
     IMAGES,
@@ -38,11 +38,11 @@ class Step(t.NamedTuple):
 class Standing:
     """Before a migration, while it runs, or after."""
 
-    def __init__(self, summary: Facts, listed: Listed, commands: Hosts) -> None:
+    def __init__(self, summary: Facts, tally: Tally, commands: Hosts) -> None:
         """:param commands: for the hosts."""
         self._totals = summary["totals"]
         self._hosts = summary["hosts"]
-        self._listed = listed
+        self._tally = tally
         self._commands = commands
         self.hosts = {state: sum(host["state"] == state for host in self._hosts) for state in HOSTS}
         self.pending = self._totals["left"]
@@ -54,7 +54,9 @@ class Standing:
         changing = [run for run in runs if run["play"] in _CHANGING]
         running = bool(self._totals["running"])
         self.phase = "during" if running else "after" if changing or self._totals["migrated"] else "before"
-        self.since = changing[-1]["started"] if running and changing else None
+        self._refused = tally.refused + self._totals["failed"]
+        """Before a migration: images that it would refuse, damaged ones among them."""
+        self._away = self.hosts["unreached"] + self.hosts["missing"]
 
     @property
     def slowest(self) -> float:
@@ -64,7 +66,7 @@ class Standing:
     @property
     def sentence(self) -> str:
         """Where things stand."""
-        away = self.hosts["unreached"] + self.hosts["missing"]
+        away = self._away
         since = min((host["unreached_since"] for host in self._hosts if host["unreached_since"]), default=None)
         gone = f"{number(away)} not reached{f' since {time_text(since)}' if since else ''}" if away else ""
         if self.phase == "before":
@@ -72,7 +74,7 @@ class Standing:
             words = [looked, *([gone] if gone else [])]
             if not self.pending:
                 return f"{', '.join(words)}: there is no QCOW version 1 image to migrate."
-            refused = f"; {number(self._listed.refused)} of them would be refused" if self._listed.refused else ""
+            refused = f"; {number(self._refused)} of them would be refused" if self._refused else ""
             return f"{', '.join(words)}: {count(self.pending, 'image')} to migrate{refused}."
         still = sum(self.hosts[state] for state in ("running", "left", "deferred"))
         words = [f"{number(self.hosts['done'])} of {count(len(self._hosts), 'host')} done"]
@@ -87,17 +89,20 @@ class Standing:
         takes = f"about {duration_text(self.slowest)} on the host with most to do" if self.slowest else ""
         if self.phase == "before":
             if not self.pending:
-                return "There is nothing to do."
+                return f"There is nothing to do{self._unknown}."
             space = f"{size_text(self._totals['planned_bytes'])} of space" if self._totals["planned_bytes"] else ""
             needs = " and ".join(words for words in (takes, space) if words)
-            against = [f"{count(self._listed.refused, 'image')} would be refused"] if self._listed.refused else []
-            away = self.hosts["unreached"] + self.hosts["missing"]
-            against += [f"{count(away, 'host')} could not be looked at"] if away else []
+            against = [f"{count(self._refused, 'image')} would be refused"] if self._refused else []
+            against += [f"{count(self._away, 'host')} could not be looked at"] if self._away else []
             go = f"Not all can go: {' and '.join(against)}. The others can." if against else "Go: nothing stands against it."
             return f"{go}{f' It needs {needs}.' if needs else ''}"
         if not self.pending:
-            return "Nothing is left to migrate."
+            return f"Nothing is left to migrate{self._unknown}."
         return f"{left[0].upper()}{left[1:]}{f', {takes}' if takes else ''}."
+
+    @property
+    def _unknown(self) -> str:
+        return f" on the other hosts; of {count(self._away, 'host')} that is not known" if self._away else ""
 
     @property
     def steps(self) -> list[Step]:
@@ -109,12 +114,12 @@ class Standing:
             return status + self._steps("Stop in good order, after the current images:", "stop", every)
         why = "Migrate what is left, when the reasons below are dealt with:"
         if self.phase == "before":
-            why = "Migrate what can go:" if self._listed.refused else "Migrate:"
+            why = "Migrate what can go:" if self._refused else "Migrate:"
         steps = self._steps(why, "migrate", [host["host"] for host in self._hosts if host["left"] and host["host"] not in away])
         which = "the host that was" if len(away) == 1 else f"the {len(away)} hosts that were"
         for play in sorted({*away.values()}):
             steps += self._steps(f"Try again {which} not reached:", play, [host for host, one in away.items() if one == play])
-        if self._listed.reversible and not self.pending and not away:
+        if self._tally.reversible and self.hosts["done"] == len(self._hosts):
             migrated = [host["host"] for host in self._hosts if host["migrated"]]
             steps += self._steps(
                 "When the guests have run well, delete the originals (this ends every way back):", "cleanup", migrated, again=False

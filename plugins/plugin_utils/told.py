@@ -48,6 +48,8 @@ class Told(t.NamedTuple):
     plans: Named
     attempts: Named
     records: dict[bytes, list[Facts]]
+    all_records: bool
+    """Whether a record that is not among these is on the host no more."""
     at_work: bool | None
     """Whether another run was at work on the host; ``None``: nobody has asked."""
 
@@ -56,8 +58,8 @@ def told_by(results: Results) -> Told:
     """What the modules have returned; the entries are the modules' own, not copies."""
     found, planned, done = results.found, results.planned, results.done
     records: dict[bytes, list[Facts]] = {}
-    listed = done.get("records")
-    for entry in found.get("records") or [] if listed is None else listed:
+    listed = found.get("records") if done.get("records") is None else done["records"]
+    for entry in listed or []:
         records.setdefault(name(entry, "src"), []).append(entry)
     attempts: Named = {}
     stuck = [dict(entry, reason="unfinished") for entry in done.get("recovered") or [] if entry.get("failed")]
@@ -66,14 +68,14 @@ def told_by(results: Results) -> Told:
             attempts[name(entry, "src")] = entry
     looks = None if found.get("images") is None else {name(image): image for image in found["images"] if not _unseen(image)}
     plans = {name(image, "src"): image for image in planned.get("images") or []}
-    return Told(looks, plans, attempts, records, _at_work(found, done))
+    return Told(looks, plans, attempts, records, listed is not None, _at_work(found, done))
 
 
 def _at_work(found: Facts, done: Facts) -> bool | None:
     """Whether another run was at work; whoever changes something keeps others out, and knows."""
-    if "running" in {**found, **done}:
-        return bool({**found, **done}["running"])
-    return done.get("reason") == "locked" if done else None
+    if "running" in done:
+        return bool(done["running"])
+    return done.get("reason") == "locked" if done else found.get("running")
 
 
 def _unseen(image: Facts) -> bool:
@@ -97,12 +99,16 @@ def problems_of(run: Run, results: Results) -> list[Facts]:
         if image.get("failed") and not image.get("src"):
             add(image["msg"], image.get("reason") or "error")
     main = found if run.play == "scan" else done
-    stopped = refusal(main) if "msg" in main and "running" not in main else None
+    stopped = refusal(main) if "msg" in main and (run.play == "scan" or "running" not in main) else None
     if stopped is not None:
         add(stopped, main.get("reason") or "error")
     plan = refusal(planned)
     if plan is not None:
         add(f"The plan cannot be carried out: {plan}", planned.get("reason") or "error")
+    for failure in results.hooks.get("failed") or []:
+        src = failure.get("src") or None
+        what = f"{failure.get('option')}, task {failure.get('task')!r}: {str(failure.get('msg')).strip()}"
+        add(f"{src}: {what}" if src else what, "hook", src)
     return list(listed.values())
 
 
@@ -112,12 +118,10 @@ class Coverage:
     def __init__(self, run: Run, results: Results) -> None:
         # The trees that were asked for come first among those that were searched; only the host knows what "~" is.
         walked = [name(place) for place in results.found.get("searched") or [] if place.get("recurse")]
-        homes = [
-            (path, next((real for real in walked if real.endswith(_after_home(path))), None)) for path in run.paths if path.startswith("~")
-        ]
-        self._paths = [_folder(to_path(path)) for path in run.paths if path.startswith("/")] + [
-            _folder(real) for _path, real in homes if real
-        ]
+        absolute = [_folder(to_path(path)) for path in run.paths if path.startswith("/")]
+        walked = [real for real in walked if _folder(real) not in absolute]
+        homes = [next((real for real in walked if real.endswith(_after_home(path))), None) for path in run.paths if path.startswith("~")]
+        self._paths = absolute + [_folder(real) for real in homes if real]
         self._closed = [_folder(name(error)) for error in results.found.get("errors") or [] if error.get("path")]
         narrow = {key: run.limits[key] for key in ("exclude", "one_filesystem") if run.limits.get(key)}
         self.limit = hashlib.sha256(json.dumps([narrow, list(run.paths)]).encode()).hexdigest()[:8] if narrow else None
@@ -140,7 +144,8 @@ class Coverage:
 
 
 def _after_home(path: str) -> bytes:
-    return b"/" + to_path(path.rstrip("/").partition("/")[2])
+    within = path.rstrip("/").partition("/")[2]
+    return b"/" + to_path(within) if within else b""
 
 
 def _folder(path: bytes) -> bytes:
@@ -171,6 +176,7 @@ def seen(image: Facts, n: int, moment: str, limit: str | None) -> Facts:
         bytes=image.get("allocated_size"),
         mtime=image.get("mtime"),
         below=names(chain),
+        runs=any(user.get("state") == "running" for user in image.get("users") or []),
         used_by=[f"{use.get('who')} ({use.get('how') or use.get('kind')})" for use in image.get("in_use") or []],
         domains=sorted({str(user["domain"]) for user in image.get("users") or []}),
         fingerprint=image.get("fingerprint"),
@@ -222,7 +228,20 @@ def first_seen(image: Facts, moment: str) -> Facts:
     return packed(n=0, at=moment, format="qcow", below=names(chain), **sizes)
 
 
-_OF_RECORD = ("record", "dest", "dest_base64", "retired", "retired_base64", "state", "time", "began", "verified", "fingerprint", "seconds")
+_OF_RECORD = (
+    "record",
+    "format",
+    "dest",
+    "dest_base64",
+    "retired",
+    "retired_base64",
+    "state",
+    "time",
+    "began",
+    "verified",
+    "fingerprint",
+    "seconds",
+)
 _MORE_OF_RECORD = ("domains", "returned", "error", "unfinished", "reversible")
 
 

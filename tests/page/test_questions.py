@@ -146,7 +146,6 @@ def test_do_we_go(visit, page_of):
 
 def test_how_far_is_it(visit, page_of):
     page = visit(page_of("during", 300, 40))
-    assert "running since 2026-11-29 01:00 UTC" in page.get_by_role("banner").inner_text()
     assert section(page, "Next").get_by_text("ansible-playbook -i inventory.yml vmimage.qcow.status", exact=True).is_visible()
     assert section(page, "Next").get_by_text("ansible-playbook -i inventory.yml vmimage.qcow.stop", exact=True).is_visible()
     assert section(page, "Status").get_by_role("row", name="running").count() == 2

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.next_command import Hosts
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.page import render
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.page_rows import tally_of
 from ansible_collections.vmimage.qcow.tests.support.fleet_data import MADE, Facts
 
 FLAGS = [
@@ -41,5 +42,7 @@ def chromium(program: str) -> t.Iterator[Browser]:
 def write_page(target: pathlib.Path, summary: Facts, rows: t.Iterable[Facts]) -> pathlib.Path:
     """The page of a fleet as a file."""
     with target.open("w", encoding="utf-8") as stream:
-        stream.writelines(render(summary, rows, "QCOW version 1 migration", datetime.fromisoformat(MADE), Hosts(["inventory.yml"])))
+        stream.writelines(
+            render(summary, rows, tally_of(rows), "QCOW version 1 migration", datetime.fromisoformat(MADE), Hosts(["inventory.yml"]))
+        )
     return target

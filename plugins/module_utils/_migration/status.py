@@ -53,6 +53,14 @@ def look(state_dir: bytes) -> Status:
     return Status(call, _running(call, own, theirs), waiting, None)
 
 
+def at_work(state_dir: bytes) -> Optional[bool]:
+    """Whether a run is at work on this host; ``None``: whoever asks may not know."""
+    try:
+        return _readable(state_dir) and holder(state_dir).held
+    except StateError:
+        return None
+
+
 def _readable(state_dir: bytes) -> bool:
     """Whether there is a state directory.
 

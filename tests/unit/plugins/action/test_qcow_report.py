@@ -194,6 +194,25 @@ def test_the_report_is_not_made_for_each_batch(folder, batch, every, last, monke
     assert "-i '/etc/my hosts' vmimage.qcow.rollback -l hv1" in (folder / "images.jsonl").read_text()
 
 
+@pytest.mark.parametrize(
+    "signs", [{"hostvars": {"a": {"__migrate_told": {"problems": ["refused"]}}}}, {"ansible_play_hosts_all": ["x", "a", "b"]}]
+)
+def test_the_report_is_made_where_the_run_may_end(folder, signs, monkeypatch):
+    variables = {"ansible_play_batch": ["a"], "ansible_play_hosts": ["a", "b"], "ansible_play_hosts_all": ["a", "b"]}
+    action = qcow_report.ActionModule.__new__(qcow_report.ActionModule)
+    monkeypatch.setattr(action, "_task", types.SimpleNamespace(check_mode=False), raising=False)
+    action._of_all({"hosts": [], "title": "Fleet"}, str(folder), variables)
+    assert "totals" not in action._of_all({"hosts": [], "title": "Fleet"}, str(folder), variables)
+    assert "totals" in action._of_all({"hosts": [], "title": "Fleet"}, str(folder), {**variables, **signs})
+
+
+def test_what_changes_nothing_is_no_history(tmp_path):
+    args = {"requested_paths": [], "limits": {}, "write_plan": False, "plan_speed": 1}
+    for play in ("status", "stop", "scan"):
+        qcow_report._keep(dict(args, play=play), str(tmp_path), "h", Results())
+    assert [json.loads(line)["play"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == ["scan"]
+
+
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_a_run_is_kept_unless_in_check_mode(tmp_path, check_mode, monkeypatch):
     action = qcow_report.ActionModule.__new__(qcow_report.ActionModule)
