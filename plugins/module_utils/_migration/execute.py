@@ -233,6 +233,8 @@ def _begin(plan: Plan, source: Source, records: Records) -> Record:
         facts[SEARCHED] = [named(path) for path in plan.searched]
     if plan.needed_by:
         facts[overlay_headers.NEEDED_BY] = [named(path) for path in plan.needed_by]
+    if plan.request.bandwidth:
+        facts["bandwidth"] = plan.request.bandwidth
     if plan.request.domain_access:
         facts["domain_access"] = plan.request.domain_access  # a running domain reads the original until it has followed to the result
     return records.begin(

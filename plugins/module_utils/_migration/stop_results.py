@@ -28,10 +28,12 @@ def results_of_stopped(
         if plan.action not in (CONVERT, RETIRE):
             return planned(plan)
         record: Optional[Record] = next(iter(records.of_source(plan.request.src)[-1:]), None)
-        if record is not None and record.state == State.DONE and planned_for:
+        if record is not None and record.state == State.DONE:
             anew = make_plan(plan.request, records)
-            if anew.action == NOOP:  # it was done, and the signal came before that could be noted
-                return dict(planned(anew), changed=True)
+            if (
+                anew.action == NOOP
+            ):  # it was done, and the signal came before that could be noted; or what was left of it was finished first
+                return dict(planned(anew), changed=planned_for)
         if record is not None and record.unfinished:
             why = Deferral(REASON, "{0} while it was {1}; the next run finishes it".format(request.words, record.state))
             ours = planned_for and record.id != plan.unfinished
