@@ -111,7 +111,7 @@ ended:
   type: bool
   sample: true
 left:
-  description: Number of images that the run which was stopped last did not deal with. V(null) if it had not planned them yet, or has not ended.
+  description: Number of images that the run which was stopped last did not deal with, or deferred. V(null) if it had not planned them yet, or has not ended.
   returned: success
   type: int
   sample: 12
