@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import shlex
@@ -114,9 +115,9 @@ class ActionModule(ActionBase):
         ends = [] if until is None else [seconds_until(str(until), this_run.STARTED)]
         try:
             ends += [] if args.get("max_minutes") is None else [float(args["max_minutes"]) * 60]
-        except ValueError:
+        except (TypeError, ValueError, OverflowError):
             return  # the module will say what is wrong with it
-        if ends and min(ends) >= 0:
+        if ends and all(0 <= end < math.inf for end in ends):
             args["max_minutes"] = max(0.0, min(ends) - (time.time() - this_run.STARTED)) / 60
 
     def _seconds(self, option: str) -> float:

@@ -97,9 +97,12 @@ options:
     default: 1
   max_minutes:
     description:
-      - Begin no image that cannot be completed within this many minutes. They count from the first task of this collection in the run
-        of C(ansible-playbook), for all hosts, whenever their turn comes.
-      - How long an image takes is estimated by what others took on the same host, in this run and in its last 100 records. Until something has
+      - Begin no image that cannot be completed within this many minutes. They count from the start of
+        C(ansible-playbook), for all hosts, whenever their turn comes. The time in which a host is connected to and the module is transferred
+        is not seen, so the window of a host ends later by that much.
+      - What an interrupted run has left is finished first, also when the window has closed.
+      - How long an image takes is estimated by what others took on the same host, in this run and in its last 100 records, except those made
+        with O(bandwidth). Until something has
         been measured there, 100 MiB per second and one second per image are assumed. Images in progress are completed.
       - The remaining images have RV(ignore:action=defer) and do not count as failed; the next run continues with them.
     type: float
@@ -119,11 +122,13 @@ options:
     description:
       - Whether the run fails before anything is changed if not all images fit on their filesystems together, see O(reserve).
       - If not, as many images as possible are migrated, and the rest are deferred, as with O(max_minutes). Images of a chain stay together.
+        An image that does not fit even alone has failed.
     type: bool
     default: true
   fail_on_in_use:
     description:
       - Whether an image that is in use counts as failed. If not, it is deferred, as with O(max_minutes), and so are the other images of its chain.
+        An image whose result already has its name has failed all the same.
     type: bool
     default: true
   progress_interval:

@@ -80,6 +80,8 @@ def require_at_least(params: Params, **least: float) -> None:
     """
     for name, bound in least.items():
         value = params[name]
+        if value is not None and not abs(value) < float("inf"):
+            raise OptionError("{0}: {1} is not a number. Give one of at least {2:g}".format(name, value, bound))
         if value is not None and value < bound:
             raise OptionError("{0}: {1:g} is less than the minimum of {2:g}".format(name, value, bound))
 

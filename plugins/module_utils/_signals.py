@@ -6,7 +6,7 @@
 
 import signal
 import threading
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 
 class Interrupted(BaseException):
@@ -40,8 +40,28 @@ class Interruptible:
     def _handle(self, number: int, frame: Any) -> None:
         if not self._raised:
             self._raised = True
-            raise Interrupted(number)
+            if Uninterrupted.depth:
+                Uninterrupted.pending = number
+            else:
+                raise Interrupted(number)
 
     def __exit__(self, *dummy: Any) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+
+
+class Uninterrupted:
+    """What is done inside is done to its end; :class:`Interrupted` is raised only then (context manager)."""
+
+    depth = 0
+    pending: Optional[int] = None
+
+    def __enter__(self) -> None:
+        Uninterrupted.depth += 1
+
+    def __exit__(self, *dummy: Any) -> None:
+        Uninterrupted.depth -= 1
+        number = Uninterrupted.pending
+        if number is not None and not Uninterrupted.depth:
+            Uninterrupted.pending = None
+            raise Interrupted(number)

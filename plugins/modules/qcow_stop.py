@@ -37,7 +37,8 @@ options:
   when:
     description:
       - V(after_image) completes the images in progress, whole chains and images of the same domain included, and begins no other.
-      - V(now) undoes the images in progress. Their originals are as they were.
+      - V(now) undoes the images in progress. Their originals are as they were. What is just getting its name, and a chain of which the first original is being
+        retired, is completed. A base that has already replaced its original under the same name stays, and the next run finishes it.
     type: str
     choices: [after_image, now]
     default: after_image
@@ -110,7 +111,7 @@ ended:
   type: bool
   sample: true
 left:
-  description: Number of images that the run which was stopped last did not deal with. V(null) if it had not planned them yet, or has not ended.
+  description: Number of images that the run which was stopped last did not deal with, or deferred. V(null) if it had not planned them yet, or has not ended.
   returned: success
   type: int
   sample: 12

@@ -7,7 +7,7 @@
 """This run of ``ansible-playbook``: the same for all of its hosts, batches and plays.
 
 Strategies load the class of an action plugin in the main process before they fork a worker for a host. So what is set here once, when the first task
-of this collection is due, is what every worker sees.
+of this collection is due, is what every worker sees. The run has begun before: with its process, ahead of hooks and of other roles.
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ from __future__ import annotations
 import os
 import time
 
-STARTED: float = time.time()
-"""When the first task of this collection was due, in seconds since 1970."""
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import boot_seconds, started
+
+
+def _process_age() -> float:
+    """Seconds since this process was started; 0 where the system does not tell (no /proc)."""
+    ticks = started(os.getpid())
+    return 0.0 if ticks is None else max(boot_seconds() - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
+
+
+_AGE: float = _process_age()
+
+STARTED: float = time.time() - _AGE
+"""When ansible-playbook was started, in seconds since 1970."""
 
 ID: str = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(STARTED)) + f"-{os.getpid()}"
 """Tells runs apart; sorts by time."""
 
-_TICKS: float = time.monotonic()
+_TICKS: float = time.monotonic() - _AGE
 
 
 def age() -> float:

@@ -28,13 +28,14 @@ class Demand(NamedTuple):
 class Problem(NamedTuple):
     """Why a plan cannot be carried out. ``reason``: ``no-space``, ``no-inodes``, ``read-only``, ``not-writable``, ``protected``, ``missing``.
 
-    ``directory`` is where; ``missing_bytes`` is how much too little there is, 0 where that is not the matter.
+    ``directory`` is where; ``missing_bytes`` and ``missing_inodes`` are how much too little there is, 0 where that is not the matter.
     """
 
     reason: str
     directory: bytes
     message: str
     missing_bytes: int = 0
+    missing_inodes: int = 0
 
     def __str__(self) -> str:
         return self.message
@@ -83,14 +84,18 @@ def filesystem_type(path: bytes) -> str:
     return filesystem(path).fstype
 
 
-def problems(demands: Iterable[Demand], *, reserve_bytes: int = 0, reserve_percent: float = 0.0) -> List[Problem]:
+def problems(
+    demands: Iterable[Demand], *, reserve_bytes: int = 0, reserve_percent: float = 0.0, known: Optional[Dict[bytes, Filesystem]] = None
+) -> List[Problem]:
     """Everything that stands in the way of a plan, all at once; an empty list where it fits. Nothing is written to find out.
 
     Demands on one filesystem are added up. User quotas are not seen, nor what others write meanwhile: keep a reserve.
 
     :param reserve_bytes: stay free on each filesystem. :param reserve_percent: the same in percent of its size; the larger counts.
+    :param known: what is known of directories; gets what is found out.
     """
     found: List[Problem] = []
+    known = {} if known is None else known
     filesystems: Dict[Tuple[int, int], Filesystem] = {}
     asked: Dict[Tuple[int, int], List[Demand]] = {}
     purposes: Dict[bytes, List[Demand]] = {}
@@ -98,7 +103,9 @@ def problems(demands: Iterable[Demand], *, reserve_bytes: int = 0, reserve_perce
         purposes.setdefault(demand.directory, []).append(demand)
     for directory, wishes in purposes.items():
         try:
-            there, closed = filesystem(directory), _closed(directory, wishes)
+            if directory not in known:
+                known[directory] = filesystem(directory)
+            there, closed = known[directory], _closed(directory, wishes)
         except OSError as error:
             reason = "missing" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else "not-writable"
             found.append(Problem(reason, directory, "{0} (for {1}): {2}.".format(show(directory), _for(wishes), error.strerror)))
@@ -158,5 +165,7 @@ def _too_full(there: Filesystem, demands: List[Demand], reserve_bytes: int, rese
     inodes = sum(demand.inodes for demand in demands)
     if there.free_inodes is not None and inodes > there.free_inodes:
         text = "The filesystem of {0} can take {1} more files; the plan creates {2} there."
-        found.append(Problem("no-inodes", directory, text.format(show(directory), there.free_inodes, inodes)))
+        found.append(
+            Problem("no-inodes", directory, text.format(show(directory), there.free_inodes, inodes), 0, inodes - there.free_inodes)
+        )
     return found

@@ -22,6 +22,7 @@ from .execute import execute, execute_chain
 from .moved_files import AUTO
 from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned, unit_of
 from .preflight import Reserve, preflight
+from .record import Records, State
 from .recover import explain_all, recover_all, recover_waiting
 from .reference_policy import refuse_referenced
 from .request import READ, Request
@@ -106,7 +107,7 @@ def run(
         recovered.extend(explain_all(session))
         plans = batch.within_window(batch.plan(wanted, recovered, around))
         searched.extend(around.searched.values())
-        return _tolerated(plans, [planned(plan) for plan in plans], settings)
+        return _tolerated(plans, [planned(plan) for plan in plans], settings, session.records)
     if not wanted and not session.anything_left:
         return []
     try:
@@ -122,26 +123,35 @@ def run(
             recovered.extend(recover_waiting(session))
     except (Stopped, Interrupted) as error:
         request = session.stop.request()
-        if request is not None:
-            return _tolerated(plans, results_of_stopped(request, wanted, plans, batch.results, session.records), settings)
+        if request is not None and not request.problem:
+            stopped = results_of_stopped(request, wanted, plans, batch.results, session.records)
+            return _tolerated(plans, stopped, settings, session.records)
         raise QcowError(
             "{0}; the work in progress was undone".format(error),
             reason="interrupted",
             hint="{0} of {1} images were processed. Run again to continue.".format(len(batch.results), len(wanted)),
             images=[batch.results[number] for number in sorted(batch.results)],
         ) from error
-    return _tolerated(plans, [batch.results[number] for number in range(len(plans))], settings)
+    return _tolerated(plans, [batch.results[number] for number in range(len(plans))], settings, session.records)
 
 
-def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Settings) -> List[Dict[str, Any]]:
-    """The results, those of images that are in use left to another run where that is no failure; chains stay together."""
-    if settings.fail_on_in_use:
+def _tolerated(plans: List[Plan], results: List[Dict[str, Any]], settings: Settings, records: Records) -> List[Dict[str, Any]]:
+    """The results, those of images that are in use left to another run where that is no failure; chains stay together.
+
+    One that has its result in place already has failed: it must not wait for whatever run comes next.
+    """
+    if settings.fail_on_in_use or not plans:  # stopped before anything was planned
         return results
     reasons: Dict[Tuple[str, int], Set[str]] = {}
     for number, (plan, result) in enumerate(zip(plans, results)):
         if result["failed"]:
             reasons.setdefault(unit_of(number, plan), set()).add(result["reason"])
     tolerable = {unit for unit, found in reasons.items() if "in-use" in found and found <= {"in-use", "chain"}}
+    for number, plan in enumerate(plans):
+        if unit_of(number, plan) in tolerable:
+            last = records.of_source(plan.request.src)[-1:]
+            if any(record.unfinished and record.state in State.IN_PLACE for record in last):
+                tolerable.discard(unit_of(number, plan))
     return [
         dict(result, action=DEFER, failed=False, reason="in-use") if result["failed"] and unit_of(number, plan) in tolerable else result
         for number, (plan, result) in enumerate(zip(plans, results))
@@ -183,9 +193,8 @@ class _Batch:
     def __init__(self, session: Session, settings: Settings) -> None:
         self._session = session
         self._settings = settings
-        self._window = Window(
-            settings.max_minutes, Estimates(session.records.newest(_MEASURED) if settings.max_minutes is not None else ())
-        )
+        measured = session.records.newest(_MEASURED) if settings.max_minutes is not None else ()
+        self._window = Window(settings.max_minutes, Estimates(measured), passed=settings.run_age or 0.0)
         self._deferrals: Dict[int, Deferral] = {}  # why a job was not begun, by its place
         self._around: Optional[SeenImages] = None  # what the plans have seen of other images
         self.results: Dict[int, Dict[str, Any]] = {}
@@ -252,7 +261,9 @@ class _Batch:
             if plan.action in (NOOP, REFUSE, DEFER):
                 self.results[number] = planned(plan)
         _make_destinations([plan for _number, plan in work if plan.action == CONVERT])
-        progress.begin([(plan.request.src, plan.guest_bytes) for _number, plan in work])
+        actions = [plan.action for plan in plans]
+        sizes = [(plan.request.src, plan.guest_bytes) for _number, plan in work]
+        progress.begin(sizes, refused=actions.count(REFUSE), deferred=actions.count(DEFER))
         for number, result in self._work(work):
             self.results[number] = result
             if result["action"] != DEFER:
@@ -291,8 +302,10 @@ class _Batch:
 
     def _jobs_done(self, jobs: List[List[Tuple[int, Plan]]]) -> Iterator[Tuple[int, Ended]]:
         tasks = [[plan for _number, plan in job] for job in jobs]
+        begun: Dict[int, float] = {}
 
         def may_begin(index: int) -> bool:
+            begun[index] = time.monotonic()
             request = self._session.stop.request()
             why = self._window.closed_for(tasks[index]) if request is None else why_stopped(request)
             if why is not None:
@@ -305,9 +318,11 @@ class _Batch:
         else:
             ends = ((index, Ended(self._job(plans), None)) for index, plans in enumerate(tasks) if may_begin(index))
         for index, ended in ends:
-            if ended.died is None:
-                seconds = max(result["seconds"] for result in ended.result)
-                self._window.estimates.learn(sum(plan.guest_bytes for plan in tasks[index]), seconds, len(tasks[index]))
+            if ended.died is None and all(
+                result["action"] == CONVERT and result["changed"] and not result["failed"] for result in ended.result
+            ):
+                size, seconds = sum(plan.guest_bytes for plan in tasks[index]), time.monotonic() - begun[index]
+                self._window.estimates.learn(size, seconds, len(tasks[index]))
             yield index, ended
 
     def _job(self, plans: List[Plan]) -> List[Dict[str, Any]]:

@@ -79,6 +79,7 @@ def run(job: Job, *, check_mode: bool, recovered: Optional[List[Dict[str, Any]]]
     try:
         with session:
             recovered.extend(recover_all(session))
+            session.stop.check()  # what an interrupted run has left may not all have been finished then
             session.progress.begin([(job.src, 0)])
             return _move(job, session, check_mode=False)
     except Interrupted as error:

@@ -16,6 +16,7 @@ from .._host.attributes import carry_over, prepare
 from .._host.files import create_temporary, identity, identity_at, sync_directory
 from .._image.extent import SECTOR, filled
 from .._paths import show
+from .._signals import Interrupted, Uninterrupted
 from .._verify.compare import verify
 from .._verify.qcow_readers import open_reader
 from . import link_references, overlay_headers
@@ -43,15 +44,17 @@ def execute(plan: Plan, session: Session, progress: Optional[OnProgress] = None)
     if plan.action not in (CONVERT, RETIRE):
         return Outcome(False, plan.dest)
     with Migration(plan, session, progress) as migration:
-        migration.publish()
-        return migration.complete()
+        migration.prove()
+        with Uninterrupted():
+            migration.publish()
+            return migration.complete()
 
 
 class Migration:
     """One image on its way, with everything that it rests on (context manager). Nobody can write any of it until it is complete.
 
-    :meth:`publish` gives a proven result its name; :meth:`complete` re-points what refers to the original and retires it. Between the two, other
-    images of the same chain can be converted on top of the result.
+    :meth:`prove` makes the result; :meth:`publish` gives it its name; :meth:`complete` re-points what refers to the original and retires it.
+    Between the last two, other images of the same chain can be converted on top of the result.
     """
 
     def __init__(self, plan: Plan, session: Session, progress: Optional[OnProgress] = None) -> None:
@@ -76,11 +79,13 @@ class Migration:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: Any, error: Optional[BaseException], *dummy: Any) -> None:
+        if error is not None:
+            self._undo(error)
         self._stack.close()
 
-    def publish(self) -> None:
-        """Record, copy, prove, and give the result its name; or take up what an interrupted run has left.
+    def prove(self) -> None:
+        """Record, copy and prove; or take up what an interrupted run has left.
 
         :raises QcowError: after which the old state is there again. :raises OSError: likewise.
         """
@@ -95,11 +100,21 @@ class Migration:
                 self._outcome = _produce(plan, self.source, self.guard, record, self._progress)
             if plan.retired is not None:
                 self._looks.require_nothing_new(plan.request.src, plan.users, links=not plan.in_place)
-            finish(record, self._references, self.source.fd, self.guard, hold=True)
         except BaseException as error:
             self._undo(error)
             raise
         self._outcome = self._outcome._replace(record=record.id)
+
+    def publish(self) -> None:
+        """Give the result its name.
+
+        :raises QcowError: after which the old state is there again. :raises OSError: likewise.
+        """
+        try:
+            finish(self._begun(), self._references, self.source.fd, self.guard, hold=True)
+        except BaseException as error:
+            self._undo(error)
+            raise
 
     def complete(self) -> Outcome:
         """The rest: after this the record is done, and nobody is kept out any more. Our own re-pointing of an overlay that another image of the
@@ -107,16 +122,15 @@ class Migration:
 
         :raises QcowError: the result stays, and the next run goes on.
         """
-        if self.record is None:
-            raise StateError("nothing has been published", self.plan.request.src)
+        record = self._begun()
         try:
-            finish(self.record, self._references, self.source.fd, self.guard)
+            finish(record, self._references, self.source.fd, self.guard)
         except BaseException as error:
             self._undo(error)
             raise
         finally:
             self._stack.close()
-        left = self.record.facts.get(link_references.LEFT) or []
+        left = record.facts.get(link_references.LEFT) or []
         return self._outcome._replace(retired=self.plan.retired, warnings=self._outcome.warnings + left)
 
     def withdraw(self, reason: str) -> None:
@@ -124,6 +138,11 @@ class Migration:
         record = self.record
         if record is not None and record.state == State.PUBLISHED and not self.plan.in_place and not record.facts.get("adopted"):
             withdraw(record, self._references, reason)
+
+    def _begun(self) -> Record:
+        if self.record is None:
+            raise StateError("no result has been made", self.plan.request.src)
+        return self.record
 
     def _unfinished(self) -> Optional[Record]:
         if self.plan.unfinished is None:
@@ -146,17 +165,24 @@ def execute_chain(plans: List[Plan], session: Session, progress: Optional[OnProg
     order = sorted((number for number, plan in enumerate(plans) if plan.action in (CONVERT, RETIRE)), key=lambda n: len(plans[n].below))
     started: List[Tuple[int, Migration]] = []
     with ExitStack() as stack:
-        for position, number in enumerate(order):
-            try:
-                migration = stack.enter_context(Migration(_where_originals_are(plans[number], plans), session, progress))
-                migration.publish()
-                started.append((number, migration))
-            except (QcowError, OSError) as error:
-                results[number] = error
-                _take_back(started, results, plans[number])
-                for other in order[position + 1 :]:
-                    results[other] = _not_tried(plans[other], plans[number])
-                return results
+        try:
+            for position, number in enumerate(order):
+                try:
+                    migration = stack.enter_context(Migration(_where_originals_are(plans[number], plans), session, progress))
+                    migration.prove()
+                    with Uninterrupted():
+                        migration.publish()
+                        started.append((number, migration))
+                except (QcowError, OSError) as error:
+                    results[number] = error
+                    _take_back(started, results, plans[number])
+                    for other in order[position + 1 :]:
+                        results[other] = _not_tried(plans[other], plans[number])
+                    return results
+            stack.enter_context(Uninterrupted())  # once the first original has lost its name, the others have to
+        except Interrupted:
+            _take_back(started, results, plans[order[len(started) - 1]])
+            raise
         for number, migration in reversed(started):
             try:
                 results[number] = migration.complete()
@@ -207,6 +233,8 @@ def _begin(plan: Plan, source: Source, records: Records) -> Record:
         facts[SEARCHED] = [named(path) for path in plan.searched]
     if plan.needed_by:
         facts[overlay_headers.NEEDED_BY] = [named(path) for path in plan.needed_by]
+    if plan.request.bandwidth:
+        facts["bandwidth"] = plan.request.bandwidth
     if plan.request.domain_access:
         facts["domain_access"] = plan.request.domain_access  # a running domain reads the original until it has followed to the result
     return records.begin(

@@ -5,13 +5,13 @@
 """Everything that stands in the way of a whole batch, found before the first byte is written."""
 
 import os
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from .._errors import NoSpace, QcowError
 from .._host import filesystem, free_space
 from .._host.renames import can_replace_keeping, irreplaceable
 from .._paths import show
-from .plan import CONVERT, REFUSE, RETIRE, Plan, Unit, unit_of, way_out_of_size
+from .plan import CONVERT, DEFER, REFUSE, RETIRE, Plan, Unit, unit_of, way_out_of_size
 from .window import Deferral, deferred
 
 _RECORD_BYTES = 1 << 16
@@ -38,17 +38,22 @@ def preflight(
     """
     plans = _not_too_large(_distinct(plans))
 
-    def obstacles(kept: Reserve) -> List[free_space.Problem]:
-        demands = _demands(plans, state_dir) + _temporary_demands(plans, workers)
-        return free_space.problems(demands, reserve_bytes=kept.size, reserve_percent=kept.percent)
+    known: Dict[bytes, free_space.Filesystem] = {}
+
+    def obstacles(kept: Reserve, among: Optional[List[Plan]] = None) -> List[free_space.Problem]:
+        among = plans if among is None else among
+        demands = _demands(among, state_dir) + _temporary_demands(among, workers)
+        return free_space.problems(demands, reserve_bytes=kept.size, reserve_percent=kept.percent, known=known)
 
     found = obstacles(reserve)
+    whole = plans
     closed = {problem.directory: problem for problem in found if problem.reason not in _FULL}
     plans = [_possible(plan, closed) for plan in plans]
     too_little = [problem for problem in found if problem.reason in _FULL]
     while too_little and as_many_as_fit:
-        plans = _without_largest(plans, too_little[0], workers)
+        plans = _without_largest(plans, too_little[0], state_dir, workers, known)
         too_little = [problem for problem in obstacles(reserve) if problem.reason in _FULL]
+    plans = _never_fitting(whole, plans, lambda among: obstacles(reserve, among))
     if too_little:
         others = [
             {"reason": plan.code, "path": show(plan.request.src), "msg": "; ".join(plan.reasons)} for plan in plans if plan.action == REFUSE
@@ -65,24 +70,42 @@ def preflight(
     return _replaceable(plans, look_only=look_only)
 
 
-def _without_largest(plans: List[Plan], problem: free_space.Problem, workers: int) -> List[Plan]:
+def _never_fitting(whole: List[Plan], plans: List[Plan], obstacles: Callable[[List[Plan]], List[free_space.Problem]]) -> List[Plan]:
+    """The plans, with those of the deferred ones refused that would not fit if they were alone: another run cannot do better.
+
+    :param whole: the plans before any was deferred. :param obstacles: of plans.
+    """
+    units: Dict[Unit, List[Plan]] = {}
+    for number, plan in enumerate(plans):
+        if plan.action == DEFER and plan.code == "space":
+            units.setdefault(unit_of(number, plan), []).append(whole[number])
+    why = {unit: next((str(problem) for problem in obstacles(alone) if problem.reason in _FULL), None) for unit, alone in units.items()}
+    refused = {unit: "there is no space for it, even without the other images. {0}".format(text) for unit, text in why.items() if text}
+    return [
+        _refused(plan, "no-space", refused[unit_of(number, plan)]) if plan.action == DEFER and unit_of(number, plan) in refused else plan
+        for number, plan in enumerate(plans)
+    ]
+
+
+def _without_largest(
+    plans: List[Plan], problem: free_space.Problem, state_dir: bytes, workers: int, known: Dict[bytes, free_space.Filesystem]
+) -> List[Plan]:
     """The plans, with those deferred that a filesystem lacks the space for: the smallest that makes up for it, or else the largest ones.
 
     Images that are migrated together are deferred together. At least one is.
     """
-    full = free_space.filesystem(problem.directory).key
-    keys: Dict[bytes, Tuple[int, int]] = {}
+    full = known[problem.directory].key
+    by_files = problem.reason == "no-inodes"
     sizes: Dict[Unit, int] = {}
     for number, plan in enumerate(plans):
-        if plan.action == CONVERT:
-            for demand in _demands([plan], _directory(plan)) + _temporary_demands([plan], workers):
-                if demand.directory not in keys:
-                    keys[demand.directory] = free_space.filesystem(demand.directory).key
-                if keys[demand.directory] == full:
+        if plan.action in (CONVERT, RETIRE):
+            for demand in _demands([plan], state_dir) + _temporary_demands([plan], workers):
+                there = known.get(demand.directory)
+                if there is not None and there.key == full:
                     unit = unit_of(number, plan)
-                    sizes[unit] = sizes.get(unit, 0) + demand.bytes
+                    sizes[unit] = sizes.get(unit, 0) + (demand.inodes if by_files else demand.bytes)
     ascending = sorted(sizes, key=lambda unit: sizes[unit])
-    missing = problem.missing_bytes
+    missing = problem.missing_inodes if by_files else problem.missing_bytes
     dropped: Set[Unit] = set()
     while ascending and (missing > 0 or not dropped):
         unit = next((unit for unit in ascending if sizes[unit] >= missing), ascending[-1])

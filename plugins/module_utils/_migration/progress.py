@@ -38,6 +38,7 @@ class Progress:
         self._directory = _directory(state_dir)
         self._token = call.token
         self._passes = passes
+        self._refused = self._deferred = 0
         self._facts: Dict[str, Any] = {
             **call.facts(),
             "since": None,
@@ -62,8 +63,9 @@ class Progress:
         kept = {self._token} | {call.token for call in map(call_of, _read(self._directory)) if call is not None and call.alive}
         self._remove_all(lambda token: token not in kept)
 
-    def begin(self, images: Sequence[Image]) -> None:
-        """Work begins on these."""
+    def begin(self, images: Sequence[Image], *, refused: int = 0, deferred: int = 0) -> None:
+        """Work begins on these; so many others have been refused, or left to another run, by the plan."""
+        self._refused, self._deferred = refused, deferred
         self.stage("working", images=len(images), total=sum(size for _path, size in images) * self._passes)
 
     def ended(self, size: int, *, failed: bool) -> None:
@@ -80,8 +82,9 @@ class Progress:
     def numbers(self) -> Dict[str, Any]:
         """How far the call has come, in images. ``left`` is ``None`` where it is not known yet which there are."""
         facts = self._facts
-        left = facts["images"] - facts["done"] if facts["stage"] in ("working", "ending") else None
-        return {"left": left, **{key: facts[key] for key in ("since", "images", "done", "failed")}}
+        left = facts["images"] - facts["done"] + self._deferred if facts["stage"] in ("working", "ending") else None
+        numbers = {key: facts[key] for key in ("since", "images", "done")}
+        return dict(numbers, left=left, failed=facts["failed"] + self._refused)
 
     def close(self) -> None:
         """Remove the files of this call."""

@@ -185,8 +185,8 @@ def _run(
             recovered.extend(recover_all(session))
             _handle_all(choice, session, handle, missing, results)
             _refresh_pools(session, results)
-    except Stopped:
-        _handle_all(choice, session, handle, missing, results)
+    except Stopped as error:  # without the lock, so whatever became of the request
+        _handle_all(choice, session, handle, missing, results, error.request)
     except Interrupted as error:
         raise QcowError(
             str(error), reason="interrupted", hint="Run again to continue; unfinished work is completed first.", images=results
@@ -194,13 +194,23 @@ def _run(
     return results
 
 
-def _handle_all(choice: Choice, session: Session, handle: Handle, missing: Dict[str, Any], results: List[Dict[str, Any]]) -> None:
+def _handle_all(
+    choice: Choice,
+    session: Session,
+    handle: Handle,
+    missing: Dict[str, Any],
+    results: List[Dict[str, Any]],
+    stopped: Optional[StopRequest] = None,
+) -> None:
     chosen, unknown = select(session.records, choice.paths, choice.records, missing_ok=choice.missing_ok)
     for error in unknown:
         refused = Undone("refuse", [str(error)], str(error), failed=True, reason=error.reason)
         results.append(dict(refused._asdict(), **missing))
     if choice.check_mode:
         results.extend(_result_of(record, handle, missing) for record in chosen)
+        return
+    if stopped is not None:
+        results.extend(_deferred(record, stopped, missing) for record in chosen)
         return
     session.progress.begin([(record.file("src") or b"", 0) for record in chosen])
     for record in chosen:

@@ -50,6 +50,8 @@ def _look_after(records: List[Record], session: Session) -> List[Dict[str, Any]]
     answers: List[Dict[str, Any]] = []
     waiting: List[Record] = []
     for record in records:
+        if session.stop.request() is not None:
+            break  # what is left stays as it is until the next run
         failed = False
         try:
             session.moved.settle(record)

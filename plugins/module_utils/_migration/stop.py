@@ -35,16 +35,19 @@ class StopRequest(NamedTuple):
     boot: str  # of the host when it was made
     at: float  # seconds since that boot
     time: float  # seconds since 1970
+    problem: str = ""  # why it is not known whether there is a request
 
     def covers(self, call: Call) -> bool:
         """Whether the call's run began before it was made. Clocks only count where the host was restarted in between."""
-        if self.boot == call.boot:
+        if self.boot and self.boot == call.boot:
             return call.began <= self.at
-        return call.began < 0 and time.time() - (boot_seconds() - call.began) <= self.time
+        return (call.began < 0 or not self.boot) and time.time() - (boot_seconds() - call.began) <= self.time
 
     @property
     def words(self) -> str:
         """What has happened."""
+        if self.problem:
+            return "it cannot be seen whether the run was stopped: {0}".format(self.problem)
         return "stopped by vmimage.qcow.stop at {0}".format(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.time)))
 
     @property
@@ -57,6 +60,7 @@ class Stopped(QcowError):
     """A run was asked to end before it had begun with anything."""
 
     default_reason = REASON
+    request: Optional[StopRequest] = None
 
 
 class Stop:
@@ -67,23 +71,29 @@ class Stop:
         self._call = call
 
     def request(self) -> Optional[StopRequest]:
-        """The request that concerns this call, if there is one."""
+        """The request that concerns this call, if there is one. Where that cannot be seen, nothing more is begun either. Raises nothing."""
+        try:
+            return self._request()
+        except QcowError as error:
+            return StopRequest(AFTER_IMAGE, self._call.boot, boot_seconds(), time.time(), str(error))
+
+    def _request(self) -> Optional[StopRequest]:
         found = read(self._state_dir)
         return found if found is not None and found.covers(self._call) else None
 
     @property
     def heeded(self) -> bool:
         """Whether the run ends because of a request. Raises nothing."""
-        try:
-            return self.request() is not None
-        except QcowError:
-            return False
+        found = self.request()
+        return found is not None and not found.problem
 
     def check(self) -> None:
-        """:raises Stopped: there is a request that concerns this call."""
-        found = self.request()
+        """:raises Stopped: there is a request that concerns this call. :raises StateError: that cannot be seen."""
+        found = self._request()
         if found is not None:
-            raise Stopped(found.words, hint="Nothing was begun. Run again to go on.")
+            error = Stopped(found.words, hint="Nothing was begun. Run again to go on.")
+            error.request = found
+            raise error
 
 
 def read(state_dir: bytes) -> Optional[StopRequest]:

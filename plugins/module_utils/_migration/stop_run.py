@@ -10,6 +10,7 @@ import time
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from .._errors import StateError
+from .._paths import show
 from .calls import Call
 from .status import Status, look
 from .stop import AFTER_IMAGE, NOW, StopRequest, read, write
@@ -39,6 +40,7 @@ def stop_run(state_dir: bytes, when: str, *, wait: float, check_mode: bool) -> S
     changed = bool(fresh) or (before.running is not None and before.call is None)
     if check_mode:
         return _answer(before, changed, _would(before, when), ended=before.running is None and not before.waiting)
+    used = os.path.exists(os.path.join(state_dir, b"lock"))
     request = write(state_dir, when)
     if when == NOW:
         _terminate(look(state_dir).call, request)
@@ -47,7 +49,7 @@ def stop_run(state_dir: bytes, when: str, *, wait: float, check_mode: bool) -> S
     if ended:
         after = look(state_dir).last or {}
         left = after.get("left") if after.get("stopped") else None
-        return _answer(before, changed, _ended(before, left), ended=True, left=left)
+        return _answer(before, changed, _ended(before, after, state_dir, used), ended=True, left=left)
     at = _at(before.running)
     if wait > 0:
         raise StateError(
@@ -75,15 +77,24 @@ def _would(before: Status, when: str) -> str:
     return words.format(_at(before.running))
 
 
-def _ended(before: Status, left: Optional[int]) -> str:
-    if before.running is not None or before.waiting or left is not None:
-        words = "The run has ended"  # where it was stopped, also if that was a moment ago
+def _ended(before: Status, after: Dict[str, Any], state_dir: bytes, used: bool) -> str:
+    stopped = bool(after.get("stopped"))
+    if before.running is not None or before.waiting:
+        words = "The run has ended"
     else:
-        words = "No run is at work on this host; runs that were started before now begin nothing here any more"
-    if left == 0:
+        words = "No run is at work on this host ({0}state_dir {1}); runs that were started before now begin nothing here any more".format(
+            "" if used else "and none has ever used the ", show(state_dir)
+        )
+        if stopped and after.get("time"):
+            words += "; the last one was stopped and ended at {0}".format(after["time"])
+    left, failed = (after.get("left"), after.get("failed")) if stopped else (None, None)
+    if left == 0 and not failed:
         return words + ". Nothing is left to do."
-    what = "" if left is None else "; {0} {1} left".format(left, "image is" if left == 1 else "images are")
-    return words + what + ". Run again to continue."
+    if left:
+        words += "; {0} {1} left".format(left, "image is" if left == 1 else "images are")
+    if failed:
+        words += "; {0} failed".format(failed)
+    return words + ". Run again to continue."
 
 
 def _terminate(call: Optional[Call], request: StopRequest) -> None:

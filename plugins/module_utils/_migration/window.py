@@ -66,6 +66,8 @@ class Estimates:
         self._bytes = self._byte_seconds = 0.0
         self._images = self._image_seconds = 0.0
         for record in records:
+            if record.facts.get("bandwidth"):
+                continue  # its time says what was allowed, not what is possible
             if record.facts.get("seconds") is not None and record.facts.get("copy_bytes") is not None:
                 self.learn(record.facts["copy_bytes"], record.facts["seconds"])
 
@@ -96,10 +98,12 @@ class Window:
 
     :param minutes: from now; ``None`` for no end.
     :param estimates: by which the end of an image is foreseen.
+    :param passed: seconds of the window that are over.
     """
 
-    def __init__(self, minutes: Optional[float], estimates: Estimates) -> None:
+    def __init__(self, minutes: Optional[float], estimates: Estimates, *, passed: float = 0.0) -> None:
         self._end = None if minutes is None else time.monotonic() + minutes * 60
+        self._whole = None if minutes is None else passed + minutes * 60
         self.estimates = estimates
 
     def closed_for(self, plans: List[Plan], after: float = 0.0) -> Optional[Deferral]:
@@ -107,7 +111,7 @@ class Window:
 
         :param after: seconds from now until they would be.
         """
-        if self._end is None:
+        if self._end is None or self._whole is None:
             return None
         left = self._end - time.monotonic() - after
         if left <= 0:
@@ -115,7 +119,10 @@ class Window:
         needed = self.estimates.seconds(plans)
         if needed <= left:
             return None
-        return Deferral("window", "it would take about {0}, and the window of this run closes in {1}".format(_time(needed), _time(left)))
+        why = "it would take about {0}, and the window of this run closes in {1}".format(_time(needed), _time(left))
+        if needed > self._whole:
+            why += "; the whole window of {0} is too short for it, choose a longer one".format(_time(self._whole))
+        return Deferral("window", why)
 
 
 def _time(seconds: float) -> str:

@@ -5,10 +5,14 @@
 """The end of a window, as people write it."""
 
 import datetime as dt
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError
+from ansible_collections.vmimage.qcow.plugins.action.qcow_convert import ActionModule
+from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, require_at_least
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.until import seconds_until
 
 STARTED = dt.datetime(2026, 12, 5, 22, 0, tzinfo=dt.timezone.utc).timestamp()  # a Saturday, 23:00 in Berlin
@@ -62,3 +66,24 @@ def test_a_night_in_which_the_clock_is_changed() -> None:
     """At 02:00 UTC on 2026-10-25 Berlin has had the hour from two to three twice."""
     started = dt.datetime(2026, 10, 24, 22, 0, tzinfo=dt.timezone.utc).timestamp()
     assert seconds_until("05:30 Europe/Berlin", started) == 6.5 * 3600
+
+
+def test_a_run_begins_with_its_process() -> None:
+    """Not with the first task of this collection: hooks come before."""
+    imported = "from ansible_collections.vmimage.qcow.plugins.plugin_utils import this_run"
+    code = "import time; time.sleep(1); " + imported + "; print(this_run.age(), time.time() - this_run.STARTED)"
+    told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout.split()
+    assert all(1 <= float(seconds) < 60 for seconds in told), told
+
+
+@pytest.mark.parametrize("minutes", [[5], {"a": 1}, "nan", "1e400", "x", -1])
+def test_minutes_that_are_none_are_left_to_the_module(minutes: Any) -> None:
+    args = {"max_minutes": minutes}
+    ActionModule._close_window(object.__new__(ActionModule), args)
+    assert args == {"max_minutes": minutes}
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), -1.0])
+def test_minutes_that_are_none_are_refused(minutes: float) -> None:
+    with pytest.raises(OptionError, match="max_minutes"):
+        require_at_least({"max_minutes": minutes}, max_minutes=0)

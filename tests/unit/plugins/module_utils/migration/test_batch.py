@@ -7,17 +7,22 @@
 import json
 import os
 import pathlib
+import time
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._errors import NoSpace
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ImageInUse, NoSpace
+from ansible_collections.vmimage.qcow.plugins.module_utils._host import free_space
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import identity
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import started
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.execute import Migration
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import summary
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records, State, named
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.window import Estimates
 from ansible_collections.vmimage.qcow.tests.support.builder import build
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
@@ -103,6 +108,79 @@ def test_a_smaller_image_may_still_be_begun(tmp_path):
     build(disk(1, size=MIB, filled=1)).write(os.fsdecode(small))
     results = run(requests(tmp_path, [large, small], bandwidth=4096), settings(tmp_path, max_minutes=0.1, check_mode=True))
     assert [result["action"] for result in results] == ["defer", "convert"]  # 128 and 2 seconds, by the limit alone
+
+
+def test_only_what_was_migrated_tells_how_long_images_take(tmp_path, monkeypatch):
+    def execute(plan, *dummy):
+        raise ImageInUse("is in use", plan.request.src)
+
+    learned = []
+    monkeypatch.setattr(batch, "execute", execute)
+    monkeypatch.setattr(Estimates, "learn", lambda self, size, seconds, images=1: learned.append((seconds, images)))
+    run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, max_minutes=10))
+    assert learned == []
+    monkeypatch.undo()
+
+    def slowly(self, plans):  # as a guest that is shut down first
+        time.sleep(0.5)
+        return [result for plan in plans for result in self._carry_out([plan])]
+
+    monkeypatch.setattr(Estimates, "learn", lambda self, size, seconds, images=1: learned.append((seconds, images)))
+    monkeypatch.setattr(batch._Batch, "_job", slowly)
+    monkeypatch.setattr(batch.domain_policy, "together", lambda units, domains: [sum(units, [])])
+    results = run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, max_minutes=10))
+    ((seconds, count),) = learned
+    assert count == 2 and seconds >= 0.5 + sum(result["seconds"] for result in results)
+
+
+def test_a_limit_of_last_night_is_no_speed(tmp_path):
+    (path,) = images(tmp_path, 1)
+    run(requests(tmp_path, [path], bandwidth=MIB), settings(tmp_path))
+    assert Estimates(Records(os.fsencode(tmp_path / "state")).all()).__dict__ == Estimates().__dict__
+
+
+def test_an_image_that_needs_more_than_a_whole_window_is_told_so(tmp_path):
+    took(tmp_path, 3600.0)
+    wanted = requests(tmp_path, images(tmp_path, 1))
+    for age, too_short in ((0.0, True), (3600.0, False)):
+        (result,) = run(wanted, settings(tmp_path, max_minutes=30, run_age=age, check_mode=True))
+        assert ("the whole window of 30 min is too short for it, choose a longer one" in result["msg"]) == too_short, result
+
+
+def test_a_result_that_is_in_place_is_not_left_to_another_run(tmp_path, monkeypatch):
+    def complete(self):
+        raise ImageInUse("is being opened", self.plan.request.src)
+
+    monkeypatch.setattr(Migration, "complete", complete)
+    (result,) = run(requests(tmp_path, images(tmp_path, 1)), settings(tmp_path, fail_on_in_use=False))
+    assert (result["failed"], result["reason"]) == (True, "in-use")
+
+
+def test_what_never_fits_is_refused_and_what_lacks_files_or_records_is_deferred(tmp_path, monkeypatch):
+    real, asked, room = free_space.filesystem, [], {}
+
+    def filesystem(directory):
+        asked.append(directory)
+        where = "state" if directory.startswith(state) else "images"
+        return real(directory)._replace(key=(1, len(where)), free=1 << 40, free_inodes=1 << 20)._replace(**room.get(where, {}))
+
+    monkeypatch.setattr(free_space, "filesystem", filesystem)
+    state = os.fsencode(tmp_path / "state")
+    os.mkdir(state)
+    wanted = requests(tmp_path, images(tmp_path / "images", 5))
+
+    def outcome(**rooms):
+        room.clear()
+        room.update(rooms)
+        asked.clear()
+        results = run(wanted, settings(tmp_path, reserve=0, fail_on_no_space=False, check_mode=True))
+        assert len(asked) == len(set(asked)), "each directory once"
+        return sorted((result["action"], result["reason"], result["failed"]) for result in results)
+
+    done, left = ("convert", None, False), ("defer", "space", False)
+    assert outcome(state={"free": 3 << 16}) == [done] * 3 + [left] * 2
+    assert outcome(images={"free_inodes": 2}) == [done] * 2 + [left] * 3
+    assert outcome(images={"free": 1000}) == [("refuse", "no-space", True)] * 5
 
 
 def test_as_many_as_fit(tmp_path):

@@ -65,6 +65,12 @@ def test_after_a_restart_of_the_host_the_clock_decides() -> None:
     assert not asked(now + 60).covers(call(1.0)), "it began after the restart, the request was made before it"
 
 
+def test_without_a_boot_id_the_clock_decides() -> None:
+    made = stop.StopRequest(stop.NOW, "", boot_seconds() + 90 * DAY, time.time() - DAY)  # before a restart, after 90 days
+    assert not made.covers(call(boot_seconds() - 1)._replace(boot=""))
+    assert made.covers(call(boot_seconds() - 2 * DAY)._replace(boot=""))
+
+
 def test_a_request_of_a_stranger_is_none(state: bytes) -> None:
     stop.write(state, stop.NOW)
     assert stop.read(state) is not None
@@ -109,7 +115,7 @@ def test_a_rollback_and_a_cleanup_heed_it_between_records(
 
     def later(self: stop.Stop) -> Optional[stop.StopRequest]:
         asked.append(None)
-        if len(asked) == 4:  # at the start, with the lock, for the first record, for the second one
+        if len(asked) == 2:  # for the second record
             stop.write(state, stop.AFTER_IMAGE)
         return note(self)
 
