@@ -33,7 +33,10 @@ WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
 """The environment variable that tells the job the token by which its progress is found."""
 
 RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
-"""The environment variable that tells the module how long this run of ansible-playbook has been going on, in seconds."""
+"""The environment variable that tells the module how long this run of ansible-playbook had been going on when the module was sent, in seconds."""
+
+SENT = "VMIMAGE_QCOW_SENT"
+"""The environment variable that tells the module when that was, in seconds since 1970 by the controller's clock."""
 
 FIRST = 2.0
 """Seconds until the first report; from there on each takes half as long again, up to the interval."""
@@ -61,6 +64,7 @@ class ActionModule(ActionBase):
     @tells("done")
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         self._host = (task_vars or {}).get("inventory_hostname", "")
+        self._sent, self._age = time.time(), this_run.age()
         try:
             self._args = self._arguments()
         except plan_files.PlanError as error:  # returned, not raised: the task says what a failure means
@@ -86,7 +90,7 @@ class ActionModule(ActionBase):
     def _telling(self, **more: str) -> t.Iterator[None]:
         """The module is told how old this run is, and more, by its environment."""
         environment = self._task.environment
-        self._task.environment = [*(environment or []), {RUN_AGE: f"{this_run.age():.3f}", **more}]
+        self._task.environment = [*(environment or []), {RUN_AGE: f"{self._age:.3f}", SENT: f"{self._sent:.3f}", **more}]
         try:
             yield
         finally:
@@ -118,7 +122,7 @@ class ActionModule(ActionBase):
         except (TypeError, ValueError, OverflowError):
             return  # the module will say what is wrong with it
         if ends and all(0 <= end < math.inf for end in ends):
-            args["max_minutes"] = max(0.0, min(ends) - (time.time() - this_run.STARTED)) / 60
+            args["max_minutes"] = max(0.0, min(ends) - self._age) / 60
 
     def _seconds(self, option: str) -> float:
         try:

@@ -98,12 +98,12 @@ options:
   max_minutes:
     description:
       - Begin no image that cannot be completed within this many minutes. They count from the start of
-        C(ansible-playbook), for all hosts, whenever their turn comes. The time in which a host is connected to and the module is transferred
-        is not seen, so the window of a host ends later by that much.
+        C(ansible-playbook), for all hosts, whenever their turn comes. If the clocks of the controller and a host do not agree, its window can end
+        later by the time that the module needs to get there.
       - What an interrupted run has left is finished first, also when the window has closed.
       - How long an image takes is estimated by what others took on the same host, in this run and in its last 100 records, except those made
-        with O(bandwidth). Until something has
-        been measured there, 100 MiB per second and one second per image are assumed. Images in progress are completed.
+        with O(bandwidth). Until something has been measured there, 100 MiB per second and one second per image are assumed. Images in progress
+        are completed.
       - The remaining images have RV(ignore:action=defer) and do not count as failed; the next run continues with them.
     type: float
   until:

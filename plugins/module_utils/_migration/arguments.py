@@ -5,6 +5,7 @@
 """The options of qcow_convert as requests and settings."""
 
 import os
+import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from .._directories import real_path
@@ -36,6 +37,12 @@ anybody else."""
 RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
 """The environment variable in which the action plugin says how old its run of ``ansible-playbook`` is, in seconds. A length of time, not a moment: the
 clocks of the controller and the host need not agree."""
+
+SENT = "VMIMAGE_QCOW_SENT"
+"""The environment variable in which it says when it has sent the call, in seconds since 1970. Windows and stops take the time on the way into account."""
+
+_LONGEST_WAY = 300.0
+"""Seconds that a call is on its way at most. What looks longer is the difference of two clocks."""
 
 
 ARGUMENTS = {
@@ -235,7 +242,7 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
         workers=params["workers"],
         wait=seconds_of(params, "lock_timeout"),
         check_mode=check_mode,
-        max_minutes=params["max_minutes"],
+        max_minutes=None if params["max_minutes"] is None else max(params["max_minutes"] - _on_the_way() / 60, 0),
         max_bytes=bytes_of(params, "max_bytes"),
         fail_on_in_use=params["fail_on_in_use"],
         fail_on_no_space=params["fail_on_no_space"],
@@ -253,8 +260,17 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
     )
 
 
+def _on_the_way() -> float:
+    """Seconds that the call has been on its way from the controller: connecting, sending, starting. 0 where the two clocks do not agree."""
+    try:
+        passed = time.time() - float(os.environ[SENT])
+    except (KeyError, ValueError):
+        return 0.0  # called by something else than the action plugin
+    return passed if 0 <= passed < _LONGEST_WAY else 0.0
+
+
 def _run_age() -> Optional[float]:
     try:
-        return float(os.environ[RUN_AGE])
+        return float(os.environ[RUN_AGE]) + _on_the_way()
     except (KeyError, ValueError):
         return None  # called by something else than the action plugin

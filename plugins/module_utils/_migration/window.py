@@ -16,6 +16,7 @@ ASSUMED_SPEED = 100 << 20
 ASSUMED_OVERHEAD = 1.0
 """Seconds that an image takes beside its bytes, until something has been measured on the host."""
 
+_AT_LEAST = 1.0  # seconds; a busy host takes as long to begin
 _LARGE = 16 << 20  # guest bytes from which on an image tells of speed; what is smaller tells of all the rest
 
 
@@ -116,7 +117,7 @@ class Window:
         left = self._end - time.monotonic() - after
         if left <= 0:
             return Deferral("window", "the window of this run has closed")
-        needed = self.estimates.seconds(plans)
+        needed = max(self.estimates.seconds(plans), _AT_LEAST)
         if needed <= left:
             return None
         why = "it would take about {0}, and the window of this run closes in {1}".format(_time(needed), _time(left))
