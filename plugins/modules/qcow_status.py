@@ -91,6 +91,14 @@ domains:
   type: list
   elements: str
   sample: [domain web01 will be started again]
+errors:
+  description: The records that cannot be read. Their images are in no number of RV(summary).
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - {path: /var/lib/vmimage-qcow/records/20261101T021500.000000Z-1a2b3c4d.jsonl, path_base64: null,
+       msg: "/var/lib/vmimage-qcow/records/20261101T021500.000000Z-1a2b3c4d.jsonl: this record cannot be read; its storage has failed."}
 summary:
   description:
     - Numbers of records, of those that an interrupted run left and the next one will complete or clean up, of those that the run at work is at,

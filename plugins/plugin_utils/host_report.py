@@ -76,9 +76,8 @@ def problems(play: str, results: Results, host: str = "", *, fail_on_found: bool
         said.update(dict.fromkeys(error["msg"] for error in result.get("errors") or []))
     said.update(dict.fromkeys(entry["msg"] for entry in results.done.get("recovered") or [] if entry.get("failed")))
     said.update(dict.fromkeys(image["msg"] for image in results.done.get("images") or [] if image.get("failed")))
-    stopped = _refusal(play, main)
-    if stopped is not None:
-        said[stopped] = None
+    looked = _refusal("status", results.found) if play == "stop" and results.found else None
+    said.update({stopped: None for stopped in (_refusal(play, main), looked) if stopped is not None})
     said.update(dict.fromkeys(_hook_failed(host, failure) for failure in results.hooks.get("failed") or []))
     if fail_on_found:
         said.update(dict.fromkeys(_guarded(results.found)))

@@ -63,7 +63,10 @@ def _zone(text: str, where: str) -> dt.tzinfo:
         if shift < dt.timedelta(days=1):
             return dt.timezone(-shift if sign == "-" else shift)
     if not where:
-        raise OptionError(f"until: {text} has no time zone. Add one: {text} UTC, {text} Europe/Berlin or {text}+01:00")
+        raise OptionError(
+            f"until: {text} has no time zone. Add one: {text} UTC, {text} Europe/Berlin or {text}+01:00. "
+            f'-e takes a space for the end of the value: there, write -e \'{{"migrate_until": "{text} Europe/Berlin"}}\''
+        )
     try:
         return zoneinfo.ZoneInfo(where)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:

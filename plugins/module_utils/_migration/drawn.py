@@ -18,9 +18,14 @@ Diff = Dict[str, str]
 ORIGINAL = "qcow version 1"
 
 
+def _visible(text: str) -> str:
+    """A text without characters that act on a terminal: names of files may have any."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
 def _diff(before_header: str, after_header: str, before: Iterable[str], after: Iterable[str]) -> Diff:
-    texts = ["".join(line + "\n" for line in lines) for lines in (before, after)]
-    return {"before_header": before_header, "after_header": after_header, "before": texts[0], "after": texts[1]}
+    texts = ["".join(_visible(line) + "\n" for line in lines) for lines in (before, after)]
+    return {"before_header": _visible(before_header), "after_header": _visible(after_header), "before": texts[0], "after": texts[1]}
 
 
 def _file(path: str, format_name: Optional[str], backing: Optional[Dict[str, Any]] = None) -> str:

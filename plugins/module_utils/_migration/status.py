@@ -9,6 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from .._directories import require_ours
 from .._errors import StateError
+from .._paths import encode_exact, show
 from .calls import Call, call_of
 from .lock import holder
 from .progress import seen
@@ -120,9 +121,9 @@ def status_of(state_dir: bytes, listed: str) -> Dict[str, Any]:
     """
     now = look(state_dir)
     request = read(state_dir)
-    records = []
+    journals, records = Records(state_dir), []
     last: Dict[str, str] = {}  # state of the last migration of each image that has not failed
-    for record in Records(state_dir).all():
+    for record in journals.all():
         entry = explain(record)
         entry["in_progress"] = record.unfinished and _written_by(now.running, entry["time"])
         if entry["in_progress"]:
@@ -136,6 +137,14 @@ def status_of(state_dir: bytes, listed: str) -> Dict[str, Any]:
         "last_run": now.last,
         "stopping": request.when if request is not None and any(map(request.covers, now.calls)) else None,
         "domains": [entry["msg"] for entry in explain_domains(Session(state_dir))] if now.running is None else [],
+        "errors": [
+            {
+                "path": show(path),
+                "path_base64": encode_exact(path),
+                "msg": "{0}: this record cannot be read; its storage has failed.".format(show(path)),
+            }
+            for path in journals.unreadable()
+        ],
         "summary": {
             "records": len(records),
             "interrupted": sum(entry["unfinished"] is not None for entry in records),
