@@ -216,7 +216,7 @@ def test_what_is_refused_is_told_by_its_name(place: Place) -> None:
     for number, name in enumerate(names):
         place.make(name, 77 + number)
         os.truncate(name, 4200)
-    problems = place.play("migrate", 2).results("fail")[-1]["msg"]
+    problems = [problem for result in place.play("migrate", 2).results("qcow_report") for problem in result.get("problems", [])]
     for name in names:
         os.unlink(name)
         assert any(message.startswith(visible(show(name)) + ": ") for message in problems), problems
