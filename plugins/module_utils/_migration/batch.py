@@ -298,7 +298,7 @@ class _Batch:
                     yield number, failed(plan, "worker", message, {})
         for index, why in self._deferrals.items():
             for number, plan in jobs[index]:
-                yield number, planned(deferred(plan, why))
+                yield number, failed(plan, why.code, why.reason, {}) if why.code == "state" else planned(deferred(plan, why))
 
     def _jobs_done(self, jobs: List[List[Tuple[int, Plan]]]) -> Iterator[Tuple[int, Ended]]:
         tasks = [[plan for _number, plan in job] for job in jobs]

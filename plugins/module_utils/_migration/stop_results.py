@@ -15,8 +15,8 @@ from .window import Deferral, deferred
 
 
 def why_stopped(request: StopRequest) -> Deferral:
-    """Why a stopped run leaves an image to another one."""
-    return Deferral(REASON, request.words)
+    """Why a stopped run leaves an image to another one; with the code ``state`` where nobody can see whether it was: then the image has failed."""
+    return Deferral("state" if request.problem else REASON, request.words)
 
 
 def results_of_stopped(
