@@ -123,7 +123,8 @@ counts:
   returned: with O(results)
   type: dict
   sample: {host: kvm1, state: failed, problems: 2, changed: 2, failed: 2, deferred: {window: 12}, bytes_before: 24576, bytes_after: 425984,
-           bytes_returned: 0, to_migrate: 0, to_migrate_bytes: 0, to_refuse: 0}
+           bytes_returned: 0, to_migrate: 0, to_migrate_bytes: 0, to_refuse: 0, checks_failed: 0, running: 0, migrated: 0, interrupted: 0,
+           stopped: 0, not_done: 0}
 reached:
   description: Whether the host was reachable throughout.
   returned: with O(results)

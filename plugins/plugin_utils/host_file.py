@@ -7,7 +7,8 @@
 """What the controller keeps of each host, in one file a host: a line of facts about the host, and a line for each of its images.
 
 A line of an image holds what was told of it, each with the number of the run that told it (``n``): the latest look at it (``seen``), the latest plan
-(``plan``), the latest attempt at it (``tried``), and its records on the host (``record``, ``failed``). :mod:`.image_row` makes a row of that.
+(``plan``), the latest attempt at it (``tried``), and its records on the host (``record``, ``failed``; where there are several, ``order`` has the
+number of the run that told of each first). :mod:`.image_row` makes a row of that.
 """
 
 from __future__ import annotations

@@ -211,17 +211,16 @@ def _records(entry: Facts, image: bytes, news: Told, run: Run, n: int) -> Facts:
     listed, at_work, was = news.records.get(image) or [], news.at_work, entry.get("record")
     kept = [_still_there(one, listed, news.all_records) for one in (was, entry.get("failed")) if one is not None]
     known = {one["record"]: one for one in kept if one is not None}
+    # Names of records have the time of the host, whose clock may have been set back: what was told by a later run is later.
+    order = dict(entry.get("order") or [(one["record"], one["n"]) for one in known.values()])
     for one in listed:
+        order.setdefault(one["record"], n)
         before = known.get(one["record"])
         same = before is not None and all(before.get(key) == one.get(key) for key in ("state", "time"))
         since = before["n"] if before is not None and same else n
         running = bool(before is not None and same and before.get("running")) if at_work is None else at_work
-        known[one["record"]] = {
-            **told.record(one, since, run.moment, running=running),
-            "first": n if before is None else before.get("first", before["n"]),
-        }
-    # Names of records have the time of the host, whose clock may have been set back.
-    ordered = sorted(known.values(), key=lambda one: (one.get("first", one["n"]), one["record"]))
+        known[one["record"]] = told.record(one, since, run.moment, running=running)
+    ordered = sorted(known.values(), key=lambda one: (order.get(one["record"], 0), one["record"]))
     current = next((one for one in reversed(ordered) if one["state"] != "failed"), None)
     last = ordered[-1] if ordered and ordered[-1]["state"] == "failed" else None
     entry = {key: value for key, value in entry.items() if key not in ("record", "failed")}
@@ -229,7 +228,7 @@ def _records(entry: Facts, image: bytes, news: Told, run: Run, n: int) -> Facts:
         entry.pop("lost", None)
     if was is not None and (current is None or current["n"] != was["n"]):
         entry.pop("result", None)
-    return {**entry, **_present(record=current, failed=last)}
+    return {**entry, **_present(record=current, failed=last, order=[*order.items()] if len(order) > 1 else None)}
 
 
 def _looked(image: bytes, entry: Facts, news: Told, coverage: Coverage, run: Run, n: int) -> Facts:

@@ -119,6 +119,17 @@ def test_the_clock_of_the_host_was_set_back(kept: Kept) -> None:
     kept.migrate([], [back], play="rollback")
     kept.migrate([converted(A)], [back, recorded(A, 1)])
     assert kept.states() == {A: ("migrated", None)}
+    kept.migrate([], [recorded(A, 1), back], play="status")  # as the host lists them
+    assert kept.states() == {A: ("migrated", None)}
+
+
+def test_migrated_again_stays_so(kept: Kept) -> None:
+    kept.migrate([converted(A)], [recorded(A)])
+    back = recorded(A, state="rolled-back", time="2026-11-02T00:00:00Z")
+    kept.migrate([], [back], play="rollback")
+    for play in ("migrate", "cleanup", "status", "scan"):
+        kept.migrate([converted(A)] if play == "migrate" else [], [back, recorded(A, 2)], play=play)
+        assert kept.states() == {A: ("migrated", None)}, play
 
 
 def test_a_run_that_has_ended_is_not_running(kept: Kept) -> None:
