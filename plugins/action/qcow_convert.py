@@ -21,6 +21,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible.utils.vars import merge_hash
 
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import RUN_AGE, SENT, WATCHED_AS
 from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files, this_run
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport
@@ -29,15 +30,6 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils.until import seconds_
 
 MODULE = "vmimage.qcow.qcow_convert"
 DEFAULTS = {"progress_interval": "15s", "reconnect_timeout": "1h", "time_limit": "365d"}
-WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
-"""The environment variable that tells the job the token by which its progress is found."""
-
-RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
-"""The environment variable that tells the module how long this run of ansible-playbook had been going on when the module was sent, in seconds."""
-
-SENT = "VMIMAGE_QCOW_SENT"
-"""The environment variable that tells the module when that was, in seconds since 1970 by the controller's clock."""
-
 FIRST = 2.0
 """Seconds until the first report; from there on each takes half as long again, up to the interval."""
 

@@ -175,7 +175,7 @@ class Fleet:
             "problems": [str(one["message"]) for one in problems],
             "domains": domains,
         }
-        retry = {"host": host, "command": self._commands.one(play_of(told), host).command}
+        retry = None if state == "done" else {"host": host, "command": self._commands.one(play_of(told), host).command}
         for path, reason, message in of_host:
             self._problem(host, path, reason, message, self._problems_of_hosts)
         self.hosts.append({key: told[key] for key in HOST_COLUMNS})
@@ -183,7 +183,7 @@ class Fleet:
         self._totals["missing"] += state == "missing"
         self._totals["unreached"] += state == "unreached"
         self._totals["files"] += files or 0
-        if state != "done" and len(self._retry) < PROBLEMS:
+        if retry is not None and len(self._retry) < PROBLEMS:
             self._retry.append(retry)
 
     def _rank(self, row: Facts) -> None:

@@ -23,23 +23,13 @@ from .._options import (
 )
 from .._paths import decode_exact, to_path
 from .batch import Settings
+from .calls import RUN_AGE, SENT, WATCHED_AS
 from .domain_policy import Policy
 from .record import Records
 from .record_entries import LISTED
 from .request import Request
 from .search import Candidates, Search, candidates
 from .seen_images import SeenImages
-
-WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
-"""The environment variable in which the action plugin names the token that it finds the progress of its job by. No option: it means nothing to
-anybody else."""
-
-RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
-"""The environment variable in which the action plugin says how old its run of ``ansible-playbook`` is, in seconds. A length of time, not a moment: the
-clocks of the controller and the host need not agree."""
-
-SENT = "VMIMAGE_QCOW_SENT"
-"""The environment variable in which it says when it has sent the call, in seconds since 1970. Windows and stops take the time on the way into account."""
 
 _LONGEST_WAY = 300.0
 """Seconds that a call is on its way at most. What looks longer is the difference of two clocks."""

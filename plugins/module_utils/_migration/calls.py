@@ -11,6 +11,17 @@ import os
 import time
 from typing import Any, Dict, Mapping, NamedTuple, Optional
 
+WATCHED_AS = "VMIMAGE_QCOW_WATCHED_AS"
+"""The environment variable in which the action plugin names the token that it finds the progress of its job by. No option: it means nothing to
+anybody else."""
+
+RUN_AGE = "VMIMAGE_QCOW_RUN_AGE"
+"""The environment variable in which the action plugin says how old its run of ``ansible-playbook`` is, in seconds. A length of time, not a moment: the
+clocks of the controller and the host need not agree."""
+
+SENT = "VMIMAGE_QCOW_SENT"
+"""The environment variable in which it says when it has sent the call, in seconds since 1970. Windows and stops take the time on the way into account."""
+
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", 7)  # Python 3.6 does not name it
 
 
