@@ -238,7 +238,7 @@ def test_facts_nobody_can_undo(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -
     scene = Scene(str(tmp_path))
     migrate(scene)
     record = next(Records(os.fsencode(scene.state)).all())
-    record.note("done", domains=[{"name": "web01"}])
+    record.note("done", domains=[{"domain": "web01"}])
     with monkeypatch.context() as nobody:
         nobody.setattr(session, "References", lambda *_updaters: References())
         assert roll_back(scene)[0]["reason"] == "state"

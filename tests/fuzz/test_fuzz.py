@@ -9,7 +9,6 @@ For each: nothing but our own errors, no step that takes 2 s, no growth of memor
 
 import os
 import random
-import resource
 import signal
 import struct
 import time
@@ -29,6 +28,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._image.qcow1_header i
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.compare import guest_blocks
 from ansible_collections.vmimage.qcow.plugins.module_utils._verify.qcow_readers import Qcow1Reader
 from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, Packed, Plain, Shared, Xen, build
+from ansible_collections.vmimage.qcow.tests.support.memory import forget_peak, peak
 
 INPUTS = int(os.environ.get("VMIMAGE_FUZZ_INPUTS", "20000"))
 SEED = int(os.environ.get("VMIMAGE_FUZZ_SEED", "1"))
@@ -220,7 +220,7 @@ def test_fuzz(tell):
     slowest = 0.0
     started = time.monotonic()
     fd = os.memfd_create("fuzz")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
 
     def hang(_number, _frame):
         raise Hang("no answer after %d s" % SLOWEST)
@@ -248,7 +248,7 @@ def test_fuzz(tell):
     finally:
         signal.signal(signal.SIGVTALRM, earlier)
         os.close(fd)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    grown = peak() - before
     figures = "%d inputs in %.0f s: %s; slowest %.3f s of CPU, memory grew by %.1f MiB" % (
         INPUTS,
         time.monotonic() - started,

@@ -17,18 +17,20 @@ from ansible_collections.vmimage.qcow.plugins.plugin_utils.told import Run
 from ansible_collections.vmimage.qcow.tests.support.returned import looked_at
 
 MAKE = """
-import resource, sys
+import sys
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.fleet_files import make
+from ansible_collections.vmimage.qcow.tests.support.memory import peak
 totals = make(sys.argv[1], [], "Fleet")[1]
-print(int(totals["images"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(int(totals["images"]), peak())
 """
 
 # The result is held as Ansible holds it, and weighed before; one entry serves for all images, but for its name.
 MERGE = """
-import resource, sys
+import sys
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import host_merge
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_report import Results
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.told import Run
+from ansible_collections.vmimage.qcow.tests.support.memory import forget_peak, peak
 from ansible_collections.vmimage.qcow.tests.support.returned import converted, looked_at, recorded
 directory, play, images = sys.argv[1], sys.argv[2], int(sys.argv[3])
 names = [f"/srv/images/of/a/long/name/{number}.qcow" for number in range(images)]
@@ -40,9 +42,9 @@ else:
     results = Results(done={"images": [dict(result, src=name) for name in names], "records": [
         dict(record, src=name, dest=name + "2", retired=name + ".qcow1.orig", record=f"20261101T{number:06d}.000000Z")
         for number, name in enumerate(names)]})
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = forget_peak()
 host_merge.keep(directory, "h", Run(play, "2026-11-01T02:15:12Z", ("/srv",)), results)
-print(images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(images, peak() - before)
 """
 
 
@@ -55,8 +57,8 @@ def run(program, *arguments):
         check=True,
         env=dict(os.environ, PYTHONPATH=":".join(sys.path)),
     )
-    counted, kilobytes = map(int, done.stdout.split())
-    return counted, kilobytes / 1024
+    counted, memory = map(int, done.stdout.split())
+    return counted, memory / (1 << 20)
 
 
 def fleet(folder: pathlib.Path, hosts: int, images: int) -> tuple[float, float]:
