@@ -110,7 +110,7 @@ def _keep(args: dict[str, t.Any], directory: str, host: str, results: host_repor
         play, _moment(time.time()), paths, args["limits"], args["plan_speed"], this_run.ID, _moment(this_run.STARTED), next_command.given()
     )
     host_merge.keep(directory, host, run, results)
-    if play not in ("status", "stop"):
+    if play not in ("status", "stop") and not results.hooks.get("again"):
         run_history.add(directory, run_history.line_of(host, run, results))
     if play == "scan" and args["write_plan"] and results.reached:
         with Replacing(directory, plan_files.name_of(host)) as replaced:

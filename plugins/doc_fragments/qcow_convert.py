@@ -113,6 +113,12 @@ options:
       - A time without a date is the next one after the run was started, and must be at most 12 hours ahead, because a time that has
         just passed would mean the next day. If both options are set, the earlier end counts.
     type: str
+  only:
+    description:
+      - Of the images that are found, convert only these, named as RV(images[].src) of an earlier call names them, for instance of one in check mode.
+        The remaining images are deferred, as with O(max_minutes).
+    type: list
+    elements: str
   max_bytes:
     description:
       - Copy at most this many guest bytes, in the order of O(images). In bytes, or with a unit (V(500G)).

@@ -27,6 +27,7 @@ DEFERRED = {
     "stopped": "the run was stopped",
     "space": "not all of them fit",
     "in-use": "in use",
+    "unplanned": "not planned before",
     "limit": "the limit of a run is reached",
 }
 """Why images are left to another run, by the reason in their results."""
@@ -38,7 +39,8 @@ _WOULD = {"migrate": "would refuse", "rollback": "would refuse", "cleanup": "wou
 class Results(t.NamedTuple):
     """What the modules of one role have returned, as registered; empty where one was not run.
 
-    ``hooks`` has in ``failed`` what stopped the operator's tasks.
+    ``hooks`` has in ``failed`` what stopped the operator's tasks: the task that failed, the file that is not there, or only why. ``again`` says that
+    the same run was told before they were run.
     """
 
     found: Facts = {}
@@ -86,21 +88,30 @@ def problems(play: str, results: Results, host: str = "", *, fail_on_found: bool
 
 def _hook_failed(host: str, failure: Facts) -> str:
     """What has become of an image or a host when a task of the operator failed, and the way back."""
-    what = f"{failure['option']}, task {failure['task']!r}: {str(failure['msg']).strip().rstrip('.')}."
-    what = f"{failure['src']}: {what}" if failure["src"] else what
-    if "_before_" in failure["option"]:
+    what = hook_failure(failure)
+    if "file" in failure or "_before_" in failure.get("option", ""):
         return f"{what} Nothing was changed on this host."
-    if failure["option"] == "migrate_after_image_tasks" and failure["record"]:
-        return f"{what} To undo its migration: {next_command.rollback(host, failure['record'])}"
-    return what
+    return f"{what} To undo its migration: {next_command.rollback(host, failure['record'])}" if _can_be_undone(failure) else what
+
+
+def hook_failure(failure: Facts) -> str:
+    """What kept the operator's tasks from their end."""
+    if "file" in failure:
+        return f"{failure['option']}: there is no file {failure['file']}."
+    if "task" not in failure:
+        return str(failure.get("msg")).strip()
+    what = f"{failure['option']}, task {failure['task']!r}: {str(failure['msg']).strip().rstrip('.')}."
+    return f"{failure['src']}: {what}" if failure["src"] else what
+
+
+def _can_be_undone(failure: Facts) -> bool:
+    return failure.get("option") == "migrate_after_image_tasks" and bool(failure.get("record"))
 
 
 def ways_back(results: Results, host: str) -> list[str]:
     """Failures of the operator's tasks that name a command: Ansible would show it in JSON, where it cannot be copied."""
     failed = results.hooks.get("failed") or []
-    return [
-        visible(_hook_failed(host, failure)) for failure in failed if failure["option"] == "migrate_after_image_tasks" and failure["record"]
-    ]
+    return [visible(_hook_failed(host, failure)) for failure in failed if _can_be_undone(failure)]
 
 
 def ending(left: list[str], lines: list[str], *, check_mode: bool) -> str:
@@ -144,7 +155,7 @@ def counts(play: str, host: str, results: Results, left: list[str]) -> Facts:
         "interrupted": summary.get("interrupted", 0),
         "stopped": int(play == "stop" and bool(results.done.get("running"))),
         "not_done": results.done.get("left") or 0,
-        "checks_failed": len({_hook_failed(host, one) for one in results.hooks.get("failed") or [] if "_after_" in one["option"]}),
+        "checks_failed": len({_hook_failed(host, one) for one in results.hooks.get("failed") or [] if "_after_" in one.get("option", "")}),
         "to_refuse": sum(image["action"] == "refuse" for image in results.planned.get("images") or []),
     }
 

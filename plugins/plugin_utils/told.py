@@ -17,7 +17,7 @@ import typing as t
 from ansible_collections.vmimage.qcow.plugins.module_utils._paths import encode_exact, show, to_path
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import damage
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_file import Facts, name
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_report import Results
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.host_report import Results, hook_failure
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.plan_files import refusal
 
 Named = t.Dict[bytes, Facts]
@@ -106,9 +106,7 @@ def problems_of(run: Run, results: Results) -> list[Facts]:
     if plan is not None:
         add(f"The plan cannot be carried out: {plan}", planned.get("reason") or "error")
     for failure in results.hooks.get("failed") or []:
-        src = failure.get("src") or None
-        what = f"{failure.get('option')}, task {failure.get('task')!r}: {str(failure.get('msg')).strip()}"
-        add(f"{src}: {what}" if src else what, "hook", src)
+        add(hook_failure(failure), "hook", failure.get("src") or None)
     return list(listed.values())
 
 

@@ -134,7 +134,10 @@ def test_every_batch_has_its_turn(tmp_path: pathlib.Path) -> None:
 def test_a_file_that_is_not_there_is_told_before_anything_is_changed(place: Place) -> None:
     played = place.controller.run("migrate", migrate_after_image_tasks="hooks/typo.yml")
     assert played.returncode == 2 and place.names() == ["one.qcow", "two.qcow"], played.output
-    assert "migrate_after_image_tasks: there is no file %s/hooks/typo.yml. Nothing was changed." % place.controller.work in played.text
+    assert (
+        "migrate_after_image_tasks: there is no file %s/hooks/typo.yml. Nothing was changed on this host." % place.controller.work
+        in played.text
+    )
 
 
 def test_a_path_is_relative_to_the_playbook(place: Place) -> None:
@@ -147,6 +150,70 @@ def test_a_path_is_relative_to_the_playbook(place: Place) -> None:
     (project / "site.yml").write_text("- name: Migrate\n  ansible.builtin.import_playbook: vmimage.qcow.migrate\n")
     imported = place.controller.run("project/site.yml", migrate_after_host_tasks="project/mine.yml")
     assert imported.returncode == 0 and place.order() == ["after_host", "after_host"], imported.output
+
+
+def test_one_host_that_cannot_be_meant_leaves_later_batches_their_turn(tmp_path: pathlib.Path) -> None:
+    place = Place(tmp_path)
+    inventory = json.loads((place.controller.work / "inventory.json").read_text())
+    hosts = inventory["vm_hosts"]["hosts"]
+    base = hosts.pop("kvm1")
+    hosts["kvm0"] = {**base, "migrate_after_image_tasks": "hooks/typo.yml", "migrate_state_dir": str(tmp_path / "s0")}
+    hosts["kvm1"] = {**base, "migrate_state_dir": str(tmp_path / "s1"), "migrate_paths": []}
+    hosts["kvm2"] = {**base, "migrate_state_dir": str(tmp_path / "s2")}
+    (place.controller.work / "inventory.json").write_text(json.dumps(inventory))
+    played = place.controller.run("migrate", "-e", "qcow_serial=1")
+    assert played.returncode == 2 and "3 hosts: 1 done, 2 failed" in played.text, played.output
+    assert "there is no file %s/hooks/typo.yml. Nothing was changed on this host." % place.controller.work in played.text, played.output
+    assert "Set either migrate_paths or migrate_plan. Nothing was changed." in played.text, played.output
+
+
+@pytest.mark.parametrize("text", ["- name: Typo\n  no.such.module:\n", "- name: {\n"])
+def test_a_file_that_cannot_be_loaded_is_told_before_anything_is_changed(text: str, place: Place) -> None:
+    (place.controller.work / "hooks" / "after_host.yml").write_text(text)
+    played = place.run("migrate", hooks=("after_host",))
+    assert (played.returncode, place.names()) == (4, ["one.qcow", "two.qcow"]), played.output
+    assert "hooks/after_host.yml" in played.text, played.output
+
+
+def test_a_delegate_that_cannot_be_reached_does_not_hide_what_was_done(place: Place) -> None:
+    inventory = json.loads((place.controller.work / "inventory.json").read_text())
+    inventory["guests"] = {"hosts": {"shop": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}}}
+    (place.said.parent / "empty").mkdir()
+    hosts = inventory["vm_hosts"]["hosts"]
+    hosts["kvm2"] = {**hosts["kvm1"], "migrate_paths": str(place.said.parent / "empty"), "migrate_state_dir": str(place.said.parent / "s2")}
+    (place.controller.work / "inventory.json").write_text(json.dumps(inventory))
+    hook = "- ansible.builtin.ping:\n  delegate_to: shop\n  when: inventory_hostname == 'kvm1'\n"
+    (place.controller.work / "hooks" / "after_host.yml").write_text(hook)
+    played = place.run("migrate", hooks=("after_host",))
+    assert played.returncode != 0 and "ended early" not in played.text and "1 failed" in played.text, played.output
+    assert "2 images migrated" in played.text, played.output
+
+
+def test_an_image_that_was_not_planned_is_left(place: Place) -> None:
+    """It is new when the tasks before the first image are run."""
+    build(IMAGE).write(place.said.parent / "new")
+    hook = "- ansible.builtin.copy: {src: %s, dest: %s, remote_src: true, mode: '0600'}\n"
+    text = hook % (place.said.parent / "new", place.images / "three.qcow")
+    (place.controller.work / "hooks" / "before_image.yml").write_text(text)
+    played = place.run("migrate", hooks=("before_image",))
+    assert played.returncode == 0, played.output
+    assert place.names() == ["one.qcow.qcow1.orig", "one.qcow2", "three.qcow", "two.qcow.qcow1.orig", "two.qcow2"], played.output
+
+
+def test_what_a_task_hides_is_not_told(tmp_path: pathlib.Path) -> None:
+    place = Place(tmp_path, "2.16")  # since 2.19, Ansible itself shows the message of such a task
+    (place.controller.work / "hooks" / "after_host.yml").write_text(
+        "- name: Notify\n  ansible.builtin.fail: {msg: '{{ hidden }}'}\n  no_log: true\n"
+    )
+    played = place.run("migrate", hooks=("after_host",), hidden="GEHEIM")
+    assert played.returncode == 2 and "GEHEIM" not in played.text and "its message is hidden (no_log)" in played.text, played.output
+
+
+def test_a_rollback_whose_tasks_are_not_there_changes_nothing(place: Place) -> None:
+    assert place.controller.run("migrate").returncode == 0
+    played = place.controller.run("rollback", rollback_after_image_tasks="hooks/typo.yml")
+    assert played.returncode == 2 and "one.qcow2" in place.names(), played.output
+    assert "rollback_after_image_tasks: there is no file" in played.text, played.output
 
 
 class Inbox(http.server.BaseHTTPRequestHandler):

@@ -351,7 +351,11 @@ def test_exit_code_4_when_a_host_is_not_reached(tmp_path: pathlib.Path) -> None:
     for playbook in ("scan", "migrate", "rollback", "cleanup"):
         played = place.run(playbook, "-e", "qcow_serial=1", **{playbook + "_paths": place.images})
         assert played.returncode == 4, played.output
-        assert played.text.count(", 1 not reached") == 1 and played.counts["away"]["unreachable"] == 1 and played.counts["kvm1"]["failures"] == 0
+        assert (
+            played.text.count(", 1 not reached") == 1
+            and played.counts["away"]["unreachable"] == 1
+            and played.counts["kvm1"]["failures"] == 0
+        )
         assert _kept(place.reports)["last_play"] == playbook and _kept(place.reports, "away")["unreached_since"]
     assert place.names() == ["one.qcow"]
 

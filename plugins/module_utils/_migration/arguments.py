@@ -43,6 +43,7 @@ ARGUMENTS = {
     "exclude": {"type": "list", "elements": "str", "default": []},
     "one_filesystem": {"type": "bool", "default": False},
     "missing_ok": {"type": "bool", "default": False},
+    "only": {"type": "list", "elements": "str"},
     "images": {
         "type": "list",
         "elements": "dict",
@@ -234,6 +235,7 @@ def settings_of(params: Dict[str, Any], *, check_mode: bool) -> Settings:
         check_mode=check_mode,
         max_minutes=None if params["max_minutes"] is None else max(params["max_minutes"] - _on_the_way() / 60, 0),
         max_bytes=bytes_of(params, "max_bytes"),
+        only=params["only"],
         fail_on_in_use=params["fail_on_in_use"],
         fail_on_no_space=params["fail_on_no_space"],
         watched_as=os.environ.get(WATCHED_AS),

@@ -31,7 +31,7 @@ from .seen_images import Searched, SeenImages
 from .session import Session
 from .stop import Stopped
 from .stop_results import results_of_stopped, why_stopped
-from .window import Deferral, Estimates, Window, defer_beyond, deferred
+from .window import Deferral, Estimates, Window, defer_beyond, defer_others, deferred
 
 
 class Settings(NamedTuple):
@@ -48,6 +48,7 @@ class Settings(NamedTuple):
     check_mode: bool = False
     max_minutes: Optional[float] = None  # begin no image that cannot be completed by then
     max_bytes: Optional[int] = None  # copy no more guest bytes than this
+    only: Optional[List[str]] = None  # migrate no others, by their names in results
     fail_on_no_space: bool = True  # where not all images fit together, none is migrated; otherwise as many as fit
     fail_on_in_use: bool = True  # an image that is in use has failed; otherwise it is left to another run
     watched_as: Optional[str] = None  # the token of who reads how far it has come
@@ -218,10 +219,9 @@ class _Batch:
         for number, plan in enumerate(plans):
             message = stuck.get(plan.request.src)
             if message is not None:
-                plans[number] = plan._replace(
-                    action=REFUSE, code="unfinished", reasons=["an interrupted run cannot be finished: " + message]
-                )
-        plans = defer_beyond(refuse_together(plans), settings.max_bytes)
+                why = ["an interrupted run cannot be finished: " + message]
+                plans[number] = plan._replace(action=REFUSE, code="unfinished", reasons=why)
+        plans = defer_beyond(defer_others(refuse_together(plans), settings.only), settings.max_bytes)
         try:
             return refuse_together(
                 preflight(

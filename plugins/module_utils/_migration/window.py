@@ -5,8 +5,9 @@
 """Where a run ends before all is done: what it leaves to another run, and why."""
 
 import time
-from typing import Dict, Iterable, List, NamedTuple, Optional, Set
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set
 
+from .._paths import show
 from .plan import CONVERT, DEFER, RETIRE, Plan, Unit, unit_of
 from .record import Record
 
@@ -32,6 +33,18 @@ def deferred(plan: Plan, why: Deferral) -> Plan:
     return plan._replace(action=DEFER, code=why.code, reasons=["deferred: {0}; run again to go on".format(why.reason)])
 
 
+def defer_others(plans: List[Plan], only: Optional[Sequence[str]]) -> List[Plan]:
+    """The plans, with those deferred that are not of ``only``, the images by their names in results; chains stay whole."""
+    if only is None:
+        return plans
+    others = {
+        unit_of(number, plan)
+        for number, plan in enumerate(plans)
+        if plan.action in (CONVERT, RETIRE) and show(plan.request.src) not in only
+    }
+    return _deferred_units(plans, others, Deferral("unplanned", "this run was not planned to migrate it"))
+
+
 def defer_beyond(plans: List[Plan], limit: Optional[int]) -> List[Plan]:
     """The plans, with those deferred that would take a run over ``limit`` guest bytes copied.
 
@@ -45,14 +58,18 @@ def defer_beyond(plans: List[Plan], limit: Optional[int]) -> List[Plan]:
             unit = unit_of(number, plan)
             sizes[unit] = sizes.get(unit, 0) + (plan.guest_bytes if plan.action == CONVERT else 0)
     total = 0
-    kept: Set[Unit] = set()
-    for unit, size in sizes.items():
-        if not kept or total + size <= limit:
+    beyond: Set[Unit] = set()
+    for number, (unit, size) in enumerate(sizes.items()):
+        if number == 0 or total + size <= limit:
             total += size
-            kept.add(unit)
-    why = Deferral("limit", "this run ends at {0} bytes".format(limit))
+        else:
+            beyond.add(unit)
+    return _deferred_units(plans, beyond, Deferral("limit", "this run ends at {0} bytes".format(limit)))
+
+
+def _deferred_units(plans: List[Plan], units: Set[Unit], why: Deferral) -> List[Plan]:
     return [
-        plan if plan.action not in (CONVERT, RETIRE) or unit_of(number, plan) in kept else deferred(plan, why)
+        deferred(plan, why) if plan.action in (CONVERT, RETIRE) and unit_of(number, plan) in units else plan
         for number, plan in enumerate(plans)
     ]
 

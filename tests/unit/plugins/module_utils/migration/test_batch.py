@@ -23,7 +23,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress i
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records, State, named
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.window import Estimates
-from ansible_collections.vmimage.qcow.tests.support.builder import build
+from ansible_collections.vmimage.qcow.tests.support.builder import Backing, ImageSpec, build
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
 from ansible_collections.vmimage.qcow.tests.support.make_samples import MIB, disk
 
@@ -60,6 +60,28 @@ def test_an_image_larger_than_the_limit_is_migrated_first(tmp_path):
     results = run(requests(tmp_path, paths), settings(tmp_path, max_bytes=1))
     assert [result["changed"] for result in results] == [True, False]
     assert summary(results)["deferred"] == 1 and summary(results)["failed"] == 0
+
+
+def test_what_was_not_asked_for_is_left(tmp_path):
+    paths = images(tmp_path, 3)
+    only = [os.fsdecode(paths[1])]
+    results = run(requests(tmp_path, paths), settings(tmp_path, only=only))
+    assert [(result["action"], result["reason"]) for result in results] == [
+        ("defer", "unplanned"),
+        ("convert", None),
+        ("defer", "unplanned"),
+    ]
+    again = run(requests(tmp_path, paths), settings(tmp_path, only=only))
+    assert [result["action"] for result in again] == ["defer", "noop", "defer"]
+
+
+def test_a_chain_is_left_where_one_of_it_was_not_asked_for(tmp_path):
+    build(ImageSpec(size=MIB)).write(tmp_path / "base.qcow")
+    build(ImageSpec(size=MIB, backing=Backing(b"base.qcow"))).write(tmp_path / "overlay.qcow")
+    paths = [os.fsencode(tmp_path / name) for name in ("base.qcow", "overlay.qcow")]
+    for only, action in ([os.fsdecode(paths[1])], "defer"), ([os.fsdecode(path) for path in paths], "convert"):
+        results = run(requests(tmp_path, paths), settings(tmp_path, only=only))
+        assert [result["action"] for result in results] == [action] * 2
 
 
 def test_check_mode_tells_what_would_be_deferred(tmp_path):
