@@ -302,6 +302,10 @@ details: {description: Details of the failure., returned: when the call as a who
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import _imports
+
+_imports.compile_once()
+
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.domain_references import Domains
 from ..module_utils._migration.info import REPORTS, Question, add_domains, add_references, look

@@ -146,6 +146,10 @@ from typing import Any, Dict, List
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import _imports
+
+_imports.compile_once()
+
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.record_batch import Choice, answer_of, roll_back_all
 from ..module_utils._migration.record_entries import LISTED, records_of
