@@ -22,7 +22,7 @@ class CompilingOnce(zipimport.zipimporter):
 
 def compile_once() -> None:
     """From now on, what is imported from the archive of this call is compiled once. Where modules are imported from files, nothing changes."""
-    archive = getattr(__loader__, "archive", None)
+    archive = getattr(sys.modules[__name__].__loader__, "archive", None)
     if archive is None or sys.version_info < (3, 10):
         return
 

@@ -143,7 +143,7 @@ from ..module_utils._migration.cleanup import summary
 from ..module_utils._migration.drawn import of_cleanup
 from ..module_utils._migration.record_batch import Choice, answer_of, clean_all
 from ..module_utils._migration.record_entries import LISTED, records_of
-from ..module_utils._migration.recover import warnings_of
+from ..module_utils._migration.results import warnings_of
 from ..module_utils._options import absolute, paths_of, require_at_least, seconds_of
 
 
