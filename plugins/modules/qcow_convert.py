@@ -310,6 +310,10 @@ from typing import Any, Dict, List, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import _imports
+
+_imports.compile_once()
+
 from ..module_utils._errors import QcowError
 from ..module_utils._host import linux
 from ..module_utils._migration import drawn
@@ -318,7 +322,7 @@ from ..module_utils._migration.batch import run
 from ..module_utils._migration.file_options import set_file_options
 from ..module_utils._migration.plan import summary
 from ..module_utils._migration.record_entries import records_of
-from ..module_utils._migration.recover import warnings_of
+from ..module_utils._migration.results import warnings_of
 from ..module_utils._migration.search import Candidates, message_of
 from ..module_utils._migration.seen_images import Searched, unsearched
 
@@ -351,9 +355,7 @@ def main() -> None:
     except QcowError as error:
         failure = error
         results = error.details.pop("images", [])
-    for problem in warnings_of(recovered):
-        module.warn(problem)
-    for problem in unsearched(searched):
+    for problem in warnings_of(recovered) + unsearched(searched):
         module.warn(problem)
     for result in results:
         set_file_options(module, result)
@@ -371,8 +373,7 @@ def finish(
     failure: Optional[QcowError],
 ) -> None:
     """Hand out the results of one image as the module's own, those of many as a list; fail where anything has failed."""
-    one = module.params["src"] is not None
-    answer = {"images": results, "summary": summary(results)} if not one else dict(results[0]) if results else {}  # type: Dict[str, Any]
+    answer: Dict[str, Any] = {"images": results, "summary": summary(results)} if module.params["src"] is None else dict(*results)
     problems = []
     if found is not None:
         answer["errors"] = found.errors
@@ -385,8 +386,7 @@ def finish(
     else:
         problems += [result["msg"] for result in results if result["failed"]]
     answer.update(changed=bool(recovered) or any(result["changed"] for result in results), recovered=recovered)
-    answer.update(records_of(module.params))
-    answer["searched"] = [directory.as_result() for directory in searched]
+    answer.update(records_of(module.params), searched=[directory.as_result() for directory in searched])
     if module._diff:  # with many images this doubles the answer
         answer["diff"] = [drawn.of_migration(result) for result in results if result["changed"] and not result["failed"]]
     answer.pop("failed", None)

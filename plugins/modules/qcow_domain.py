@@ -188,9 +188,13 @@ from typing import Any, Dict, List
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import _imports
+
+_imports.compile_once()
+
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.domain_move import Job, run
-from ..module_utils._migration.recover import warnings_of
+from ..module_utils._migration.results import warnings_of
 from ..module_utils._options import absolute, bytes_of, exact_path, seconds_of
 
 

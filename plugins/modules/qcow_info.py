@@ -302,14 +302,18 @@ details: {description: Details of the failure., returned: when the call as a who
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import _imports
+
+_imports.compile_once()
+
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.domain_references import Domains
 from ..module_utils._migration.info import REPORTS, Question, add_domains, add_references, look
+from ..module_utils._migration.lock import at_work
 from ..module_utils._migration.record import Records
 from ..module_utils._migration.record_entries import LISTED, listed_records
 from ..module_utils._migration.search import message_of
 from ..module_utils._migration.seen_images import unsearched
-from ..module_utils._migration.status import at_work
 from ..module_utils._options import absolute, paths_of
 from ..module_utils._paths import to_path
 

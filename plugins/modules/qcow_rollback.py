@@ -146,10 +146,14 @@ from typing import Any, Dict, List
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import _imports
+
+_imports.compile_once()
+
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.record_batch import Choice, answer_of, roll_back_all
 from ..module_utils._migration.record_entries import LISTED, records_of
-from ..module_utils._migration.recover import warnings_of
+from ..module_utils._migration.results import warnings_of
 from ..module_utils._options import absolute, paths_of, seconds_of
 
 

@@ -148,6 +148,10 @@ details: {description: Details of the failure., returned: when the call as a who
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import _imports
+
+_imports.compile_once()
+
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.record_entries import LISTED
 from ..module_utils._migration.status import status_of

@@ -134,6 +134,10 @@ details:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils import _imports
+
+_imports.compile_once()
+
 from ..module_utils._errors import QcowError
 from ..module_utils._migration.stop import AFTER_IMAGE, NOW
 from ..module_utils._migration.stop_run import stop_run

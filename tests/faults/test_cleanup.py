@@ -11,10 +11,10 @@ from typing import Any, Optional
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, cleanup
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration.new_dependents import NewDependents
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.request import Request
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration.seen_images import NewDependents
 from ansible_collections.vmimage.qcow.tests.support.faults import SPEC, Scene
 from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 

@@ -4,8 +4,9 @@
 
 """Runs jobs in fresh processes, under strace where asked: ``python -m ...fault_server``, one JSON question a line, one answer a line.
 
-Everything is imported before the first job, and a job's process is forked from here and waits until strace is attached: the N-th call of
-a kind is then the same call in every run. Started in a PID namespace of its own (see faults.py), also what a job sees in /proc is.
+Everything is imported before the first job, also what a run imports only where it needs it, and a job's process is forked from here and waits until
+strace is attached: the N-th call of a kind is then the same call in every run. Started in a PID namespace of its own (see faults.py), also what a job
+sees in /proc is.
 
 A question: ``{"job": name, "args": {...}, "strace": [arguments] or null}``. The answer: ``{"status": wait status, "result": ...}``;
 ``result`` is what the job returned or ``{"raised": class, "reason": ..., "msg": ...}``, null where its process was killed.
@@ -21,7 +22,16 @@ import traceback
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, domain_move, info, search
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt  # noqa: F401
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import (
+    batch,
+    domain_move,
+    execute,  # noqa: F401
+    foreign_base,  # noqa: F401
+    info,
+    reference_policy,  # noqa: F401
+    search,
+)
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record_batch import Choice, clean_all, roll_back_all

@@ -15,8 +15,7 @@ from .._directories import real_path
 from .._errors import QcowError, ToolFailed, ToolMissing
 from .._paths import show, to_path
 from . import xml_text
-
-DEFAULT_URI = "qemu:///system"
+from .inventory import DEFAULT_URI
 
 # Pools in which a volume is a file of that name in the pool's target directory (libvirt's src/storage/storage_backend_fs.c).
 _DIRECTORY_POOLS = ("dir", "fs", "netfs")

@@ -15,16 +15,7 @@ from .._directories import real_path
 from .._errors import ImageInUse, QcowError, VerificationFailed
 from .._paths import show
 from . import api, domain_xml, option_text, xml_text
-from .inventory import DomainUse, Inventory, domains_of
-
-
-class Move(NamedTuple):
-    """The image at ``src`` is now ``dest``, in ``format`` (libvirt's driver type). ``alone``: the result has no backing file."""
-
-    src: bytes
-    dest: bytes
-    format: str
-    alone: bool = False
+from .inventory import DomainUse, Inventory, Move, domains_of
 
 
 class Repoint(NamedTuple):

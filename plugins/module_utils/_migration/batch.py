@@ -8,23 +8,19 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
-from .._directories import make_directory
-from .._errors import NoSpace, QcowError, reason_of
+from .._errors import NoSpace, QcowError
 from .._image.qcow1_check import CONTENT, STRUCTURE
-from .._libvirt import api
+from .._libvirt.inventory import DEFAULT_URI
 from .._paths import decode_exact, show
 from .._signals import Interrupted
 from .._workers import Ended, run_jobs
-from . import domain_policy, running_domains
+from . import domain_policy, leftovers
 from .chains import plan_chains, refuse_together
 from .domain_references import FOLLOW
-from .execute import execute, execute_chain
 from .moved_files import AUTO
 from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned, unit_of
 from .preflight import Reserve, preflight
 from .record import Records, State
-from .recover import explain_all, recover_all, recover_waiting
-from .reference_policy import refuse_referenced
 from .request import READ, Request
 from .results import Outcome
 from .seen_images import Searched, SeenImages
@@ -54,7 +50,7 @@ class Settings(NamedTuple):
     watched_as: Optional[str] = None  # the token of who reads how far it has come
     run_age: Optional[float] = None  # seconds that the run of ansible-playbook is older than this process
     domains: str = FOLLOW  # what becomes of the libvirt domains that use the images
-    libvirt_uri: str = api.DEFAULT_URI
+    libvirt_uri: str = DEFAULT_URI
     raw_allowed: bool = False  # images that a domain declares raw may be QCOW v1 images all the same
     reference_dirs: Tuple[bytes, ...] = ()  # text files that name an image keep it from losing its name
     references: str = "refuse"  # or report
@@ -105,7 +101,7 @@ def run(
     batch = _Batch(session, settings)
     plans: List[Plan] = []
     if settings.check_mode:
-        recovered.extend(explain_all(session))
+        recovered.extend(leftovers.explain(session))
         plans = batch.within_window(batch.plan(wanted, recovered, around))
         searched.extend(around.searched.values())
         return _tolerated(plans, [planned(plan) for plan in plans], settings, session.records)
@@ -113,7 +109,7 @@ def run(
         return []
     try:
         with session:
-            recovered.extend(recover_all(session))
+            recovered.extend(leftovers.look_after(session))
             if recovered and callable(requests):
                 wanted, around = _asked(requests)
             session.stop.check()
@@ -121,7 +117,7 @@ def run(
             plans = batch.plan(wanted, recovered, around)
             searched.extend(around.searched.values())
             batch.execute(plans)
-            recovered.extend(recover_waiting(session))
+            recovered.extend(leftovers.look_after_waiting(session))
     except (Stopped, Interrupted) as error:
         request = session.stop.request()
         if request is not None and not request.problem:
@@ -174,20 +170,6 @@ def _absolute(request: Request) -> Request:
     )
 
 
-def _make_destinations(plans: List[Plan]) -> None:
-    """The directories for results. Others may pass through them but not list them: results have the rights of their originals."""
-    for directory in sorted({plan.request.dest_dir for plan in plans if plan.request.dest_dir is not None}):
-        try:
-            make_directory(directory, 0o711)
-        except OSError as error:
-            raise QcowError(
-                "the directory for the results cannot be made: {0}".format(error.strerror),
-                directory,
-                reason=reason_of(error),
-                hint="Nothing was changed. Make it, or choose another.",
-            ) from error
-
-
 class _Batch:
     """Plans images together and carries the plans out."""
 
@@ -214,7 +196,10 @@ class _Batch:
         requests = domain_policy.prepared(requests, session.domains, settings.running)
         level = CONTENT if settings.check_mode else STRUCTURE
         plans = domain_policy.judge(plan_chains(requests, session.records, level, around, session.moved), session.domains, settings.running)
-        plans = refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
+        if settings.reference_dirs:
+            from .reference_policy import refuse_referenced
+
+            plans = refuse_referenced(plans, settings.reference_dirs, report=settings.references == "report")
         stuck = {decode_exact(entry["src"], entry["src_base64"]): entry["msg"] for entry in recovered if entry["failed"] and entry["src"]}
         for number, plan in enumerate(plans):
             message = stuck.get(plan.request.src)
@@ -260,7 +245,12 @@ class _Batch:
         for number, plan in enumerate(plans):
             if plan.action in (NOOP, REFUSE, DEFER):
                 self.results[number] = planned(plan)
-        _make_destinations([plan for _number, plan in work if plan.action == CONVERT])
+        if work:  # whatever a migration and its undoing take is imported before anything is written
+            from . import execute, output  # noqa: F401
+
+            if any(plan.request.domain_access for _number, plan in work):
+                from . import running_domains  # noqa: F401
+            output.make_destinations([plan for _number, plan in work if plan.action == CONVERT])
         actions = [plan.action for plan in plans]
         sizes = [(plan.request.src, plan.guest_bytes) for _number, plan in work]
         progress.begin(sizes, refused=actions.count(REFUSE), deferred=actions.count(DEFER))
@@ -339,6 +329,9 @@ class _Batch:
 
         :raises QcowError: nothing was migrated, and the domains run as before (the hint says which do not).
         """
+        from .._libvirt import api
+        from . import running_domains
+
         session, policy = self._session, self._settings.running
         session.domains.forget()
         running: Dict[str, str] = {}
@@ -386,6 +379,8 @@ class _Batch:
 
     def _carry_out(self, plans: List[Plan]) -> List[Dict[str, Any]]:
         """The results of an image that stands alone, or of a whole chain."""
+        from .execute import execute, execute_chain
+
         started = time.monotonic()
         ended: List[Union[Outcome, Exception]] = []
         meter = self._session.progress.meter([(plan.request.src, plan.guest_bytes) for plan in plans])

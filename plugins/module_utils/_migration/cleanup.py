@@ -23,9 +23,9 @@ from .._paths import show
 from .._verify.compare import guest_blocks
 from .._verify.qcow_readers import open_reader
 from .moved_files import MovedFiles, way_out
+from .new_dependents import NewDependents
 from .plan import NATIVE
 from .record import TIME, Record, State
-from .seen_images import NewDependents
 from .source import Source
 
 NOOP = "noop"

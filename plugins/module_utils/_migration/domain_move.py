@@ -16,14 +16,15 @@ from .._directories import exists, make_directory
 from .._errors import ImageChanged, ImageInUse, QcowError, TargetExists, ToolFailed, ToolMissing, UnsafeImage
 from .._image.detect import HEAD, UNKNOWN, identify, is_qcow1
 from .._libvirt import api, control, redefine
-from .._libvirt.inventory import DomainUse, Inventory, survey
+from .._libvirt.inventory import DEFAULT_URI, DomainUse, Inventory
+from .._libvirt.survey import survey
 from .._paths import show
 from .._signals import Interrupted
+from . import leftovers
 from .domain_references import active, declared_raw
 from .execute import execute
 from .plan import CONVERT
 from .planner import make_plan
-from .recover import explain_all, recover_all
 from .request import READ, Request
 from .results import MovedDomain, Outcome
 from .running_domains import DomainsOnOverlays, HeldDisk, Redefinition, ShutDown, add_leftovers
@@ -41,7 +42,7 @@ class Job(NamedTuple):
     dest: bytes
     format: str
     state_dir: bytes
-    uri: str = api.DEFAULT_URI
+    uri: str = DEFAULT_URI
     domains: Optional[List[str]] = None
     running: str = REFUSE
     shutdown_timeout: float = 120
@@ -71,14 +72,14 @@ def run(job: Job, *, check_mode: bool, recovered: Optional[List[Dict[str, Any]]]
     recovered = [] if recovered is None else recovered
     session = Session(job.state_dir, wait=job.wait, libvirt_uri=job.uri, raw_allowed=True)
     if check_mode:
-        recovered.extend(explain_all(session))
+        recovered.extend(leftovers.explain(session))
     if check_mode or not session.anything_left:
         result = _move(job, session, check_mode=True)
         if check_mode or not result.changed:
             return result
     try:
         with session:
-            recovered.extend(recover_all(session))
+            recovered.extend(leftovers.look_after(session))
             session.stop.check()  # what an interrupted run has left may not all have been finished then
             session.progress.begin([(job.src, 0)])
             return _move(job, session, check_mode=False)

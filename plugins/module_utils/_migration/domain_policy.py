@@ -10,8 +10,7 @@ A running domain holds all of its images, so images that share one are migrated 
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from .._errors import QcowError
-from .._libvirt import api, control
-from .._libvirt.redefine import Move
+from .._libvirt.inventory import Move
 from .._paths import show
 from .domain_references import Domains
 from .plan import CONVERT, REFUSE, RETIRE, Plan
@@ -112,6 +111,8 @@ def _against_live(plan: Plan, domains: Domains, running: Dict[str, str]) -> Opti
         return "A result under the same name cannot be made while domain {0} runs. Set running=shutdown.".format(names)
     if plan.action == RETIRE:
         return "Running domain {0} has written to it since its result was made. Give another dest, or set running=shutdown.".format(names)
+    from .._libvirt import api, control  # these are there: a domain runs
+
     connection = api.connect(domains.uri, readonly=True)
     try:
         for uuid in running:

@@ -8,65 +8,40 @@ A record holds the disks that were changed, not whole definitions: no password o
 it, and a rollback keeps what somebody changed elsewhere in the definition meanwhile.
 """
 
-import fcntl
 import os
 import time
-from contextlib import contextmanager
-from typing import AbstractSet, Any, Dict, FrozenSet, Iterable, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, AbstractSet, Any, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from .._errors import ImageInUse, QcowError, ToolMissing
-from .._host.files import open_source
-from .._host.in_use import find_users
-from .._libvirt import api, control, domain_xml, redefine
-from .._libvirt.inventory import DomainUse, Inventory, domains_of, survey
+from .._libvirt.inventory import DEFAULT_URI, DomainUse, Inventory, Move, domains_of, is_installed
 from .._paths import encode_exact, show
 from .record import Record
 from .references import Updater
-from .request import Request
+
+if TYPE_CHECKING:
+    from .._libvirt import api
+    from .domain_definitions import PendingPivot
 
 FOLLOW = "follow"
 REFUSE = "refuse"
 IGNORE = "ignore"
 
-_CLOSING_SECONDS = 30.0
-_LOOK_SECONDS = 0.1
+FACT = "domains"
+"""Where a record holds the disks that were changed."""
+
 # Asking libvirt about all domains again for each of thousands of images would cost more than the images. Whether a domain runs is
 # asked anew whenever its definition is about to change.
 _FRESH_SECONDS = 10.0
 
 
-class PendingPivot:
-    """One disk of a running domain that writes to a snapshot's overlay: it pivots to the result when that is there."""
+def ask(uri: str) -> Inventory:
+    """What libvirt knows. All that asks it and changes its definitions is imported here, and only where there is libvirt."""
+    if not is_installed():
+        return Inventory("none", complete=True)
+    from .._libvirt.survey import survey
+    from . import domain_definitions  # noqa: F401  # an import that failed later would leave a migration half done
 
-    def __init__(self, connection: api.Connection, snapshot: control.Snapshot, planned: redefine.Repoint, request: Request) -> None:
-        self.planned = planned
-        self.src = request.src
-        self.done = False
-        self.snapshot = snapshot._replace(overlays=tuple(item for item in snapshot.overlays if item.target in planned.targets))
-        self._connection, self._bandwidth = connection, request.bandwidth
-
-    def pivot(self, dest: bytes) -> None:
-        """Bring the result up to date, pivot to it, and make the definition say so.
-
-        :raises QcowError: the domain runs on, on its overlay or on the result.
-        """
-        moved = {layer.target: dest for layer in self.snapshot.overlays}
-        control.pivot(self._connection, self.snapshot, moved, bandwidth=self._bandwidth)
-        self.done = True
-        now = api.definition(self._connection, api.domain(self._connection, self.snapshot.uuid))
-        redefine.agree(self._connection, self.planned, control.definition_after(self.snapshot, now))
-        _wait_until_closed(self.src)
-
-
-def _wait_until_closed(path: bytes) -> None:
-    """QEMU closes the old image a moment after the pivot has been reported. Who has it open for longer will be named by whoever needs it free."""
-    fd = open_source(path)
-    try:
-        end = time.monotonic() + _CLOSING_SECONDS
-        while find_users(fd) and time.monotonic() < end:
-            time.sleep(_LOOK_SECONDS)
-    finally:
-        os.close(fd)
+    return survey(uri)
 
 
 class Domains(Updater):
@@ -75,9 +50,9 @@ class Domains(Updater):
     :param raw_allowed: a v1 image may be followed as an image although a domain declares it raw.
     """
 
-    fact = "domains"
+    fact = FACT
 
-    def __init__(self, uri: str = api.DEFAULT_URI, *, raw_allowed: bool = False) -> None:
+    def __init__(self, uri: str = DEFAULT_URI, *, raw_allowed: bool = False) -> None:
         self.uri = uri
         self.pending: List[PendingPivot] = []
         self._raw_allowed = raw_allowed
@@ -88,7 +63,7 @@ class Domains(Updater):
     def survey(self) -> Inventory:
         """What libvirt knows, at most seconds old."""
         if self._survey is None or time.monotonic() - self._asked > _FRESH_SECONDS:
-            self._survey = survey(self.uri)
+            self._survey = ask(self.uri)
             self._asked = time.monotonic()
         return self._survey
 
@@ -120,30 +95,32 @@ class Domains(Updater):
         """Who uses the image, for results and reports."""
         return [described(use) for use in self.survey().users_of(path)]
 
-    def against(self, src: bytes, move: Optional[redefine.Move] = None) -> List[str]:
+    def against(self, src: bytes, move: Optional[Move] = None) -> List[str]:
         """Why the domains that use this v1 image could not follow it; for the plan, before anything is converted.
 
         :param move: what is to become of it, where that is known.
         """
         answer = self.survey()
         uses = answer.users_of(src)
-        if uses and not answer.complete:
+        if not uses:
+            return []
+        if not answer.complete:
             return ["{0} Domain {1} uses the image and could not be pointed to the result.".format(answer.reason, uses[0].domain)]
         raw = [] if self._raw_allowed else [why + " Or set allow_declared_raw=true, which corrects it." for why in declared_raw(uses)]
-        return raw + redefine.obstacles(answer, uses, move)
+        from .._libvirt.redefine import obstacles
 
-    def refresh_pools(self, paths: List[bytes]) -> List[api.Refreshed]:
+        return raw + obstacles(answer, uses, move)
+
+    def refresh_pools(self, paths: List[bytes]) -> "List[api.Refreshed]":
         """Make the active pools that hold these files look again: once, when a whole batch is done, because a refresh reads every volume.
 
         :raises ToolFailed: libvirt cannot list its pools.
         """
         if self.survey().source != "libvirt":
             return []
-        connection = api.connect(self.uri, readonly=False)
-        try:
-            return api.refresh_pools(connection, paths)
-        finally:
-            api.close(connection)
+        from .domain_definitions import refresh_pools
+
+        return refresh_pools(self.uri, paths)
 
     def refreshed(self, paths: List[bytes]) -> List[str]:
         """As :meth:`refresh_pools`; what has not been refreshed is told in words, because it undoes nothing of what was done."""
@@ -162,8 +139,7 @@ class Domains(Updater):
         src, dest = record.path_of("src"), record.path_of("dest")
         for pending in self.pending:
             if pending.src == src:
-                self._remember(record, [pending.planned])
-                pending.pivot(dest)
+                pending.pivot(record)
                 self.forget()
         answer = self.survey()
         uses = answer.users_of(src) + answer.users_of(dest)
@@ -174,41 +150,13 @@ class Domains(Updater):
         if answer.source != "libvirt" or not uses:
             return
         concerned = [use for use in answer.users_of(src) if self._only is None or use.uuid in self._only]
-        against = redefine.obstacles(answer, concerned, redefine.Move(src, dest, record.facts["format"]))
+        from .._libvirt.redefine import obstacles
+        from .domain_definitions import follow
+
+        against = obstacles(answer, concerned, Move(src, dest, record.facts["format"]))
         if against:
             raise ImageInUse(" ".join(against), src, reason="domain")
-        with _one_at_a_time(record):
-            self._follow(record, answer)
-
-    def _follow(self, record: Record, answer: Inventory) -> None:
-        src, dest = record.path_of("src"), record.path_of("dest")
-        connection = api.connect(self.uri, readonly=False)
-        try:
-            flattened = bool(record.facts.get("chain")) and not record.facts.get("backing")
-            move = redefine.Move(src, dest, record.facts["format"], flattened)
-            planned = [item for item in redefine.plan(connection, answer, [move], self._only) if item.changed]
-            if planned:
-                self._remember(record, planned)
-            for item in planned:
-                redefine.apply(connection, item)
-            if any(change.volume for item in planned for change in item.changes):
-                api.refresh_pools(connection, [src, dest])  # such a domain starts only when its pool knows the volume
-        finally:
-            api.close(connection)
-
-    def _remember(self, record: Record, planned: List[redefine.Repoint]) -> None:
-        """What a crash in the middle left of an earlier attempt stays: those definitions have been changed already."""
-        known = {entry["uuid"]: entry for entry in record.facts.get(self.fact) or []}
-        for item in planned:
-            entry = {
-                "domain": item.domain,
-                "uuid": item.uuid,
-                "before": domain_xml.disk_elements(item.before, item.targets),
-                "after": domain_xml.disk_elements(item.after, item.targets),
-                "back": [change._asdict() for change in domain_xml.reverse(item.before, item.changes)],
-            }
-            known.setdefault(item.uuid, entry)
-        record.note(record.state, **{self.fact: [known[uuid] for uuid in sorted(known)]})
+        follow(self.uri, record, answer, self._only)
 
     def restore(self, record: Record) -> None:
         """See :class:`Updater`. A domain that was undefined since has nothing to be pointed back.
@@ -216,16 +164,9 @@ class Domains(Updater):
         :raises ImageInUse: a domain runs.
         :raises ToolMissing: libvirt cannot be asked.
         """
-        connection = api.connect(self.uri, readonly=False)
-        try:
-            for entry in record.facts[self.fact]:
-                known = api.find_definition(connection, entry["uuid"])
-                if known is not None:
-                    redefine.restore(connection, _back(known[0], entry))
-            if any(change["volume"] for entry in record.facts[self.fact] for change in entry["back"]):
-                api.refresh_pools(connection, [record.path_of("src"), record.path_of("dest")])
-        finally:
-            api.close(connection)
+        from .domain_definitions import restore
+
+        restore(self.uri, record)
 
     def obstacles(self, record: Record, going_back: AbstractSet[str] = frozenset()) -> List[str]:
         """See :class:`Updater`."""
@@ -240,13 +181,15 @@ class Domains(Updater):
             if known is not None and known.managed_save:
                 found.append("domain {0} has a saved memory state that continues on the migrated image".format(known.name))
         uses = answer.users_of(record.path_of("dest"))
-        return found + redefine.obstacles(answer, [use for use in uses if use.where.startswith(("snapshot:", "checkpoint:"))])
+        from .._libvirt.redefine import obstacles
+
+        return found + obstacles(answer, [use for use in uses if use.where.startswith(("snapshot:", "checkpoint:"))])
 
 
 class RefusingDomains(Domains):
     """An image that a domain uses is not migrated, and a migration that domains have followed is not undone."""
 
-    def against(self, src: bytes, move: Optional[redefine.Move] = None) -> List[str]:
+    def against(self, src: bytes, move: Optional[Move] = None) -> List[str]:
         """See :meth:`Domains.against`."""
         return ["It is used by domain {0} ({1}).".format(use.domain, use.target) for use in self.survey().users_of(src)]
 
@@ -272,36 +215,6 @@ class LostDomains(IgnoredDomains):
     def obstacles(self, record: Record, going_back: AbstractSet[str] = frozenset()) -> List[str]:
         """See :class:`Updater`."""
         return []
-
-
-@contextmanager
-def _one_at_a_time(record: Record) -> Iterator[None]:
-    """Two workers whose images belong to one domain must not change its definition at once."""
-    fd = os.open(os.path.dirname(record.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _back(now: str, entry: Dict[str, Any]) -> str:
-    """A definition with the recorded disks as they were before.
-
-    A disk that still is what we made of it gets its old text back. One that changed since (another image of its chain was migrated after this
-    one, or somebody edited it) gets back only the layers of this image, so that records may be undone in any order.
-    """
-    present = domain_xml.disk_elements(now, entry["before"])
-    whole = {target for target, text in present.items() if text == entry["after"][target]}
-    now = domain_xml.put_back(now, {target: entry["before"][target] for target in whole})
-    for facts in entry["back"]:
-        change = domain_xml.Change(**facts)
-        if change.target in present and change.target not in whole:
-            try:
-                now = domain_xml.repoint(now, [change])
-            except KeyError:
-                pass  # that layer is not declared any more
-    return now
 
 
 def described(use: DomainUse) -> Dict[str, Any]:

@@ -6,7 +6,6 @@
 
 from typing import Any, Dict, Iterable, Optional
 
-from .._libvirt.domain_xml import Change, drawn
 from .._paths import show
 from .link_references import links_of
 from .overlay_headers import repointed
@@ -33,6 +32,13 @@ def _file(path: str, format_name: Optional[str], backing: Optional[Dict[str, Any
     return "{0}: {1}{2}".format(path, format_name, below)
 
 
+def _disk(domain: str, facts: Dict[str, Any]) -> str:
+    """A disk of a domain, by what a change of it says."""
+    from .._libvirt.domain_xml import Change, drawn  # where a domain was changed, this is there
+
+    return drawn(domain, Change(**facts))
+
+
 def of_migration(result: Dict[str, Any]) -> Diff:
     """What ``qcow_convert`` did to an image, or would; from its result."""
     src, dest, retired = result["src"], result["dest"], result["retired"]
@@ -45,9 +51,9 @@ def of_migration(result: Dict[str, Any]) -> Diff:
             lines += ["link {0} -> {1}".format(link["path"], path) for link in result["links"]]
         lines += ["overlay {0}: backing file {1} ({2})".format(overlay, path, format_name) for overlay in result["repointed"]]
     for use in result["domains"]:
-        change = Change(use["target"], 0, src, use["format"] or "no format")
-        before.append(drawn(use["name"], change))
-        after.append(drawn(use["name"], change._replace(path=dest, format=made)))
+        facts = {"target": use["target"], "depth": 0, "path": src, "format": use["format"] or "no format"}
+        before.append(_disk(use["name"], facts))
+        after.append(_disk(use["name"], dict(facts, path=dest, format=made)))
     return _diff(src, dest, before, after)
 
 
@@ -72,9 +78,8 @@ def of_rollback(record: Record, kept: Optional[bytes]) -> Diff:
         ]
     for entry in record.facts.get("domains") or ():
         for facts in entry["back"]:
-            change = Change(**facts)
-            before.append(drawn(entry["domain"], change._replace(path=show(dest), format=made, volume=None)))
-            after.append(drawn(entry["domain"], change))
+            before.append(_disk(entry["domain"], dict(facts, path=show(dest), format=made, volume=None)))
+            after.append(_disk(entry["domain"], facts))
     return _diff(show(dest), show(src), before, after)
 
 

@@ -21,8 +21,6 @@ from .._image.qcow1 import Qcow1
 from .._image.qcow1_check import check
 from .._image.qcow2 import Qcow2
 from .._paths import decode_exact, encode_exact, show
-from .._verify.compare import fingerprint
-from .._verify.qcow_readers import open_reader
 from .domain_references import Domains
 from .record import Records
 from .request import is_retired
@@ -30,8 +28,6 @@ from .results import info_image
 from .search import WALKERS, absent, unseen
 from .seen_images import Searched, SeenImages
 from .source import Source
-from .text_files import could_not_search
-from .text_references import mentions
 
 REPORTS = ("v1", "known", "all")
 
@@ -143,8 +139,9 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
             image["backing"] = _backing(reader.backing_name, reader.header.backing_format)
             whole = image["backing"] is None or (question.chains and _describe_chain(image, source, question))
             if question.fingerprint and whole and all(member["format"] in NATIVE for member in image["chain"]):
-                below = [open_reader(member.format, fd, member.path) for member, fd in source.pairs()]
-                image["fingerprint"] = fingerprint([open_reader(kind.format, source.fd, path)] + below)
+                image["fingerprint"] = _fingerprint(
+                    [(kind.format, source.fd, path)] + [(member.format, fd, member.path) for member, fd in source.pairs()]
+                )
     elif kind.format == "qcow":
         image["candidate"] = not is_retired(path)
         image["reasons"] = ["QCOW v1"] if image["candidate"] else ["retired original"]
@@ -152,6 +149,14 @@ def _describe_content(image: Dict[str, Any], kind: Identity, path: bytes, questi
             _describe_v1(image, source, question)
     elif kind.format == UNKNOWN and kind.version is not None:
         image["error"] = "{0}: the magic says QCOW, but there is no version {1}".format(show(path), kind.version)
+
+
+def _fingerprint(files: List[Tuple[str, int, bytes]]) -> str:
+    """That of an image, by the formats, descriptors and names of the files of its chain."""
+    from .._verify.compare import fingerprint
+    from .._verify.qcow_readers import open_reader
+
+    return fingerprint([open_reader(*file) for file in files])
 
 
 def _describe_chain(image: Dict[str, Any], source: Source, question: Question) -> bool:
@@ -211,6 +216,8 @@ def _describe_v1(image: Dict[str, Any], source: Source, question: Question) -> N
     if image["backing"] is not None and not (question.chains and _describe_chain(image, source, question)):
         return
     if question.fingerprint and not image["encrypted"] and all(member["format"] in NATIVE for member in image["chain"]):
+        from .._verify.compare import fingerprint
+
         source.open_layers()
         image["fingerprint"] = fingerprint(source.readers())
 
@@ -289,6 +296,9 @@ def add_references(images: List[Dict[str, Any]], summary: Dict[str, Any], direct
 
     :return: what keeps the answer from being complete, in sentences.
     """
+    from .text_files import could_not_search
+    from .text_references import mentions
+
     named = {decode_exact(image["path"], image["path_base64"]): image for image in images if image["format"] == "qcow"}
     search = mentions(directories, dict.fromkeys(named, ()))
     for path, hits in search.mentions.items():

@@ -119,6 +119,34 @@ def holder(state_dir: bytes) -> Holder:
         os.close(fd)
 
 
+def at_work(state_dir: bytes) -> Optional[bool]:
+    """Whether a run is at work on this host; ``None``: whoever asks may not know."""
+    try:
+        return readable(state_dir) and holder(state_dir).held
+    except StateError:
+        return None
+
+
+def readable(state_dir: bytes) -> bool:
+    """Whether there is a state directory.
+
+    :raises StateError: there is one, but it cannot be read.
+    """
+    try:
+        require_ours(state_dir)
+        os.listdir(state_dir)
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StateError(
+            "the state directory cannot be read: {0}".format(error.strerror),
+            state_dir,
+            reason="unreadable",
+            hint="Only its owner can. Run as that user (become).",
+        ) from error
+
+
 def _at_work(fd: int) -> bool:
     """Whether it is a run that has the lock."""
     call = call_of(_read(fd))

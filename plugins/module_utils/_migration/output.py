@@ -17,8 +17,8 @@ from typing import Callable, Dict, List, Optional, Tuple
 from .._copy.copier import copy_extents
 from .._copy.transcode import transcode
 from .._copy.writers import Qcow2Writer, RawWriter, preallocate
-from .._directories import real_path
-from .._errors import ToolFailed, ToolMissing, VerificationFailed
+from .._directories import make_directory, real_path
+from .._errors import QcowError, ToolFailed, ToolMissing, VerificationFailed, reason_of
 from .._host.files import create_nameless, open_source
 from .._host.image_options import Node, name_of_descriptor
 from .._host.qemu_img import QemuImg
@@ -69,6 +69,20 @@ def _write_natively(plan: Plan, source: Source, fd: int, progress: OnProgress) -
     if request.preallocation in ("falloc", "full"):
         preallocate(fd, full=request.preallocation == "full")
     return copied.fingerprint
+
+
+def make_destinations(plans: List[Plan]) -> None:
+    """The directories for results. Others may pass through them but not list them: results have the rights of their originals."""
+    for directory in sorted({plan.request.dest_dir for plan in plans if plan.request.dest_dir is not None}):
+        try:
+            make_directory(directory, 0o711)
+        except OSError as error:
+            raise QcowError(
+                "the directory for the results cannot be made: {0}".format(error.strerror),
+                directory,
+                reason=reason_of(error),
+                hint="Nothing was changed. Make it, or choose another.",
+            ) from error
 
 
 def options_of(plan: Plan) -> Qcow2Options:

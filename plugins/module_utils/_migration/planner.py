@@ -15,7 +15,7 @@ from .._host.attributes import protection
 from .._host.files import check_name
 from .._host.in_use import WRITER, find_users, in_use
 from .._host.procfs import Use
-from .._image import crypt, safety
+from .._image import safety
 from .._image.chain import Key, Member
 from .._image.detect import HEAD, UNKNOWN, reader_at
 from .._image.extent import SECTOR
@@ -24,6 +24,7 @@ from .._image.qcow1 import Qcow1
 from .._image.qcow1_check import STRUCTURE
 from .._paths import show
 from .._verify.compare import verify
+from .._verify.qcow_readers import open_reader
 from .backing import KEEP, RECLUSTER, Replacement, kept_layout, needed, require_thin_possible, require_writable, rest_on, rules_of
 from .block_device import device_at, require_usable
 from .hard_links import under_one_name
@@ -31,7 +32,7 @@ from .moved_files import MovedFiles
 from .plan import CONVERT, NATIVE, NOOP, QEMU_IMG, REFUSE, RETIRE, STAGED, Plan
 from .record import Record, Records, State
 from .request import WRITTEN, Request, require_expected, result_path, retired_path
-from .source import MAX_RANGES, Losses, Source, identity_of, open_reader, ranges_of, require_sound
+from .source import MAX_RANGES, Losses, Source, identity_of, ranges_of, require_sound
 from .taken_names import taken
 
 _LOOKS = 10
@@ -270,7 +271,9 @@ def _plan_conversion(request: Request, dest: bytes, source: Source, records: Rec
 def _require_luks_passphrase(request: Request) -> None:
     if request.encryption != "luks" or request.luks_passphrase_file is None:
         return
-    if not crypt.read_passphrase(request.luks_passphrase_file).strip(b"\r\n"):
+    from .._image.crypt import read_passphrase
+
+    if not read_passphrase(request.luks_passphrase_file).strip(b"\r\n"):
         raise PassphraseError(
             "the LUKS passphrase is empty: anybody could read the result",
             request.luks_passphrase_file,

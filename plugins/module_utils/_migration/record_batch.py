@@ -10,18 +10,17 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 
 from .._directories import exists, is_directory, real_path
 from .._errors import QcowError, StateError, reason_of
-from .._libvirt.api import DEFAULT_URI
+from .._libvirt.inventory import DEFAULT_URI
 from .._paths import decode_exact, encode_exact, show
 from .._signals import Interrupted
-from . import cleanup, drawn, rollback
+from . import cleanup, drawn, leftovers, rollback
 from .domain_references import FOLLOW
 from .link_references import LEFT, links_of
 from .moved_files import AUTO
+from .new_dependents import NewDependents
 from .record import Record, Records, State
 from .record_entries import explain
-from .recover import explain_all, recover_all
 from .results import Undone
-from .seen_images import NewDependents
 from .session import Session
 from .stop import REASON, Stopped, StopRequest
 
@@ -177,12 +176,12 @@ def _run(
     results: List[Dict[str, Any]] = []
     nothing_migrated = next(session.records.all(), None) is None and not session.anything_left
     if choice.check_mode or (nothing_migrated and not choice.records):  # where nothing was ever migrated no lock is left behind either
-        recovered.extend(explain_all(session))
+        recovered.extend(leftovers.explain(session))
         _handle_all(choice, session, handle, missing, results)
         return results
     try:
         with session:
-            recovered.extend(recover_all(session))
+            recovered.extend(leftovers.look_after(session))
             _handle_all(choice, session, handle, missing, results)
             _refresh_pools(session, results)
     except Stopped as error:  # without the lock, so whatever became of the request

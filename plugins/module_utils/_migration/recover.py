@@ -101,11 +101,6 @@ def _explained(record: Record, session: Session) -> Dict[str, Any]:
     return _recovered(record, "; ".join([explain(record)["unfinished"] or ""] + session.moved.words(record)), False)
 
 
-def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
-    """What a module warns of among the entries that :func:`recover` has returned."""
-    return ["An interrupted run cannot be finished: {0}".format(entry["msg"]) for entry in recovered if entry["failed"]]
-
-
 def _recovered(record: Record, words: str, failed: bool) -> Dict[str, Any]:
     known = explain(record)
     names = {key: known[key] for key in ("record", "src", "src_base64", "dest", "dest_base64", "state")}

@@ -197,3 +197,8 @@ def info_image(path: bytes, format_name: str, **facts: Any) -> Dict[str, Any]:
     """A new entry for a file, to be filled in."""
     fresh = {"chain": [], "dependents": [], "links": [], "in_use": [], "users": [], "references": [], "safety": [], "reasons": []}  # type: Dict[str, Any]
     return dict(InfoImage(show(path), encode_exact(path), format_name, **dict(fresh, **facts))._asdict())
+
+
+def warnings_of(recovered: List[Dict[str, Any]]) -> List[str]:
+    """What a module warns of among the entries that a run returns as ``recovered``."""
+    return ["An interrupted run cannot be finished: {0}".format(entry["msg"]) for entry in recovered if entry["failed"]]

@@ -15,7 +15,8 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 from .._errors import QcowError
 from .._libvirt import api, control, domain_xml, redefine
 from .commit import in_place, withdraw
-from .domain_references import PendingPivot, overlay_path
+from .domain_definitions import PendingPivot
+from .domain_references import overlay_path
 from .record import State, named
 from .request import Request
 from .rollback import plan_rollback, roll_back

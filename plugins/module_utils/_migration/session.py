@@ -7,7 +7,7 @@
 from contextlib import ExitStack
 from typing import Any, Optional, Set
 
-from .._libvirt.api import DEFAULT_URI
+from .._libvirt.inventory import DEFAULT_URI
 from .._signals import Interruptible
 from .calls import this_call
 from .domain_references import FOLLOW, IGNORE, REFUSE, Domains, IgnoredDomains, LostDomains, RefusingDomains

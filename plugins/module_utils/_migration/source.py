@@ -5,13 +5,12 @@
 """An image opened for migration, and all below it: once, by descriptor, so that nobody can swap a file between looking and reading."""
 
 import os
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .._directories import real_path
 from .._errors import DamagedImage, ImageChanged, PassphraseError, UnsupportedImage
 from .._host.files import FileIdentity, identity, open_source
 from .._host.in_use import Guard
-from .._image import crypt
 from .._image.chain import FOREIGN, Key, Member, Rules, follow
 from .._image.detect import HEAD, Identity, identify, reader_at
 from .._image.extent import COMPRESSED, Extent, Layer, chain_extents, thin_extents
@@ -21,9 +20,11 @@ from .._image.qcow1_check import check
 from .._image.qcow2 import Qcow2
 from .._image.raw import Raw
 from .._paths import show
-from .._verify.qcow_readers import Qcow1Reader, open_reader
-from .._verify.reader import LostReader, Reader
-from .foreign_base import ForeignBase
+
+# Looking at an image takes neither verification, nor decryption, nor qemu-img: these are imported where an image needs them.
+if TYPE_CHECKING:
+    from .._verify.reader import Reader
+    from .foreign_base import ForeignBase
 
 LostRanges = Mapping[int, Sequence[Tuple[int, int]]]
 """By place in the chain (0: the image itself) the guest ranges ``(start, length)`` that were given up, in bytes."""
@@ -52,6 +53,7 @@ class Source:
         self.recognised: List[str] = []
         self.warnings: List[str] = []  # what the check found that is no error
         self._below: List[int] = []
+        self._foreign: Optional[ForeignBase] = None  # the last of the layers, until it is fetched
         try:
             self.identity = identity(self.fd)
             if expected is not None and not self.identity.same_content(expected):
@@ -130,12 +132,13 @@ class Source:
         :param damage: collects what is damaged, by place in the chain; if not given, the first damage met is an error.
         """
         image = Qcow1(self.fd, self.path, _collector(damage, 0))
-        self.layers = [image]
+        self.layers, self._foreign = [image], None
         for place, (member, fd) in enumerate(zip(self.members, self._below), 1):
             if member.format == "qcow":
                 self.layers.append(Qcow1(fd, member.path, _collector(damage, place)))
             elif member.format in FOREIGN:
-                self.layers.append(ForeignBase(fd, member.real, member.format, self.layers[-1].virtual_size))
+                self._foreign = _foreign_base(fd, member, self.layers[-1].virtual_size)
+                self.layers.append(self._foreign)
             else:
                 self.layers.append(open_layer(member.format, fd, member.path))
         return image
@@ -156,25 +159,27 @@ class Source:
                         layer.path,
                         hint="Give passphrase_file, or an entry in passphrase_files for a file of a chain. Nothing was changed.",
                     )
+                from .._image import crypt
+
                 verdict = crypt.unlock(layer, crypt.read_passphrase(secret), force=force)
                 self.recognised.extend(verdict.recognised)
 
     def foreign_need(self, *, whole: bool) -> int:
         """Bytes on disk that :meth:`fetch_foreign` takes at most."""
-        base = self.layers[-1]
-        return base.need(self._wanted(base, whole)) if isinstance(base, ForeignBase) else 0
+        base = self._foreign
+        return 0 if base is None else base.need(self._wanted(base, whole))
 
     def fetch_foreign(self, directory: bytes, *, whole: bool) -> None:
         """Read a base of a format that is not read here, with qemu-img, into a raw file without a name.
 
         :param whole: not only what the guest sees of it: what a new overlay rests on has to be known under that overlay, too, to prove it.
         """
-        base = self.layers[-1]  # what is read by qemu-img has nothing below it
-        if isinstance(base, ForeignBase):
+        base = self._foreign  # what is read by qemu-img has nothing below it
+        if base is not None:
             self._below.append(base.fetch(self._wanted(base, whole), directory))
-            self.layers[-1] = Raw(self._below[-1], base.path)
+            self.layers[-1], self._foreign = Raw(self._below[-1], base.path), None
 
-    def _wanted(self, base: ForeignBase, whole: bool) -> Iterator[Tuple[int, int]]:
+    def _wanted(self, base: "ForeignBase", whole: bool) -> Iterator[Tuple[int, int]]:
         if whole:
             return base.ranges()
         return ((extent.start, extent.start + extent.length) for extent in self.extents() if extent.layer is base)
@@ -191,12 +196,15 @@ class Source:
         """What a new overlay over the same base has to hold; see :func:`~.extent.thin_extents`."""
         return thin_extents(self.layers, unit)
 
-    def readers(self, lost: Optional[LostRanges] = None) -> List[Reader]:
+    def readers(self, lost: Optional[LostRanges] = None) -> "List[Reader]":
         """The same chain for verification, read by the second path."""
         return self.readers_below(lost, first=0)
 
-    def readers_below(self, lost: Optional[LostRanges] = None, *, first: int = 1) -> List[Reader]:
+    def readers_below(self, lost: Optional[LostRanges] = None, *, first: int = 1) -> "List[Reader]":
         """The chain from place ``first`` on; 1 leaves the image itself out."""
+        from .._verify.qcow_readers import Qcow1Reader, open_reader
+        from .._verify.reader import LostReader
+
         images: List[Reader] = []
         for place, layer in enumerate(self.layers[first:], first):
             given_up = list((lost or {}).get(place, ()))
@@ -253,6 +261,12 @@ class Guards:
 
 def _collector(damage: Optional[Dict[int, List[Damage]]], place: int) -> Optional[OnDamage]:
     return None if damage is None else damage.setdefault(place, []).append
+
+
+def _foreign_base(fd: int, member: Member, size: int) -> "ForeignBase":
+    from .foreign_base import ForeignBase
+
+    return ForeignBase(fd, member.real, member.format, size)
 
 
 def open_layer(format_name: str, fd: int, path: bytes) -> Layer:

@@ -4,20 +4,15 @@
 
 """How far the work on this host is, seen from outside: nothing is changed, nobody waits, and who works does not notice."""
 
-import os
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from .._directories import require_ours
-from .._errors import StateError
 from .._paths import encode_exact, show
 from .calls import Call, call_of
-from .lock import holder
+from .lock import holder, readable
 from .progress import seen
-from .record import Records, State
+from .record import DomainJournal, Records, State
 from .record_entries import explain
-from .recover import explain_domains
 from .results import LastRun, Running
-from .session import Session
 from .stop import read
 
 
@@ -40,7 +35,7 @@ def look(state_dir: bytes) -> Status:
 
     :raises StateError: the state directory cannot be read, or is not ours.
     """
-    if not _readable(state_dir):
+    if not readable(state_dir):
         return Status(None, None, [], None)
     held, call, ended = holder(state_dir)
     calls, workers = seen(state_dir)
@@ -52,34 +47,6 @@ def look(state_dir: bytes) -> Status:
     own = next((facts for found, facts in alive if found == call), {})
     theirs = [facts for facts in workers if call is not None and facts.get("token") == call.token]
     return Status(call, _running(call, own, theirs), waiting, None)
-
-
-def at_work(state_dir: bytes) -> Optional[bool]:
-    """Whether a run is at work on this host; ``None``: whoever asks may not know."""
-    try:
-        return _readable(state_dir) and holder(state_dir).held
-    except StateError:
-        return None
-
-
-def _readable(state_dir: bytes) -> bool:
-    """Whether there is a state directory.
-
-    :raises StateError: there is one, but it cannot be read.
-    """
-    try:
-        require_ours(state_dir)
-        os.listdir(state_dir)
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StateError(
-            "the state directory cannot be read: {0}".format(error.strerror),
-            state_dir,
-            reason="unreadable",
-            hint="Only its owner can. Run as that user (become).",
-        ) from error
 
 
 def _running(call: Optional[Call], own: Dict[str, Any], workers: List[Dict[str, Any]]) -> Dict[str, Any]:
@@ -136,7 +103,7 @@ def status_of(state_dir: bytes, listed: str) -> Dict[str, Any]:
         "waiting": len(now.waiting),
         "last_run": now.last,
         "stopping": request.when if request is not None and any(map(request.covers, now.calls)) else None,
-        "domains": [entry["msg"] for entry in explain_domains(Session(state_dir))] if now.running is None else [],
+        "domains": _left_domains(state_dir) if now.running is None else [],
         "errors": [
             {
                 "path": show(path),
@@ -155,6 +122,16 @@ def status_of(state_dir: bytes, listed: str) -> Dict[str, Any]:
             entry for entry in records if listed == "all" or (listed == "unfinished" and (entry["unfinished"] or entry["in_progress"]))
         ],
     }
+
+
+def _left_domains(state_dir: bytes) -> List[str]:
+    """What the next run will do about domains that an interrupted one has left. Hardly ever anything, so only then what does it is imported."""
+    if not DomainJournal(state_dir).entries():
+        return []
+    from .recover import explain_domains
+    from .session import Session
+
+    return [entry["msg"] for entry in explain_domains(Session(state_dir))]
 
 
 def _written_by(running: Optional[Dict[str, Any]], moment: Optional[str]) -> bool:

@@ -16,8 +16,8 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ImageInUse, QcowError, ToolFailed, UnsupportedImage
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import api, control, redefine
-from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.inventory import survey, survey_connection
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.redefine import Move
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.survey import survey, survey_connection
 from ansible_collections.vmimage.qcow.tests.support.libvirtd import Guest, Libvirtd, disk
 
 SIZE = 32 << 20
@@ -77,7 +77,7 @@ def test_every_user_of_an_image(daemon: Libvirtd, connection: api.Connection, tm
     assert uses["by-volume"][2:] == ("disk", "vda", "qcow", "shut off", "definition", 0, name_of(image), "images", "a.qcow", None)
     assert uses["by-soft-link"].target == "vdb"
     assert uses["declared-raw"].declared_format == "raw"
-    pool = answer.pool_of(name_of(image))
+    pool = api.pool_for(answer.pools, name_of(image))
     assert pool is not None and pool.name == "images"
     assert answer.users_of(name_of(tmp_path / "nobody")) == []
 

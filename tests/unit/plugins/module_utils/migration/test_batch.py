@@ -15,6 +15,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ImageI
 from ansible_collections.vmimage.qcow.plugins.module_utils._host import free_space
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.files import identity
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import execute as execution
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import started
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.execute import Migration
@@ -137,7 +138,7 @@ def test_only_what_was_migrated_tells_how_long_images_take(tmp_path, monkeypatch
         raise ImageInUse("is in use", plan.request.src)
 
     learned = []
-    monkeypatch.setattr(batch, "execute", execute)
+    monkeypatch.setattr(execution, "execute", execute)
     monkeypatch.setattr(Estimates, "learn", lambda self, size, seconds, images=1: learned.append((seconds, images)))
     run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, max_minutes=10))
     assert learned == []

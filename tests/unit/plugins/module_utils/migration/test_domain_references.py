@@ -22,7 +22,7 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._errors import (
     UnsafeImage,
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import xml_text
-from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.inventory import survey
+from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt.survey import survey
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import domain_references
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_move import Job, run
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import Domains
@@ -132,7 +132,7 @@ def test_a_keeper_stops_before_a_running_domain(daemon: Libvirtd, tmp_path: path
 
 def test_hosts_without_libvirt_have_nothing_to_point(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     src = image(tmp_path)
-    monkeypatch.setattr(domain_references, "survey", lambda uri: survey(uri, root=str(tmp_path)))  # whatever this machine has
+    monkeypatch.setattr(domain_references, "ask", lambda uri: survey(uri, root=str(tmp_path)))  # whatever this machine has
     keeper = Domains("qemu+unix:///system?socket=%s/none" % tmp_path)
     keeper.repoint(begun(src, convert(src)))
     assert keeper.users(os.fsencode(str(src))) == [] and keeper.against(os.fsencode(str(src))) == []

@@ -13,7 +13,8 @@ import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import ToolFailed
 from ansible_collections.vmimage.qcow.plugins.module_utils._libvirt import api, control
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, record_batch, running_domains
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import execute as execution
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import record_batch, running_domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.domain_references import IGNORE, Domains
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.info import Question, add_domains, add_references, look
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Records
@@ -166,7 +167,7 @@ def test_a_run_that_dies_leaves_no_domain_behind(host: Host, place: str) -> None
     if pid == 0:
         try:
             if place == "convert":
-                batch.execute = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
+                execution.execute = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
             elif place == "switch":
                 control.pivot = lambda *_arguments, **_more: os._exit(7)  # type: ignore[assignment]
             else:
@@ -192,7 +193,7 @@ def test_a_domain_that_was_shut_down_by_a_run_that_died_is_started(host: Host) -
     guest = up(host, "shop", disk(image, "qcow"))
     pid = os.fork()
     if pid == 0:
-        batch.execute = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
+        execution.execute = lambda *_arguments: os._exit(7)  # type: ignore[assignment]
         try:
             host.run(image, running="shutdown")
         finally:

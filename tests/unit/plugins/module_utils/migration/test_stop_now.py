@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
-from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch, commit, stop
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import commit, leftovers, stop
+from ansible_collections.vmimage.qcow.plugins.module_utils._migration import execute as execution
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.batch import Settings, run
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.lock import Exclusive
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.record import Record, Records
@@ -93,7 +94,7 @@ def test_while_leftovers_are_finished_the_others_are_left(tmp_path: pathlib.Path
     state = os.fsencode(tmp_path / "state")
     wanted = three(tmp_path, state)
     with monkeypatch.context() as patched:  # three runs that died before they gave the result its name
-        patched.setattr(batch, "recover_all", lambda session: [])
+        patched.setattr(leftovers, "look_after", lambda session: [])
         for request in wanted:
             pid = os.fork()
             if pid == 0:
@@ -116,7 +117,7 @@ def test_a_request_that_cannot_be_read_begins_nothing_and_loses_nothing(
 ) -> None:
     state = os.fsencode(tmp_path / "state")
     wanted = three(tmp_path, state)
-    real = batch.execute
+    real = execution.execute
 
     def execute(*arguments: Any) -> Any:
         outcome = real(*arguments)
@@ -124,7 +125,7 @@ def test_a_request_that_cannot_be_read_begins_nothing_and_loses_nothing(
             os.symlink("/nonexistent", os.path.join(state, b"stop.json"))
         return outcome
 
-    monkeypatch.setattr(batch, "execute", execute)
+    monkeypatch.setattr(execution, "execute", execute)
     results = run(wanted, Settings(state, workers=workers))
     assert results[0]["changed"] and not results[0]["failed"]
     assert (results[2]["failed"], results[2]["changed"]) == (True, False) and "cannot be read" in results[2]["msg"]
@@ -141,7 +142,7 @@ def test_what_failed_or_was_deferred_is_left(tmp_path: pathlib.Path, monkeypatch
         stop.write(state, stop.AFTER_IMAGE)
         raise QcowError("the disk is broken", plan.request.src, reason="io")
 
-    monkeypatch.setattr(batch, "execute", execute)
+    monkeypatch.setattr(execution, "execute", execute)
     results = run(wanted, Settings(state, max_bytes=1))
     assert [result["action"] for result in results] == ["convert", "defer", "defer"]
     told = stop_run(state, "after_image", wait=0, check_mode=False)
