@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import os
 import secrets
-import shlex
 import time
 import typing as t
 from contextlib import contextmanager
+from functools import partial
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.parsing.convert_bool import boolean
@@ -24,7 +24,7 @@ from ansible.utils.vars import merge_hash
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.calls import RUN_AGE, SENT, WATCHED_AS
 from ansible_collections.vmimage.qcow.plugins.module_utils._options import OptionError, seconds_of
 from ansible_collections.vmimage.qcow.plugins.plugin_utils import plan_files, this_run
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport, look, removal, started_job
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.terminal import progress, tells
 from ansible_collections.vmimage.qcow.plugins.plugin_utils.until import seconds_until
 
@@ -33,8 +33,8 @@ DEFAULTS = {"progress_interval": "15s", "reconnect_timeout": "1h", "time_limit":
 FIRST = 2.0
 """Seconds until the first report; from there on each takes half as long again, up to the interval."""
 
-SOONEST = 0.5
-"""Seconds from one look to the next, at least; where the job has been watched for long, a twentieth of that."""
+LONGEST = 15.0
+"""Seconds that a look may wait on the host for the job's end, at most."""
 
 PATIENCE = 300.0
 """Seconds that a job may take to give its first sign of life."""
@@ -42,7 +42,15 @@ PATIENCE = 300.0
 GRACE = 15.0
 """Seconds in which the result of a process that has ended must appear."""
 
-_JOB_KEYS = ("ansible_job_id", "started", "finished", "results_file", "stdout", "stdout_lines", "stderr", "stderr_lines", "erased")
+_LOST = {
+    "failed": True,
+    "reason": "killed",
+    "msg": "The migration on this host has ended without a result: it was killed, or the host was restarted. "
+    "Nothing is lost. Run again: unfinished work is completed or cleaned up first.",
+}
+
+_JOB_KEYS = ("ansible_job_id", "started", "finished", "stdout", "stdout_lines", "stderr", "stderr_lines", "invocation")
+"""What is not the module's own in the result of a job."""
 
 display = Display()
 
@@ -52,6 +60,11 @@ class ActionModule(ActionBase):
 
     _supports_check_mode = True
     _supports_async = True
+
+    _token: str | None = None
+    """By which the progress of the job is found that is about to be started; ``None`` where none is."""
+    _ended: dict[str, t.Any] | None = None
+    """What the job has left as its result; ``None`` where there has been no job."""
 
     @tells("done")
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
@@ -142,113 +155,95 @@ class ActionModule(ActionBase):
             pass
 
     def _watch(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any] | None:
-        """Start the job, watch it and fetch its result; ``None`` where it could not even be started."""
-        token = secrets.token_hex(8)
+        """The result of the module, run as a job that is watched; ``None`` where it could not even be started."""
+        self._token, self._ended = secrets.token_hex(8), None
         self._task.async_val = int(self._seconds("time_limit"))
         try:
-            with self._telling(**{WATCHED_AS: token}):
-                job = self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=True)
+            with self._telling(**{WATCHED_AS: self._token}):
+                result = self._execute_module(MODULE, self._args, task_vars=task_vars, wrap_async=True)
         finally:
-            self._task.async_val = 0
-        if not job.get("ansible_job_id") or not job.get("results_file"):
-            display.vv(f"{MODULE} cannot run in the background here: {job.get('msg', job)}", host=self._host)
+            self._task.async_val, self._token = 0, None
+        if self._ended is None:
+            display.vv(f"{MODULE} cannot run in the background here: {result.get('msg', result)}", host=self._host)
             return None
-        results_file = str(job["results_file"])
-        state_dir = self._remote_expand_user(str(self._task.args.get("state_dir", "/var/lib/vmimage-qcow")))
-        status = self._connection._shell.join_path(state_dir, "progress")
-        lost = self._until_it_ends(results_file, status, token)
-        if lost is not None:
-            return lost
-        return self._fetch(str(job["ansible_job_id"]), os.path.dirname(results_file), task_vars)
+        for key in {*_JOB_KEYS, "changed"}:  # the start of a job always counts as a change
+            result.pop(key, None)
+        return result | {key: value for key, value in self._ended.items() if key == "changed"}
 
-    def _until_it_ends(self, results_file: str, status: str, token: str) -> dict[str, t.Any] | None:
-        """Look at the job until it has ended; a failure where it has gone without a result."""
+    def _low_level_execute_command(self, *args: t.Any, **options: t.Any) -> dict[str, t.Any]:
+        """As in the base class, but the command that starts the job is answered with the job's result.
+
+        So ansible-core reads it as that of a module that was waited for, each version in its way, and no other module is started to fetch it.
+        """
+        answer: dict[str, t.Any] = super()._low_level_execute_command(*args, **options)
+        results_file = started_job(str(answer.get("stdout", ""))) if self._token else None
+        if results_file is None or self._token is None:
+            return answer
+        token, self._token = self._token, None
+        state_dir = self._remote_expand_user(str(self._task.args.get("state_dir", "/var/lib/vmimage-qcow")))
+        directory = self._connection._shell.join_path(state_dir, "progress")
+        text = self._until_it_ends(results_file, directory, token)
+        # Only now that the result is here: it may have been printed to a connection that was dead.
+        self._patiently(removal(results_file, directory, token))
+        try:
+            self._ended = dict(json.loads(text))
+        except (TypeError, ValueError):  # cut off: a full disk
+            text, self._ended = json.dumps(_LOST), _LOST
+        return {**answer, "stdout": text}
+
+    def _until_it_ends(self, results_file: str, directory: str, token: str) -> str:
+        """Look at the job until it has ended, and tell how far it has come meanwhile; its result, or that it has gone without one."""
         interval = self._seconds("progress_interval")
-        wait = min(FIRST, interval)
         report = ProgressReport(token)
-        unreachable_since: float | None = None
-        sign_of_life = time.monotonic()
         process: tuple[int, int] | None = None
-        time.sleep(SOONEST)  # most calls with nothing to do end at once
-        begun = time.monotonic()
-        pause, told = wait, begun
+        silent: float | None = None  # seconds waited since the job was missed; None: it is there
+        begun = told = time.monotonic()
+        pause, moment = min(FIRST, interval), begun
         while True:
-            try:
-                now = self._look(results_file, status, token, process)
-            except AnsibleConnectionFailure as error:
-                if unreachable_since is None:
-                    unreachable_since = time.monotonic()
-                    self._say("connection lost; the migration continues on the host; reconnecting")
-                if time.monotonic() - unreachable_since > self._seconds("reconnect_timeout"):
-                    raise AnsibleConnectionFailure(
-                        f"The host has been unreachable for {time.monotonic() - unreachable_since:.0f} s. The migration may continue there; "
-                        f"run again to see. {error}"
-                    ) from error
-                self._forget_connection()
-                time.sleep(min(wait * 2, interval))
-                continue
+            seconds = min(told + pause - moment, LONGEST)
+            command = partial(look, results_file, directory, token, process, age=moment - begun)
+            now = JobStatus.of(self._patiently(command(seconds=seconds), again=command(seconds=0.0)), token, process)
             moment = time.monotonic()
-            if unreachable_since is not None:
-                self._say(f"connected again after {moment - unreachable_since:.0f} s")
-                unreachable_since, sign_of_life = None, moment
-            if now.finished:
-                return None
-            if now.alive:
-                sign_of_life = moment
-            elif moment - sign_of_life > (GRACE if now.gone else PATIENCE):
-                return {
-                    "failed": True,
-                    "reason": "killed",
-                    "msg": "The migration on this host has ended without a result: it was killed, or the host was restarted. "
-                    "Nothing is lost. Run again: unfinished work is completed or cleaned up first.",
-                }
+            if now.result is not None:
+                return now.result
+            silent = None if now.alive else 0.0 if silent is None else silent + seconds
+            if silent is not None and silent > (GRACE if now.gone else PATIENCE):
+                return json.dumps(_LOST)
             process = now.process
             if moment >= told + pause:
                 for line in report.lines(now):
                     self._say(line)
                 pause, told = min(pause * 1.5, interval), moment
-            soonest = max(SOONEST, (moment - begun) / 20)
-            time.sleep(wait if now.gone else min(max(report.left(now, moment), soonest), told + pause - moment))
 
-    def _look(self, results_file: str, status: str, token: str, process: tuple[int, int] | None) -> JobStatus:
-        """One look by one cheap command: no module is started for it.
+    def _patiently(self, command: str, again: str | None = None) -> str:
+        """What a command prints on the host.
 
-        :raises AnsibleConnectionFailure: where the host cannot be reached.
+        :param again: what to ask instead once the host could not be reached, until it can be.
+
+        :raises AnsibleConnectionFailure: it cannot be reached for too long.
         """
-        # A job that has not ended has a results file of one short line; of a long one, which may be huge, only the size is of interest.
-        command = (
-            f"f={shlex.quote(results_file)}; n=$(wc -c <$f) && echo job $n && if [ $n -lt 400 ]; then cat $f; echo; fi; "
-            f"cat {shlex.quote(status)}/*.json; cat /proc/{process[0] if process else 'none'}/stat"
-        )
-        answer = self._low_level_execute_command(f"({command}) 2>/dev/null; true")
-        if answer.get("rc") not in (0, None):
-            raise AnsibleConnectionFailure(f"cannot look at the job: {answer.get('stderr', '')}")
-        return JobStatus.of(str(answer.get("stdout", "")), token, process)
-
-    def _fetch(self, job_id: str, async_dir: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        """The module's result, and no trace of the job left on the host."""
-        result = self._patiently(lambda: self._status_of(job_id, async_dir, "status", task_vars))
-        self._patiently(lambda: self._status_of(job_id, async_dir, "cleanup", task_vars))
-        for key in _JOB_KEYS:
-            result.pop(key, None)
-        result.pop("invocation", None)
-        self._remove_tmp_path(self._connection._shell.tmpdir)
-        return result
-
-    def _patiently(self, call: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.Any]:
-        end = time.monotonic() + self._seconds("reconnect_timeout")
+        since: float | None = None
         while True:
             try:
-                return call()
-            except AnsibleConnectionFailure:
-                if time.monotonic() > end:
-                    raise
+                answer = super()._low_level_execute_command(f"({command}) 2>/dev/null; true")
+                if answer.get("rc") not in (0, None):
+                    raise AnsibleConnectionFailure(f"cannot look at the job: {answer.get('stderr', '')}")
+            except AnsibleConnectionFailure as error:
+                if since is None:
+                    since = time.monotonic()
+                    self._say("connection lost; the migration continues on the host; reconnecting")
+                away = time.monotonic() - since
+                if away > self._seconds("reconnect_timeout"):
+                    raise AnsibleConnectionFailure(
+                        f"The host has been unreachable for {away:.0f} s. The migration may continue there; run again to see. {error}"
+                    ) from error
+                command = again or command
                 self._forget_connection()
-                time.sleep(FIRST)
-
-    def _status_of(self, job_id: str, async_dir: str, mode: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        args = {"jid": job_id, "mode": mode, "_async_dir": async_dir}
-        return self._execute_module("ansible.legacy.async_status", args, task_vars=task_vars)
+                time.sleep(min(FIRST * 2, self._seconds("progress_interval")))
+                continue
+            if since is not None:
+                self._say(f"connected again after {time.monotonic() - since:.0f} s")
+            return str(answer.get("stdout", ""))
 
     def _forget_connection(self) -> None:
         try:

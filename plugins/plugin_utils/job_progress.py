@@ -4,22 +4,55 @@
 
 # These plugin utils are PRIVATE to the collection: they may change at any time. Do not use them from elsewhere.
 
-"""What one look at a running job has shown, and how people are told."""
+"""How a running job is looked at, what a look has shown, and how people are told."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 import typing as t
 
 Facts = t.Dict[str, t.Any]
 
 
+def started_job(text: str) -> str | None:
+    """The results file of the job that a command has started; ``None`` where it has started none.
+
+    :param text: what the command has printed.
+    """
+    started = (facts for facts in map(_facts, text.splitlines()) if facts is not None and "ansible_job_id" in facts)
+    return next((str(facts["results_file"]) for facts in started if "results_file" in facts), None)
+
+
+def look(results_file: str, directory: str, token: str, process: tuple[int, int] | None, *, seconds: float, age: float) -> str:
+    """The shell command of one look: it waits for the job's end, and prints what :meth:`JobStatus.of` reads.
+
+    :param directory: of the progress files. :param process: of the job, where an earlier look has told.
+    :param seconds: how long to wait at most. :param age: seconds that the job has been watched for; its end is looked for as often as suits that.
+    """
+    nap = min(max(age / 20, 0.1), 1.0)
+    # A job that has not ended has a results file of one short line. While nothing is known of its process, what it says of itself is kept: it may
+    # have gone again at the end of the wait.
+    return (
+        f"f={shlex.quote(results_file)}; d={shlex.quote(directory)}; n={math.ceil(seconds / nap)}; call=; "
+        """ended() { grep -qv '^{"started"' "$f"; }; """
+        f'until ended || [ $((n -= 1)) -lt 0 ]; do read -r call <"$d/{token}.json"; sleep {nap:.2f} || sleep 1; done; '
+        'if ended; then echo result; cat "$f"; else [ -e "$f" ] && echo job; cat "$d"/*.json; '
+        + (f"cat /proc/{process[0]}/stat; fi" if process else """printf '%s\n' "$call"; fi""")
+    )
+
+
+def removal(results_file: str, directory: str, token: str) -> str:
+    """The shell command that removes what a job that has ended has left."""
+    return f"rm -f {shlex.quote(results_file)} {shlex.quote(directory)}/{token}*.json"
+
+
 class JobStatus(t.NamedTuple):
     """A job at one moment."""
 
-    finished: bool
-    """There is a result to fetch."""
+    result: str | None
+    """What the job has ended with, a line of JSON; ``None`` while there is none."""
     alive: bool
     gone: bool
     """Its process, or every trace of it, is not there any more."""
@@ -35,27 +68,26 @@ class JobStatus(t.NamedTuple):
 
         :param process: of the job, where an earlier look has told.
         """
-        known, first = process, False
-        size, running, calls, workers, start = None, False, [], [], None
-        for line in text.splitlines():
+        known, there = process, False
+        calls, workers, start = [], [], None
+        lines = text.splitlines()
+        for number, line in enumerate(lines):
             facts = _facts(line)
-            if line.startswith("job "):
-                size = int(line.split()[1])
+            if line == "result":
+                return cls("".join(lines[number + 1 :]), False, True, known, [], [])
+            if line == "job":
+                there = True
             elif facts is not None and "path" in facts:
                 workers.append(facts)
             elif facts is not None and "token" in facts:
                 calls.append(facts)
-            elif facts is not None and "started" in facts:
-                running = True
             elif process is not None and line.startswith(f"{process[0]} ("):
                 start = int(line.rsplit(")", 1)[1].split()[19])
         own = next((call for call in calls if call["token"] == token), None)
         if own is not None:
             process = process or (own["pid"], own["start"])
-            first = known is None
-        alive = first or (known is not None and start == known[1])
-        finished = size is not None and size > 0 and not running
-        return cls(finished, alive, not alive and (known is not None or size is None), process, calls, workers)
+        alive = process is not None if known is None else start == known[1]
+        return cls(None, alive, not alive and (known is not None or not there), process, calls, workers)
 
 
 def _facts(line: str) -> Facts | None:
@@ -69,29 +101,11 @@ def _facts(line: str) -> Facts | None:
 
 
 class ProgressReport:
-    """Turns what is seen into lines, and says nothing twice in a row; knows about when the job ends."""
+    """Turns what is seen into lines, and says nothing twice in a row."""
 
     def __init__(self, token: str) -> None:
         self._token = token
         self._last: list[str] = []
-        self._mark: tuple[float, int] | None = None
-
-    def left(self, status: JobStatus, moment: float) -> float:
-        """Seconds until the job may end, by how far it has come since work was first seen; infinite where nothing tells.
-
-        Zero where its status is not there: it is about to begin, or has ended.
-
-        :param moment: when ``status`` was seen, in seconds of a clock.
-        """
-        own = self._own(status)
-        if own is None or own["stage"] == "ending":
-            return 0.0
-        if own["stage"] != "working":
-            return math.inf
-        done = bytes_done(own, workers_of(own, status))
-        self._mark = self._mark or (moment, done)
-        since, before = self._mark
-        return max(own["total"] - done, 0) * (moment - since) / (done - before) if done > before else math.inf
 
     def _own(self, status: JobStatus) -> Facts | None:
         return next((call for call in status.calls if call["token"] == self._token), None)

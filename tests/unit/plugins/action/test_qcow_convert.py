@@ -173,6 +173,20 @@ def test_the_tasks_own_async_is_respected(play):
     assert code == 0 and "[h1] /" not in output and "ansible_job_id" in output
 
 
+def test_to_be_watched_takes_one_start_and_looks(tmp_path):
+    """Beside its looks, a job sends as many commands as the plain way, one of which starts it, and no other module runs."""
+    sent = {}
+    for name, options in {"plain": {"progress_interval": 0}, "watched": {"progress_interval": 15}}.items():
+        (tmp_path / name).mkdir()
+        code, output = Play(tmp_path / name).run("-vvv", bandwidth="1G", **options)
+        assert code == 0 and "DEST " in output, output
+        lines = [line for line in output.splitlines() if line.startswith("<h1> ")]
+        sent[name] = [line for line in lines if " EXEC " in line and "until ended" not in line]
+        assert {line.split("/")[-1] for line in output.splitlines() if line.startswith("Using module file ")} == {"qcow_convert.py"}
+        assert sum(" PUT " in line for line in lines) == (1 if name == "plain" else 2), output
+    assert len(sent["watched"]) == len(sent["plain"]) > 0, sent
+
+
 @pytest.mark.parametrize(("arguments", "options"), [(("--check",), {}), ((), {"progress_interval": 0, "bandwidth": "1G"})])
 def test_the_plain_way(play, arguments, options):
     code, output = play.run(*arguments, **options)

@@ -5,13 +5,27 @@
 """What a look at a running job amounts to, and what is printed of it."""
 
 import json
-import math
+import os
+import pathlib
+import shutil
+import subprocess
+import threading
+import time
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import JobStatus, ProgressReport, duration, of_worker, size
+from ansible_collections.vmimage.qcow.plugins.plugin_utils.job_progress import (
+    JobStatus,
+    ProgressReport,
+    duration,
+    look,
+    of_worker,
+    removal,
+    size,
+    started_job,
+)
 
-RUNNING = 'job 70\n{"started": 1, "finished": 0, "ansible_job_id": "j1.2"}\n'
+RUNNING = "job\n"
 STAT = "77 (python3 (x)) S 1 " + "0 " * 17 + "4711 0 0\n"
 CALL = {
     "token": "abc",
@@ -42,23 +56,107 @@ def lines(*facts):
 
 
 @pytest.mark.parametrize(
-    ("text", "process", "finished", "alive", "gone"),
+    ("text", "process", "result", "alive", "gone"),
     [
-        (RUNNING, None, False, False, False),  # the module has not begun yet
-        (RUNNING + lines(CALL), None, False, True, False),
-        (RUNNING + lines(CALL) + STAT, (77, 4711), False, True, False),
-        (RUNNING + STAT, (77, 4711), False, True, False),  # the status is gone, the module is about to end
-        (RUNNING + lines(CALL), (77, 4711), False, False, True),  # killed
-        (RUNNING + lines(CALL) + STAT, (77, 4710), False, False, True),  # another process has got its number
-        ("", None, False, False, True),  # no trace of the job: the host was set up anew
-        ('job 30\n{"changed": false}\n', (77, 4711), True, False, True),
-        ("job 50000000\n", (77, 4711), True, False, True),
-        (RUNNING + "{half a line\n", None, False, False, False),
+        (RUNNING, None, None, False, False),  # the module has not begun yet
+        (RUNNING + lines(CALL), None, None, True, False),
+        (RUNNING + lines(CALL) + STAT, (77, 4711), None, True, False),
+        (RUNNING + STAT, (77, 4711), None, True, False),  # the status is gone, the module is about to end
+        (RUNNING + lines(CALL), (77, 4711), None, False, True),  # killed
+        (RUNNING + lines(CALL) + STAT, (77, 4710), None, False, True),  # another process has got its number
+        ("", None, None, False, True),  # no trace of the job: the host was set up anew
+        ('result\n{"changed": false}', (77, 4711), '{"changed": false}', False, True),
+        ('words of the host\r\nresult\r\n{"token": "abc"}\r\n', None, '{"token": "abc"}', False, True),
+        (RUNNING + "{half a line\n", None, None, False, False),
     ],
 )
-def test_a_job_runs_ends_or_dies(text, process, finished, alive, gone):
+def test_a_job_runs_ends_or_dies(text, process, result, alive, gone):
     status = JobStatus.of(text, "abc", process)
-    assert (status.finished, status.alive, status.gone) == (finished, alive, gone)
+    assert (status.result, status.alive, status.gone) == (result, alive, gone)
+
+
+@pytest.mark.parametrize(
+    ("text", "results_file"),
+    [
+        ('{"failed": false, "started": 1, "finished": 0, "ansible_job_id": "j1.2", "results_file": "/a/j1.2"}', "/a/j1.2"),
+        ('words of the host\n{"ansible_job_id": "j1.2", "results_file": "/a/j1.2"}\n', "/a/j1.2"),
+        ('{"failed": true, "msg": "could not create directory"}', None),
+        ("/root\n", None),
+    ],
+)
+def test_what_has_started_a_job(text, results_file):
+    assert started_job(text) == results_file
+
+
+SHELLS = [shell for shell in (["dash"], ["bash"], ["busybox", "sh"]) if shutil.which(shell[0])]
+
+
+@pytest.fixture(name="host", params=SHELLS, ids=lambda shell: shell[0])
+def make_host(request, tmp_path):
+    """A host of one of the shells, with a job that runs."""
+    return Host(request.param, tmp_path / "a host's")
+
+
+class Host:
+    def __init__(self, shell: list[str], directory: pathlib.Path):
+        directory.mkdir()
+        self.shell, self.directory, self.job = shell, directory, directory / "j1.2"
+        self.job.write_text('{"started": 1, "finished": 0, "ansible_job_id": "j1.2"}')
+        self.stat = pathlib.Path("/proc/self/stat").read_text()
+        self.process = os.getpid(), int(self.stat.rsplit(")", 1)[1].split()[19])
+
+    def say(self, **facts):
+        (self.directory / "abc.json").write_text(lines(dict(CALL, pid=self.process[0], start=self.process[1], **facts)))
+
+    def end(self, result):
+        (self.directory / "new").write_text(result)
+        os.rename(self.directory / "new", self.job)
+
+    def run(self, command):
+        return subprocess.run([*self.shell, "-c", f"({command}) 2>/dev/null; true"], capture_output=True, text=True, check=True).stdout
+
+    def look(self, process=None, seconds=0.1):
+        return JobStatus.of(self.run(look(str(self.job), str(self.directory), "abc", process, seconds=seconds, age=0)), "abc", process)
+
+
+def test_a_look_waits_for_the_result_and_brings_it(host):
+    begun = time.monotonic()
+    threading.Timer(0.3, host.end, ['{"changed": true}']).start()
+    assert json.loads(host.look(seconds=60).result) == {"changed": True}
+    assert 0.3 <= time.monotonic() - begun < 30
+
+
+def test_a_look_waits_no_longer_than_it_may(host):
+    begun = time.monotonic()
+    assert host.look(seconds=0.3).result is None
+    assert 0.3 <= time.monotonic() - begun < 30
+
+
+def test_a_look_finds_the_process(host):
+    status = host.look()
+    assert (status.alive, status.gone, status.process) == (False, False, None)
+    host.say()
+    status = host.look()
+    assert (status.alive, status.gone, status.process) == (True, False, host.process)
+    status = host.look(host.process)
+    assert (status.alive, [call["token"] for call in status.calls]) == (True, ["abc"])
+    status = host.look((host.process[0], host.process[1] - 1))
+    assert (status.alive, status.gone) == (False, True)
+
+
+def test_a_process_that_has_come_and_gone_during_a_look_is_known(host):
+    """So a job that is killed soon is not waited for as one that has not begun yet."""
+    host.say()
+    threading.Timer(0.5, os.unlink, [host.directory / "abc.json"]).start()
+    assert host.look(seconds=3).process == host.process
+
+
+def test_nothing_of_the_job_is_left(host):
+    host.say()
+    for name in ("abc-78.json", "other.json"):
+        (host.directory / name).write_text("{}")
+    host.run(removal(str(host.job), str(host.directory), "abc"))
+    assert os.listdir(host.directory) == ["other.json"]
 
 
 def test_one_line_for_one_worker_and_none_twice():
@@ -87,22 +185,6 @@ def test_who_waits_sees_the_other_run():
 
 def test_a_single_image_needs_no_total():
     assert ProgressReport("abc").lines(JobStatus.of(lines(dict(CALL, images=1), WORKER), "abc", None)) == [of_worker(WORKER)]
-
-
-def test_when_the_job_ends_is_estimated_from_how_far_it_has_come():
-    report = ProgressReport("abc")
-
-    def left(moment, **facts):
-        return report.left(JobStatus.of(lines(dict(CALL, **facts)), "abc", None), moment)
-
-    assert left(10.0, stage="planning") == math.inf
-    assert left(20.0, bytes=1000, total=10000) == math.inf  # nothing to go by yet
-    assert left(21.0, bytes=1000, total=10000) == math.inf
-    assert left(22.0, bytes=4000, total=10000) == 4.0
-    assert left(30.0, bytes=6000, total=10000) == 8.0
-    assert left(31.0, bytes=10000, total=10000) == 0.0
-    assert left(32.0, stage="ending") == 0.0
-    assert report.left(JobStatus.of("", "abc", None), 33.0) == 0.0
 
 
 @pytest.mark.parametrize(
