@@ -4,7 +4,7 @@
 
 """Runs jobs in fresh processes, under strace where asked: ``python -m ...fault_server``, one JSON question a line, one answer a line.
 
-Everything is imported before the first job, also what a run imports only where it needs it, and a job's process is forked from here and waits until
+Everything is imported before the first job, and a job's process is forked from here and waits until
 strace is attached: the N-th call of a kind is then the same call in every run. Started in a PID namespace of its own (see faults.py), also what a job
 sees in /proc is.
 
@@ -22,14 +22,14 @@ import traceback
 
 from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
 from ansible_collections.vmimage.qcow.plugins.module_utils._host.qemu_img import QemuImg
-from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt  # noqa: F401
+from ansible_collections.vmimage.qcow.plugins.module_utils._image import crypt
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import (
     batch,
     domain_move,
-    execute,  # noqa: F401
-    foreign_base,  # noqa: F401
+    execute,
+    foreign_base,
     info,
-    reference_policy,  # noqa: F401
+    reference_policy,
     search,
 )
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.progress import Progress
@@ -41,6 +41,9 @@ from ansible_collections.vmimage.qcow.plugins.module_utils._migration.session im
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.stop_run import stop_run
 
 ANSWER_SIZE = 1 << 20
+
+IMPORTED = (crypt, execute, foreign_base, reference_policy)
+"""What a run imports only where it needs it."""
 
 
 def _use_qemu_img(wanted):
