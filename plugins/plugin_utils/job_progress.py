@@ -15,6 +15,9 @@ import typing as t
 
 Facts = t.Dict[str, t.Any]
 
+_SHORT = 400
+"""Bytes that the results file of a job that has not ended is shorter than: one line. That of one that has ended may be huge."""
+
 
 def started_job(text: str) -> str | None:
     """The results file of the job that a command has started; ``None`` where it has started none.
@@ -32,11 +35,11 @@ def look(results_file: str, directory: str, token: str, process: tuple[int, int]
     :param seconds: how long to wait at most. :param age: seconds that the job has been watched for; its end is looked for as often as suits that.
     """
     nap = min(max(age / 20, 0.1), 1.0)
-    # A job that has not ended has a results file of one short line. While nothing is known of its process, what it says of itself is kept: it may
+    # Of other programs, only cat, sleep and wc are taken. While nothing is known of its process, what it says of itself is kept: it may
     # have gone again at the end of the wait.
     return (
         f"f={shlex.quote(results_file)}; d={shlex.quote(directory)}; n={math.ceil(seconds / nap)}; call=; "
-        """ended() { grep -qv '^{"started"' "$f"; }; """
+        f"""ended() {{ s=$(wc -c <"$f") && {{ [ "$s" -ge {_SHORT} ] || {{ read -r l <"$f"; case $l in '' | '{{"started"'*) false ;; esac; }}; }}; }}; """
         f'until ended || [ $((n -= 1)) -lt 0 ]; do read -r call <"$d/{token}.json"; sleep {nap:.2f} || sleep 1; done; '
         'if ended; then echo result; cat "$f"; else [ -e "$f" ] && echo job; cat "$d"/*.json; '
         + (f"cat /proc/{process[0]}/stat; fi" if process else """printf '%s\n' "$call"; fi""")
