@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError
+from ansible_collections.vmimage.qcow.plugins.module_utils._errors import QcowError, reason_of
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration import batch
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.execute import execute
 from ansible_collections.vmimage.qcow.plugins.module_utils._migration.plan import CONVERT
@@ -144,7 +144,7 @@ def test_disk_fills_up_during_the_copy(tmp_path: Any, tell: Callable[..., None],
             before = used(point)
             with pytest.raises((QcowError, OSError)) as caught:
                 execute(plan, Session(request.state_dir))
-            code = getattr(caught.value, "reason", None) or batch.reason_of(caught.value)
+            code = getattr(caught.value, "reason", None) or reason_of(caught.value)
             assert code == "no-space", caught.value
             scene.assert_as_before()
             assert used(point) <= before + 65536, "space was not given back"
