@@ -227,7 +227,7 @@ def _stop(fleet: Fleet, process: "subprocess.Popen[bytes]") -> datetime:
     :return: when that had been carried out.
     """
     before = migrated(fleet)
-    enough = before + (fleet.to_migrate - before) // 10
+    enough = before + max(1, (fleet.to_migrate - before) // 10)
     while migrated(fleet) < enough and process.poll() is None:
         time.sleep(0.5)
     end(fleet, "stop-itself.log", start(fleet, "stop-itself.log", "stop"))

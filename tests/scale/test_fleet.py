@@ -15,7 +15,7 @@ from ansible_collections.vmimage.qcow.tests.support.require import require_tool
 @pytest.mark.timeout(900)
 def test_a_night(tmp_path: pathlib.Path) -> None:
     require_tool("ssh")
-    # One host at a time and a copy of some seconds: much is left when the window closes, and when half is done.
+    # One host at a time and a copy of some seconds: much is left when the window closes, and when the first is done.
     fleet = Fleet(str(tmp_path), hosts=6, images=2, unreachable=1, refusing=1, forks=1, window=20, bandwidth="200K")
     steps = {step.name: step for step in night(fleet)}
     assert list(steps) == list(STEPS)
