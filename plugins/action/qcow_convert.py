@@ -64,7 +64,7 @@ class ActionModule(ActionBase):
     _token: str | None = None
     """By which the progress of the job is found that is about to be started; ``None`` where none is."""
     _ended: dict[str, t.Any] | None = None
-    """What the job has left as its result; ``None`` where there has been no job."""
+    """What the job's result says of ``changed``, which may be nothing; ``None`` where there has been no job."""
 
     @tells("done")
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
@@ -168,7 +168,7 @@ class ActionModule(ActionBase):
             return None
         for key in {*_JOB_KEYS, "changed"}:  # the start of a job always counts as a change
             result.pop(key, None)
-        return result | {key: value for key, value in self._ended.items() if key == "changed"}
+        return result | self._ended
 
     def _low_level_execute_command(self, *args: t.Any, **options: t.Any) -> dict[str, t.Any]:
         """As in the base class, but the command that starts the job is answered with the job's result.
@@ -186,9 +186,10 @@ class ActionModule(ActionBase):
         # Only now that the result is here: it may have been printed to a connection that was dead.
         self._patiently(removal(results_file, directory, token))
         try:
-            self._ended = dict(json.loads(text))
+            # No more than that is kept: the result may be huge, and ansible-core reads all of it.
+            self._ended = {key: value for key, value in dict(json.loads(text)).items() if key == "changed"}
         except (TypeError, ValueError):  # cut off: a full disk
-            text, self._ended = json.dumps(_LOST), _LOST
+            text, self._ended = json.dumps(_LOST), {}
         return {**answer, "stdout": text}
 
     def _until_it_ends(self, results_file: str, directory: str, token: str) -> str:

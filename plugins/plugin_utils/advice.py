@@ -107,6 +107,7 @@ ADVICE = {
     "unsupported-filesystem": Advice("The file system cannot keep the result safely", "Set migrate_dest_dir on another file system."),
     "unverified": Advice("The result was never verified", "Keep the original, or delete it by hand when you are sure."),
     "unfinished": Advice("A run was interrupted and has left work", "Run migrate again: unfinished work is completed or undone first."),
+    "unplanned": Advice("It was not among the images that the run was given", "Run migrate again."),
     "verification-failed": Advice(
         "The result differs from the original",
         "The original is in place and nothing was published. Report this with the message; check memory and storage of the host.",

@@ -27,7 +27,7 @@ DEFERRED = {
     "stopped": "the run was stopped",
     "space": "not all of them fit",
     "in-use": "in use",
-    "unplanned": "not planned before",
+    "unplanned": "not among the images that the run was given",
     "limit": "the limit of a run is reached",
 }
 """Why images are left to another run, by the reason in their results."""

@@ -167,8 +167,11 @@ def test_one_host_that_cannot_be_meant_leaves_later_batches_their_turn(tmp_path:
     assert "Set either migrate_paths or migrate_plan. Nothing was changed." in played.text, played.output
 
 
-@pytest.mark.parametrize("text", ["- name: Typo\n  no.such.module:\n", "- name: {\n"])
-def test_a_file_that_cannot_be_loaded_is_told_before_anything_is_changed(text: str, place: Place) -> None:
+@pytest.mark.parametrize(
+    ("core", "text"), [("2.16", "- name: Typo\n  no.such.module:\n"), ("2.19", "- name: {\n"), ("2.21", "- name: {\n")]
+)
+def test_a_file_that_cannot_be_loaded_is_told_before_anything_is_changed(core: str, text: str, tmp_path: pathlib.Path) -> None:
+    place = Place(tmp_path, core)
     (place.controller.work / "hooks" / "after_host.yml").write_text(text)
     played = place.run("migrate", hooks=("after_host",))
     assert (played.returncode, place.names()) == (4, ["one.qcow", "two.qcow"]), played.output
@@ -214,6 +217,9 @@ def test_a_rollback_whose_tasks_are_not_there_changes_nothing(place: Place) -> N
     played = place.controller.run("rollback", rollback_after_image_tasks="hooks/typo.yml")
     assert played.returncode == 2 and "one.qcow2" in place.names(), played.output
     assert "rollback_after_image_tasks: there is no file" in played.text, played.output
+    (place.controller.work / "hooks" / "typo.yml").write_text("- name: {\n")
+    played = place.controller.run("rollback", rollback_after_image_tasks="hooks/typo.yml")
+    assert played.returncode == 4 and "one.qcow2" in place.names() and "hooks/typo.yml" in played.text, played.output
 
 
 class Inbox(http.server.BaseHTTPRequestHandler):

@@ -4,9 +4,8 @@
 
 """Runs jobs in fresh processes, under strace where asked: ``python -m ...fault_server``, one JSON question a line, one answer a line.
 
-Everything is imported before the first job, and a job's process is forked from here and waits until
-strace is attached: the N-th call of a kind is then the same call in every run. Started in a PID namespace of its own (see faults.py), also what a job
-sees in /proc is.
+Everything is imported before the first job, and a job's process is forked from here and waits until strace is attached: the N-th call of
+a kind is then the same call in every run. Started in a PID namespace of its own (see faults.py), also what a job sees in /proc is.
 
 A question: ``{"job": name, "args": {...}, "strace": [arguments] or null}``. The answer: ``{"status": wait status, "result": ...}``;
 ``result`` is what the job returned or ``{"raised": class, "reason": ..., "msg": ...}``, null where its process was killed.

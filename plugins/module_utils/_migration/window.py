@@ -37,12 +37,13 @@ def defer_others(plans: List[Plan], only: Optional[Sequence[str]]) -> List[Plan]
     """The plans, with those deferred that are not of ``only``, the images by their names in results; chains stay whole."""
     if only is None:
         return plans
+    wanted = frozenset(only)
     others = {
         unit_of(number, plan)
         for number, plan in enumerate(plans)
-        if plan.action in (CONVERT, RETIRE) and show(plan.request.src) not in only
+        if plan.action in (CONVERT, RETIRE) and show(plan.request.src) not in wanted
     }
-    return _deferred_units(plans, others, Deferral("unplanned", "this run was not planned to migrate it"))
+    return _deferred_units(plans, others, Deferral("unplanned", "it is not among the images that this run was given (only)"))
 
 
 def defer_beyond(plans: List[Plan], limit: Optional[int]) -> List[Plan]:

@@ -134,8 +134,9 @@ SELDOM = {
 @pytest.fixture(name="_no_libvirt")
 def _without_libvirt() -> None:
     """Asked in a process of its own, as the calls are: other tests have imported libvirt from elsewhere."""
-    asked = "import sys; from {0}_libvirt.inventory import is_installed; sys.exit(is_installed())".format(UTILITIES)
-    if subprocess.run([sys.executable, "-c", asked], env=dict(os.environ, PYTHONPATH=COLLECTIONS), check=False).returncode:
+    asked = "from {0}_libvirt.inventory import is_installed; print(is_installed())".format(UTILITIES)
+    environment = dict(os.environ, PYTHONPATH=COLLECTIONS)
+    if subprocess.run([sys.executable, "-c", asked], env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout == "True\n":
         pytest.skip("this Python has libvirt, or the host has domains")
 
 
