@@ -341,6 +341,8 @@ options:
     description:
       - Whether to compare every guest byte of the result with the original before the result is published. Holes that the filesystem reports
         are read too, unless its extent map and the space that the file occupies confirm them.
+      - Where the host has C(qemu-img), C(qemu-img check) looks at qcow2 results as well. Of results that are small (under 16 MiB), plain, and
+        laid out anew, it looks at the first twenty of a run and then at every tenth; of all others at each.
       - If not set, the result is published unverified and has no fingerprint.
     type: bool
     default: true

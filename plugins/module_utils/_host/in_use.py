@@ -11,8 +11,8 @@ What is looked at, each where the kernel offers it:
 * descriptors of all processes, mode included (:func:`find_users_many`): also holders that take no locks (``locking=off``,
   QEMU before 2.10, VirtualBox, tapdisk). Without root only our own user's processes can be seen: :class:`Survey` counts the others;
 * users inside the kernel: loop devices, swap, exported files, and for block devices mounts and holders (:mod:`.procfs`);
-* on local filesystems the kernel's own count of writers, asked through a lease: it also knows writers that no /proc shows,
-  such as those in other containers and memory mappings.
+* on local filesystems the kernel's own counts of readers and writers, asked through leases: they also know those that no /proc
+  shows, such as memory mappings and processes of other containers, and where nobody else is there, no process has to be looked at.
 
 32-bit: the lock calls use the C library's 64-bit ``struct flock``; a Python built without large file support would get
 EINVAL, and then the lock bytes count as unknown, not as free.
@@ -55,8 +55,11 @@ def find_users(fd: int, *, ignore_pids: Iterable[int] = (), seen: Optional[Dict[
     if stat.S_ISBLK(status.st_mode):
         found = scan(set(), {status.st_rdev}, ignore_pids).users.get((0, status.st_rdev), []) + procfs.of_device(status.st_rdev)
     else:
-        many = seen if seen is not None and key in seen else find_users_many([key], ignore_pids=ignore_pids)
-        found = list(many[key])
+        if seen is None or key not in seen:
+            if _only_we(fd):
+                return []
+            seen = find_users_many([key], ignore_pids=ignore_pids)
+        found = list(seen[key])
     for use in lock_users(fd):
         # A lock whose holder was found among the processes is no second user.
         if not any(other.kind == use.kind or other.kind == WRITER for other in found):
@@ -176,12 +179,30 @@ def _writers_of_our_own(fd: int) -> bool:
     return False
 
 
-def _leasable(fd: int) -> bool:
-    """Whether a refused lease would prove a writer: a regular file on a local filesystem that we do not write ourselves."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode) or _writers_of_our_own(fd):
-        return False
-    mount = linux.mount_of(fd)
+def _is_local(fd: int) -> bool:
+    """Whether it is a regular file on a filesystem that no other host can open it on."""
+    mount = linux.mount_of(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else None
     return mount is not None and mount.fstype in _LOCAL
+
+
+def _leasable(fd: int) -> bool:
+    """Whether a refused lease would prove a writer: a local file that we do not write ourselves."""
+    return _is_local(fd) and not _writers_of_our_own(fd)
+
+
+def _only_we(fd: int) -> bool:
+    """Whether the kernel says that this is the only open file on its inode (``fs/locks.c``, ``check_conflicting_open``): it grants a write lease
+    only then, whoever holds the others and wherever. ``False`` where it cannot be asked, and where we have opened it twice."""
+    try:
+        if not _is_local(fd):
+            return False
+        before = linux.get_lease(fd)  # of a guard, or none
+        linux.set_lease(fd, fcntl.F_WRLCK, _IGNORED_SIGNAL)
+    except OSError:
+        return False
+    # Somebody who opens it in this very instant waits for these microseconds, no longer. One who wants to write goes on being announced to the guard.
+    linux.set_lease(fd, before, _IGNORED_SIGNAL)
+    return True
 
 
 def _open_for_writing(fd: int) -> bool:

@@ -58,8 +58,12 @@ _CONVERT_MEMORY = 4 << 30
 """Bytes of address space for converting. Half a GiB to one were measured, most of it stacks of threads."""
 
 
+_KNOWN: Dict[Tuple[int, ...], Dict[str, Any]] = {}
+"""What programs have said of themselves, by the file's identity: a run asks about each image."""
+
+
 class QemuImg:
-    """One qemu-img program; what it can do is asked once and kept.
+    """One qemu-img program; what it can do is asked once in a process and kept.
 
     :raises ToolMissing: where there is no such program.
     """
@@ -71,8 +75,8 @@ class QemuImg:
             raise ToolMissing("was not found.", path=executable, hint="Install qemu-img (qemu-utils) or use the native engine.")
         self.path = path
         self._timeout = timeout
-        self._help: Optional[str] = None
-        self._reads_v1: Optional[bool] = None
+        status = os.stat(path)
+        self._known = _KNOWN.setdefault((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns), {})
 
     @classmethod
     def find(cls, executable: bytes = b"qemu-img", *, timeout: float = 60.0) -> Optional["QemuImg"]:
@@ -87,9 +91,10 @@ class QemuImg:
     @property
     def help(self) -> str:
         """The text of ``--help``."""
-        if self._help is None:
-            self._help = self._run([b"--help"], accept=(0, 1)).stdout.decode("utf-8", "replace")
-        return self._help
+        if "help" not in self._known:
+            self._known["help"] = self._run([b"--help"], accept=(0, 1)).stdout.decode("utf-8", "replace")
+        text: str = self._known["help"]
+        return text
 
     @property
     def version(self) -> Tuple[int, ...]:
@@ -105,9 +110,9 @@ class QemuImg:
 
     def reads_v1(self) -> bool:
         """Whether it reads QCOW v1: the driver is listed *and* a known image comes out right. Many builds take v1 for raw, with exit code 0."""
-        if self._reads_v1 is None:
-            self._reads_v1 = "qcow" in self.formats and self._probe()
-        return self._reads_v1
+        if "reads_v1" not in self._known:
+            self._known["reads_v1"] = "qcow" in self.formats and self._probe()
+        return bool(self._known["reads_v1"])
 
     def _probe(self) -> bool:
         import tempfile  # not at the start: it brings shutil and random along, for an engine that is seldom asked

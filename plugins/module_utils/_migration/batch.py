@@ -18,7 +18,7 @@ from . import domain_policy, leftovers
 from .chains import plan_chains, refuse_together
 from .domain_references import FOLLOW
 from .moved_files import AUTO
-from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned, unit_of
+from .plan import CONVERT, DEFER, NOOP, REFUSE, RETIRE, Plan, ended_as, failed, planned, unit_of, with_second_opinions
 from .preflight import Reserve, preflight
 from .record import Records, State
 from .request import READ, Request
@@ -116,7 +116,7 @@ def run(
             session.progress.stage("planning", images=len(wanted))
             plans = batch.plan(wanted, recovered, around)
             searched.extend(around.searched.values())
-            batch.execute(plans)
+            batch.execute(list(with_second_opinions(plans)))
             recovered.extend(leftovers.look_after_waiting(session))
     except (Stopped, Interrupted) as error:
         request = session.stop.request()

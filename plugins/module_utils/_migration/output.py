@@ -195,13 +195,13 @@ def read_back(plan: Plan, source: Source, fd: int, directory: bytes) -> Tuple[Li
 
 
 def second_opinion(plan: Plan, fd: int) -> None:
-    """Where the host has a qemu-img, it must find our qcow2 clean too.
+    """Where the host has a qemu-img, it must find our qcow2 clean too, if it is to be asked (:func:`.with_second_opinions`).
 
     :param fd: the result.
 
     :raises VerificationFailed: where it does not.
     """
-    if plan.request.format != "qcow2" or plan.request.encryption == "luks":
+    if not plan.second_opinion or plan.request.format != "qcow2" or plan.request.encryption == "luks":
         return
     tool = QemuImg.find()
     if tool is None:

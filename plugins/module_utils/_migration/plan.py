@@ -5,7 +5,7 @@
 """The plan for one image: a value that check mode prints, diff mode shows and normal mode executes. There is no other path."""
 
 import errno
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from .._errors import QcowError, reason_of
 from .._host.files import FileIdentity
@@ -62,6 +62,7 @@ class Plan(NamedTuple):
     users: Tuple[bytes, ...] = ()  # all overlays and links that were seen
     warnings: Tuple[str, ...] = ()
     unfinished: Optional[str] = None  # the record of an interrupted run that is to be brought to its end
+    second_opinion: bool = True  # whether qemu-img, where the host has one, checks the result too
 
     @property
     def lost_ranges(self) -> List[Dict[str, Any]]:
@@ -102,6 +103,25 @@ Unit = Tuple[str, int]
 def unit_of(number: int, plan: Plan) -> Unit:
     """What a plan is carried out together with: alone by its number in the batch, or with its chain_group."""
     return ("image", number) if plan.chain_group is None else ("chain", plan.chain_group)
+
+
+_SMALL = 16 << 20
+_FIRST, _EACH = 20, 10
+
+
+def with_second_opinions(plans: Iterable[Plan]) -> Iterator[Plan]:
+    """The plans of a run, some of which ``qemu-img check`` need not be asked about: starting it takes longer than converting a small image.
+
+    Asked about are all results but small plain ones (every cluster referred to once, one table of each kind), of those the first twenty and then
+    each tenth.
+    """
+    small = 0
+    for plan in plans:
+        plain = plan.request.compression == "none" and plan.layout == RECLUSTER
+        if plain and plan.need < _SMALL and plan.action == CONVERT:
+            small += 1
+            plan = plan._replace(second_opinion=small <= _FIRST or small % _EACH == 0)
+        yield plan
 
 
 def _of(plan: Plan, **facts: Any) -> Dict[str, Any]:

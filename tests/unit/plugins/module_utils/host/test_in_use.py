@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -75,6 +76,20 @@ def test_nobody(image):
         # Neither our guard nor our other descriptors are somebody else.
         assert in_use.find_users(fd) == [] and in_use.find_users(other) == []
     os.close(other)
+
+
+def test_processes_are_looked_at_only_where_somebody_else_has_it_open(image, monkeypatch):
+    path, fd = image
+    looks = []
+    monkeypatch.setattr(in_use, "scan", lambda *given, original=in_use.scan: looks.append(given) or original(*given))
+    with in_use.Guard(fd) as guard:
+        assert in_use.find_users(fd) == [] and not looks
+        assert linux.get_lease(fd) == fcntl.F_RDLCK, "the guard's lease is as it was"
+        with holder(path):
+            assert kinds(fd) == ["reader"] and len(looks) == 1
+        assert kinds(fd) == [] and len(looks) == 1
+        guard.check()
+    assert in_use.find_users(fd) == [] and linux.get_lease(fd) == fcntl.F_UNLCK
 
 
 def test_a_qemu_writer(image):

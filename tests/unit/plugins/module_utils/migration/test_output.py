@@ -309,3 +309,27 @@ def test_block_device_is_refused(source: pathlib.Path, device: pathlib.Path, tmp
     assert device.read_bytes()[2 * MIB :] == before[2 * MIB :]
     result = convert(source, device, format="raw", overwrite_device=True)
     assert not result["failed"], json.dumps(result)
+
+
+def test_which_results_qemu_img_checks(source: pathlib.Path, tmp_path: pathlib.Path, in_place_of_qemu_img: Any) -> None:
+    """The program is the real one behind a script that writes down what it is asked."""
+    program = in_place_of_qemu_img('[ "$1" != check ] || echo "$*" >>"$0.asked"\n')
+    names = [f"{number:02}.qcow" for number in range(45)]
+    for name in names:
+        image(MIB).write(tmp_path / name)
+    state = os.fsencode(tmp_path / "state")
+
+    def asked(**options: Any) -> int:
+        given = [
+            Request(os.fsencode(tmp_path / name), os.fsencode(tmp_path / f"{name}-{len(options)}"), state_dir=state, **options)
+            for name in names
+        ]
+        results = batch.run(given, Settings(state))
+        assert all(result["verified"] for result in results)
+        told = (program.parent / "qemu-img.asked").read_text().splitlines()
+        (program.parent / "qemu-img.asked").unlink()
+        return len(told)
+
+    assert asked() == 20 + 2, "of small plain ones the first twenty and then each tenth"
+    assert asked(compression="zlib") == 45
+    assert asked(layout="keep", lazy_refcounts=False) == 45
