@@ -41,6 +41,8 @@ export PYTHONPATH := $(BUILD)
 export ANSIBLE_NOCOWS := 1
 # The make that runs us has its own idea of flags; ours must not reach the tools.
 unexport MAKEFLAGS
+# Ansible is started hundreds of times: without byte code each start compiles it anew, which takes longer than the rest of it.
+unexport PYTHONDONTWRITEBYTECODE
 
 say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is measured against what."""
+"""What the engine does, without Ansible, against the programs that do such work."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ import sys
 from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 from ansible_collections.vmimage.qcow.bench import images, measure
-from ansible_collections.vmimage.qcow.bench.measure import Contest, run
+from ansible_collections.vmimage.qcow.bench.measure import Contest
 from ansible_collections.vmimage.qcow.tests.support.filesystems import mounted
 
 MIB = 1 << 20
@@ -217,55 +217,4 @@ def tree(bench: Bench) -> Iterator[Row]:
     shutil.rmtree(folder)
 
 
-def fleet(bench: Bench) -> Iterator[Row]:
-    """Many small images by a playbook: everything from starting ansible-playbook to its end."""
-    count = max(10, int(1000 * bench.scale))
-    part = max(5, count // 20)  # for the peer, which takes about a second for each
-    folder, few, few_out = bench.path("fleet"), bench.path("few"), bench.path("few.out")
-    _fleet(folder, count)
-    _fleet(few, part)
-    here = os.path.dirname(os.path.abspath(__file__))
-    playbook = [os.path.join(os.path.dirname(sys.executable), "ansible-playbook"), "-i", "localhost,", "-c", "local"]
-    playbook += ["-e", "ansible_python_interpreter=" + sys.executable]
-    ours = [
-        *playbook,
-        os.path.join(here, "migrate.yml"),
-        "-e",
-        json.dumps({"folder": folder, "state": bench.state, "out": bench.path("fleet.out")}),
-    ]
-    theirs = [*playbook, os.path.join(here, "usual.yml"), "-e", json.dumps({"folder": few, "out": few_out})]
-    for path in (few_out, bench.path("fleet.out")):
-        os.makedirs(path)
-    idle = run([*playbook, os.path.join(here, "usual.yml"), "-e", json.dumps({"folder": bench.state, "out": few_out})])
-    results = [
-        os.path.join(where, "image-%04d.%s" % (number, suffix))
-        for where in (few_out, bench.path("fleet.out"))
-        for number in range(count)
-        for suffix in ("qcow2", "raw")
-    ]
-    result = bench.contest(ours, theirs, results, most=1)
-    # What starting Ansible takes is not multiplied.
-    grown = [their._replace(seconds=idle.seconds + (their.seconds - idle.seconds) * count / part) for their in result.theirs]
-    yield Row(
-        "fleet",
-        "{0:,} small images migrated by the playbook, verified".format(count),
-        "find + loop of info, convert, compare",
-        30,
-        result._replace(theirs=grown),
-    )
-    for path in (folder, few, few_out, bench.path("fleet.out")):
-        shutil.rmtree(path)
-
-
-def _fleet(folder: str, count: int) -> None:
-    os.makedirs(folder)
-    for number in range(count):
-        images.small(os.path.join(folder, "image-%04d.qcow" % number), number)
-
-
-CASES = {case.__name__: case for case in (dense, shuffled, compressed, sparse, overlay, reflink, tree, fleet)}
-
-
-def chosen(name: Optional[str]) -> List[Callable[[Bench], Iterator[Row]]]:
-    """The cases whose name contains ``name``, or all."""
-    return [case for key, case in CASES.items() if not name or name in key]
+ENGINE = (dense, shuffled, compressed, sparse, overlay, reflink, tree)

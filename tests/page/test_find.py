@@ -70,7 +70,7 @@ def test_filter_by_reason_and_state_together_and_back(page):
     page.get_by_role("combobox", name="State").select_option("failed")
     assert set(shown(page)) == paths(lambda row: row["reason"] == "in-use")
     page.get_by_role("button", name="Clear filter").click()
-    page.wait_for_function("document.querySelector('output').textContent.startsWith('12\u202f000 images on 300 hosts')")
+    page.get_by_role("status").filter(has_text=re.compile("^12\u202f000 images on 300 hosts")).wait_for()
     assert shown(page) == []
 
 

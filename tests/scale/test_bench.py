@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from ansible_collections.vmimage.qcow.bench.cases import CASES
+from ansible_collections.vmimage.qcow.bench.run import CASES
 from ansible_collections.vmimage.qcow.tests.support import oracle
 from ansible_collections.vmimage.qcow.tests.support.require import require_root
 
