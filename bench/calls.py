@@ -15,7 +15,6 @@ from ansible_collections.vmimage.qcow.bench.cases import CONVERT, MIB, Bench, Ro
 from ansible_collections.vmimage.qcow.bench.measure import run
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_IMAGES = 25  # of a host
 
 
 def _program(name: str) -> List[str]:
@@ -76,10 +75,10 @@ def _playbook(name: str, inventory: str, **variables: Any) -> List[str]:
 
 def hosts(bench: Bench) -> Iterator[Row]:
     """Whole runs of the playbooks on hosts with a few images each; every host is this machine, with directories of its own."""
-    most = max(2, int(50 * bench.scale))
+    most, images_each = max(2, int(50 * bench.scale)), max(3, int(25 * bench.scale))
     folders = [bench.path("host-{0:02}".format(number)) for number in range(most)]
     for folder in folders:
-        _filled(os.path.join(folder, "images"), _IMAGES)
+        _filled(os.path.join(folder, "images"), images_each)
     for count in (1, most):
         inventory = _inventory(bench, folders[:count])
         results = [os.path.join(folder, "out") for folder in folders[:count]]
@@ -91,7 +90,7 @@ def hosts(bench: Bench) -> Iterator[Row]:
             ("migrate", _playbook("migrate.yml", inventory), "find + loop of info, convert, compare", []),
         ):
             result = bench.contest(ours, _playbook("usual.yml", theirs) + more, results, most=3)
-            work = "{0}: {1} images on each of {2} host{3}".format(what, _IMAGES, count, "" if count == 1 else "s")
+            work = "{0}: {1} images on each of {2} host{3}".format(what, images_each, count, "" if count == 1 else "s")
             yield Row("hosts", work, peer, 0, result, count / few)
     for folder in folders:
         shutil.rmtree(folder)

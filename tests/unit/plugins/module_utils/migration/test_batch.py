@@ -153,7 +153,7 @@ def test_only_what_was_migrated_tells_how_long_images_take(tmp_path, monkeypatch
     monkeypatch.setattr(batch.domain_policy, "together", lambda units, domains: [sum(units, [])])
     results = run(requests(tmp_path, images(tmp_path, 2)), settings(tmp_path, max_minutes=10))
     ((seconds, count),) = learned
-    assert count == 2 and seconds >= 0.5 + sum(result["seconds"] for result in results)
+    assert count == 2 and seconds >= 0.5 + sum(result["seconds"] for result in results) - 0.01, "they are rounded"
 
 
 def test_a_limit_of_last_night_is_no_speed(tmp_path):
