@@ -57,7 +57,7 @@ def call(bench: Bench) -> Iterator[Row]:
     for make, size, held, goal in (
         (images.dense, MIB, None, 0),
         (images.dense, bench.size(1024), None, 5),
-        (images.sparse, bench.size(16 << 10), bench.size(1024), 5),
+        (images.sparse, bench.size(16 << 10), bench.size(512), 5),
         (images.sparse, bench.size(256 << 10), bench.size(64), 15),
     ):
         made = bench.made("call.qcow", make, size, *([] if held is None else [held]))
